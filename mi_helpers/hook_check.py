@@ -1,0 +1,142 @@
+"""Do the hooks of a loaded model mean what they say?
+
+A patch that silently does nothing looks like a result. So each model is asked, on four tokens, at
+its first, middle and last layer:
+1. does every hook fire, and do attention patterns sum to one;
+2. does writing a cached activation back leave the logits as they are;
+3. does writing something else change them. All changes run as rows of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "attn.hook_pattern")
+
+Hook = Callable[..., Tensor]
+
+
+class HookError(RuntimeError):
+    """A hook of the model does not do what its name says."""
+
+
+@torch.no_grad()
+def check_hooks(model: TransformerBridge) -> None:
+    """Run the three checks above on the model itself.
+
+    Raises:
+        HookError: names the hook that lied, and how.
+    """
+    names = _names(model)
+    tokens = _tokens(model)
+    logits, cache = model.run_with_cache(tokens, names_filter=names)
+    # Rounding differs a little between batch sizes; half precision rounds at about 1e-3.
+    tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    for name in names:
+        if name not in cache:
+            raise HookError(f"{name} did not fire in a forward pass")
+        if name.endswith("pattern"):
+            _check_pattern(name, cache[name], tolerance)
+    values = {name: cache[name] for name in names}
+    _check_write_back(model, tokens, logits, values, tolerance)
+    _check_writes(model, tokens, values, tolerance)
+
+
+def _names(model: TransformerBridge) -> list[str]:
+    """Hooks to check. A hybrid model's layer may lack attention, never a residual stream."""
+    last = model.cfg.n_layers - 1
+    wanted = [f"blocks.{layer}.{site}" for layer in sorted({0, last // 2, last}) for site in SITES]
+    for name in wanted:
+        if name.endswith(SITES[0]) and name not in model.hook_dict:
+            raise HookError(f"{name} is missing: TransformerLens does not bridge this architecture")
+    return [name for name in wanted if name in model.hook_dict]
+
+
+def _tokens(model: TransformerBridge) -> Int[Tensor, "1 pos"]:
+    """Four different tokens spread over the vocabulary, none of them special."""
+    special = set(model.tokenizer.all_special_ids)
+    known = min(len(model.tokenizer), model.cfg.d_vocab)
+    plain = [token for token in range(known) if token not in special]
+    if not plain:
+        raise HookError("the tokenizer has no token that is not special; pass another tokenizer")
+    spread = [plain[i * (len(plain) - 1) // 4] for i in (1, 2, 3, 4)]
+    return torch.tensor([spread], device=model.cfg.device)
+
+
+def _check_pattern(
+    name: str, pattern: Float[Tensor, "batch head query key"], tolerance: float
+) -> None:
+    sums = pattern.float().sum(-1)
+    worst = sums.flatten()[(sums - 1).abs().nan_to_num(torch.inf).argmax()].item()
+    if not abs(worst - 1) <= tolerance:
+        raise HookError(f"{name} is no attention pattern: a row sums to {worst:.4g}, not to one")
+
+
+def _check_write_back(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "1 pos"],
+    logits: Float[Tensor, "1 pos vocab"],
+    values: dict[str, Tensor],
+    tolerance: float,
+) -> None:
+    def change(names: list[str]) -> float:
+        hooks: list[tuple[str | Hook, Hook]] = [
+            (name, lambda _, hook, name=name: values[name].clone()) for name in names
+        ]
+        after = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        return _distance(after, logits)
+
+    if change(list(values)) <= tolerance:
+        return
+    for name in values:
+        if (distance := change([name])) > tolerance:
+            raise HookError(
+                f"{name}: writing back the value it gave changes the logits, "
+                f"by {distance:.2g} of their largest"
+            )
+    raise HookError(
+        f"writing back {', '.join(values)} together changes the logits, none alone does"
+    )
+
+
+def _check_writes(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "1 pos"],
+    values: dict[str, Tensor],
+    tolerance: float,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(row: int, name: str) -> Hook:
+        value = values[name][0]
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        other = value + (value.std().nan_to_num(0.0) or 1.0) * noise
+
+        def write(activation: Tensor, hook: object) -> Tensor:
+            activation = activation.clone()
+            activation[row] = other
+            return activation
+
+        return write
+
+    hooks: list[tuple[str | Hook, Hook]] = [
+        (name, disturb(row, name)) for row, name in enumerate(values, start=1)
+    ]
+    after = model.run_with_hooks(tokens.expand(len(values) + 1, -1), fwd_hooks=hooks)
+    for row, name in enumerate(values, start=1):  # row 0 is left alone
+        if not _distance(after[row], after[0]) > tolerance / 100:
+            raise HookError(f"{name}: what is written there is ignored, the logits stay the same")
+
+
+def _distance(logits: Tensor, reference: Tensor) -> float:
+    """Largest difference, as a part of the largest logit; infinite where either is not finite."""
+    difference = (logits - reference).abs().max() / reference.abs().max()
+    return difference.float().nan_to_num(torch.inf).item()

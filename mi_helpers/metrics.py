@@ -1,0 +1,217 @@
+"""Metrics: what one number per prompt says about a model's answer.
+
+Every metric is a plain function of logits, `[*row, prompt, vocab] -> [*row, prompt]`: the last axis
+is the vocabulary, the one before it the prompts, and anything in front (the rows of a sweep) is
+carried along. No metric averages over prompts; do that last, with an interval.
+
+Which one to use (Heimersheim & Nanda 2024, arXiv 2404.15255, and Zhang & Nanda 2023, arXiv
+2309.16042): start from `logit_diff`, which is linear in the final residual stream up to the last
+norm; put `log_prob` or `kl` beside it, because they see what it cannot; keep `accuracy`, `prob` and
+`rank` for reporting, because they hide partial effects. Each docstring says what its metric hides.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .prompts import PromptPairs
+
+
+def logit_diff(
+    logits: Float[Tensor, "*row prompt vocab"],
+    answers: Int[Tensor, "prompt"],
+    wrong: Int[Tensor, "prompt"],
+) -> Float[Tensor, "*row prompt"]:
+    """Logit of the answer minus logit of the wrong answer: log-odds between the two, in nats.
+
+    Hides: a component that lifts both names alike is invisible, and a rise can come from the wrong
+    answer falling. It says nothing about the other 50 000 tokens.
+    """
+    return _pick(logits, answers) - _pick(logits, wrong)
+
+
+def log_prob(
+    logits: Float[Tensor, "*row prompt vocab"], answers: Int[Tensor, "prompt"]
+) -> Float[Tensor, "*row prompt"]:
+    """Log-probability of the answer, in nats.
+
+    Hides: whether the model knows which name or only that a name comes next; both raise it.
+    """
+    return _pick(logits, answers) - logits.logsumexp(-1)
+
+
+def prob(
+    logits: Float[Tensor, "*row prompt vocab"], answers: Int[Tensor, "prompt"]
+) -> Float[Tensor, "*row prompt"]:
+    """Probability of the answer, 0 to 1.
+
+    Hides: everything at its two flat ends. Components that push the answer down are missed where
+    the corrupted run already gives it almost no probability (Zhang & Nanda 2023).
+    """
+    return log_prob(logits, answers).exp()
+
+
+def accuracy(
+    logits: Float[Tensor, "*row prompt vocab"],
+    answers: Int[Tensor, "prompt"],
+    wrong: Int[Tensor, "prompt"] | None = None,
+) -> Float[Tensor, "*row prompt"]:
+    """1.0 where the answer wins, else 0.0: over every token, or over `wrong` alone if it is given.
+
+    A tie with another token is not a win. Hides: every effect that does not cross the threshold,
+    and how large those are that do.
+    """
+    if wrong is not None:
+        return (logit_diff(logits, answers, wrong) > 0).float()
+    tied = (logits >= _pick(logits, answers).unsqueeze(-1)).sum(-1)
+    return (tied == 1).float()
+
+
+def rank(
+    logits: Float[Tensor, "*row prompt vocab"], answers: Int[Tensor, "prompt"]
+) -> Float[Tensor, "*row prompt"]:
+    """How many tokens have a larger logit than the answer; 0 means it is on top.
+
+    Hides: distances. Rank 0 by a hair and rank 0 by ten nats are the same, and far down the list a
+    tiny change of logit moves the rank by thousands.
+    """
+    return (logits > _pick(logits, answers).unsqueeze(-1)).sum(-1).to(logits.dtype)
+
+
+def kl(
+    logits: Float[Tensor, "*row prompt vocab"], reference: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, "*row prompt"]:
+    """KL(reference ‖ logits) in nats: how far the next-token distribution moved from the reference.
+
+    The reference comes first: it is the average, over tokens drawn from the reference, of the
+    log-probability lost. Hides: which tokens moved and in which direction. Its gradient is zero
+    where `logits` equals `reference`, so attribution must not start from there.
+    """
+    _check(logits)
+    _check(reference, "reference logits")
+    if reference.shape != logits.shape[-2:]:
+        raise ValueError(
+            f"reference has shape {tuple(reference.shape)}, but the logits end in "
+            f"{tuple(logits.shape[-2:])}: one reference row per prompt is needed"
+        )
+    log_p = reference.log_softmax(-1)
+    # log E_p[exp(shift - mean)] with shift = logits - reference: small KLs keep their digits,
+    # which the difference of two log-softmaxes loses.
+    shift = torch.where(log_p.isinf(), 0.0, logits - reference)
+    centred = shift - (log_p.exp() * shift).sum(-1, keepdim=True)
+    return (log_p + centred).logsumexp(-1).clamp_min(0.0)
+
+
+def prob_diff(
+    logits: Float[Tensor, "*row prompt vocab"],
+    right_set: Bool[Tensor, "prompt vocab"],
+    wrong_set: Bool[Tensor, "prompt vocab"],
+) -> Float[Tensor, "*row prompt"]:
+    """Probability on the set of right answers minus that on the wrong ones, -1 to 1.
+
+    The metric of greater-than (Hanna et al. 2023): P(years after YY) - P(years up to YY).
+    Hides: what `prob` hides, and how the probability is spread within each set.
+    """
+    _check(logits)
+    p = logits.softmax(-1)
+    return (p * right_set).sum(-1) - (p * wrong_set).sum(-1)
+
+
+def normalise(
+    value: Float[Tensor, "*row prompt"],
+    corrupted: Float[Tensor, "prompt"],
+    clean: Float[Tensor, "prompt"],
+) -> Float[Tensor, "*row prompt"]:
+    """(value - corrupted) / (clean - corrupted): 0 is the corrupted run, 1 is the clean run.
+
+    Works on tensors, arrays, pandas columns and floats. Values above 1 and below 0 are results, not
+    errors. A ratio of means over prompts is steadier than a mean of ratios: average all three
+    arguments first. Where clean equals corrupted the ratio is undefined: NaN, with a warning.
+    Hides: the size of the effect that is being normalised.
+    """
+    span = torch.as_tensor(clean - corrupted)
+    undefined = span == 0
+    if not undefined.any():
+        return (value - corrupted) / (clean - corrupted)
+    warnings.warn(
+        f"clean and corrupted score the same on {int(undefined.sum())} of {undefined.numel()} "
+        "prompts: nothing to normalise there, giving NaN",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return (torch.as_tensor(value) - torch.as_tensor(corrupted)) / span.where(~undefined, torch.nan)
+
+
+METRICS = ("logit_diff", "log_prob", "prob", "accuracy", "rank", "kl", "prob_diff")
+
+
+def build(
+    pairs: "PromptPairs",
+    names: Sequence[str],
+    reference: Float[Tensor, "prompt vocab"] | None = None,
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The named metrics as functions of the logits alone, bound to the pairs' answers.
+
+    Accuracy is that of the answer over the pair's wrong answer. `reference` are the logits that
+    `kl` compares with (usually the clean run's); `prob_diff` needs pairs with answer sets.
+    Raises ValueError for an unknown name, or for a metric whose inputs are missing.
+    """
+    answers, wrong = pairs.answers, pairs.wrong
+    known: dict[str, Callable[[Tensor], Tensor] | str] = {
+        "logit_diff": lambda logits: logit_diff(logits, answers, wrong),
+        "log_prob": lambda logits: log_prob(logits, answers),
+        "prob": lambda logits: prob(logits, answers),
+        "accuracy": lambda logits: accuracy(logits, answers, wrong),
+        "rank": lambda logits: rank(logits, answers),
+        "kl": "needs reference logits: build(pairs, names, reference=clean_logits)",
+        "prob_diff": f"needs sets of right and wrong answers, which {pairs.task!r} does not have",
+    }
+    if reference is not None:
+        known["kl"] = lambda logits: kl(logits, reference)
+    right_set, wrong_set = pairs.right_set, pairs.wrong_set
+    if right_set is not None and wrong_set is not None:
+        known["prob_diff"] = lambda logits: prob_diff(logits, right_set, wrong_set)
+    chosen = {}
+    for name in [names] if isinstance(names, str) else names:
+        metric = known.get(name, f"is unknown; the metrics are {', '.join(METRICS)}")
+        if isinstance(metric, str):
+            raise ValueError(f"metric {name!r} {metric}")
+        chosen[name] = metric
+    return chosen
+
+
+def _pick(
+    logits: Float[Tensor, "*row prompt vocab"], tokens: Int[Tensor, "prompt"]
+) -> Float[Tensor, "*row prompt"]:
+    """Each prompt's logit of its own token."""
+    _check(logits)
+    if tokens.shape != logits.shape[-2:-1]:
+        raise ValueError(
+            f"answers have shape {tuple(tokens.shape)}, but the logits hold "
+            f"{logits.shape[-2]} prompts: one token per prompt is needed"
+        )
+    if tokens.min() < 0 or tokens.max() >= logits.shape[-1]:
+        raise ValueError(
+            f"answer tokens run from {int(tokens.min())} to {int(tokens.max())}, outside a "
+            f"vocabulary of {logits.shape[-1]}: were they made with another model's tokenizer?"
+        )
+    index = tokens.to(logits.device).expand(logits.shape[:-1]).unsqueeze(-1)
+    return logits.gather(-1, index).squeeze(-1)
+
+
+def _check(logits: Tensor, name: str = "logits") -> None:
+    """Refuses logits without a prompt and a vocabulary axis, and NaN in any of them."""
+    if logits.ndim < 2:
+        raise ValueError(
+            f"{name} must end in [prompt, vocab]; got shape {tuple(logits.shape)}. "
+            "Take one position first, as in logits[:, -1]"
+        )
+    # max propagates NaN and allocates nothing of the logits' size
+    if logits.numel() and logits.detach().amax().isnan():
+        where = torch.nonzero(logits.isnan().any(-1))[0].tolist()
+        raise ValueError(f"{name} hold NaN, first at index {where} of [*row, prompt]")

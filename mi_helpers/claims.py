@@ -284,7 +284,7 @@ def _number(value: Any) -> Any:
     value = _plain(value)
     if not _is_number(value) or not math.isfinite(value):
         return value
-    return float(f"{value:.{SIGNIFICANT}g}")
+    return float(f"{value:.{SIGNIFICANT}g}") + 0.0  # -0.0 becomes 0.0
 
 
 def _digits(value: float) -> str:

@@ -208,6 +208,7 @@ def execute(
         "parameters": dict(parameters),
         "cwd": str(path.parent),
         "kernel_name": "python3",
+        "language": "python",
         "progress_bar": False,
         "start_timeout": 180,
         "iopub_timeout": 120,
@@ -280,11 +281,12 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
 
 
 def _cells(output: Path) -> list[dict[str, Any]]:
-    """The cells of an executed notebook; none while it is not there or half written."""
+    """The cells of a notebook without papermill's notes; none while it is half written."""
     try:
-        return json.loads(output.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
         return []
+    return [c for c in cells if "papermill-error-cell-tag" not in c["metadata"].get("tags", [])]
 
 
 def _status(cell: Mapping[str, Any]) -> str | None:

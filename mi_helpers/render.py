@@ -60,7 +60,6 @@ def store(run: Run) -> list[str]:
 
 def clean(written: NotebookNode, executed: NotebookNode) -> NotebookNode:
     """The notebook as written, with the outputs and counts of its execution, cleaned."""
-    executed, _ = CoalesceStreamsPreprocessor().preprocess(executed, {})
     for cell, done in zip(written.cells, executed.cells, strict=True):
         kept = {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
         cell.metadata = nbformat.from_dict(kept)
@@ -68,7 +67,7 @@ def clean(written: NotebookNode, executed: NotebookNode) -> NotebookNode:
             cell.execution_count = done.execution_count
             cell.outputs = [_clean(out) for out in done.outputs if not _is_progress(out)]
     written.metadata = nbformat.from_dict(_METADATA)
-    return written
+    return CoalesceStreamsPreprocessor().preprocess(written, {})[0]
 
 
 def machine_paths(notebook: NotebookNode) -> Iterator[str]:

@@ -105,8 +105,7 @@ def tally(records: Iterable[Record]) -> str:
     """How many claims hold, do not hold and do not apply, in words."""
     counts = Counter(record["holds"] for record in records)
     hold, fail, skip = counts[True], counts[False], counts[None]
-    total = hold + fail + skip
-    return f"{total} claims: {hold} hold, {fail} do not hold, {skip} not applicable"
+    return f"{hold} of {counts.total()} claims hold, {fail} do not, {skip} not applicable"
 
 
 class Change(NamedTuple):
@@ -125,7 +124,8 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
 
     Claims are matched by id, and also by model and seed where an id occurs more than once, so that
     one model can be compared with another. A value has moved when it lies outside the other's
-    interval and the other lies outside its own; without any interval, when it differs by over 1 %.
+    interval and the other lies outside its own, and they differ by over 0.1 %; without any interval,
+    when they differ by over 1 %.
     """
     several = any(len({r["id"] for r in records}) < len(records) for records in (a, b))
 
@@ -162,6 +162,8 @@ def _moved(a: Record, b: Record) -> bool:
     x, y = a["value"], b["value"]
     if x is None or y is None:
         return x != y
+    if math.isclose(x, y, rel_tol=1e-3):
+        return False
     inside = [
         record["low"] <= value <= record["high"]
         for record, value in ((a, y), (b, x))

@@ -124,8 +124,8 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
 
     Claims are matched by id, and also by model and seed where an id occurs more than once, so that
     one model can be compared with another. A value has moved when it lies outside the other's
-    interval and the other lies outside its own, and they differ by over 0.1 %; without any interval,
-    when they differ by over 1 %.
+    interval and the other lies outside its own, and they differ by over 0.1 %; without any
+    interval, when they differ by over 1 %.
     """
     several = any(len({r["id"] for r in records}) < len(records) for records in (a, b))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _fresh_start(monkeypatch, capsys):
+def _fresh_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("MI_SCORECARD", raising=False)
     claims.start("00_tour", model="toy", seed=7)
 
 
-def test_a_claim_is_recorded_with_exactly_the_keys_of_a_scorecard():
+def test_a_claim_is_recorded_with_exactly_the_keys_of_a_scorecard() -> None:
     claims.check(**GOOD)
     assert claims.records() == [
         {
@@ -65,20 +66,20 @@ def test_a_claim_is_recorded_with_exactly_the_keys_of_a_scorecard():
         ({"why": 3}, "why must be"),
     ],
 )
-def test_bad_claims_are_refused_by_name(changes, message):
+def test_bad_claims_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         claims.check(**{**GOOD, **changes})
     assert repr(changes.get("id", GOOD["id"])) in str(error.value)
     assert claims.records() == []
 
 
-def test_check_before_start_says_what_to_call(monkeypatch):
+def test_check_before_start_says_what_to_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_context", {})
     with pytest.raises(RuntimeError, match=r"mi\.claims\.start"):
         claims.check(**GOOD)
 
 
-def test_a_cell_may_run_twice_but_an_id_says_one_thing():
+def test_a_cell_may_run_twice_but_an_id_says_one_thing() -> None:
     claims.check(**GOOD)
     claims.check(**{**GOOD, "value": 0.45})
     assert [record["value"] for record in claims.records()] == [0.45]
@@ -86,7 +87,9 @@ def test_a_cell_may_run_twice_but_an_id_says_one_thing():
         claims.check(**{**GOOD, "says": "something else"})
 
 
-def test_in_a_run_every_claim_is_one_line_and_comes_once(tmp_path, monkeypatch):
+def test_in_a_run_every_claim_is_one_line_and_comes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = tmp_path / "claims.jsonl"
     monkeypatch.setenv("MI_SCORECARD", str(lines))
     claims.check(**GOOD)
@@ -97,7 +100,7 @@ def test_in_a_run_every_claim_is_one_line_and_comes_once(tmp_path, monkeypatch):
     assert written == claims.records()
 
 
-def test_numbers_of_numpy_and_torch_become_plain_and_rounded():
+def test_numbers_of_numpy_and_torch_become_plain_and_rounded() -> None:
     claims.check(
         **{
             **GOOD,
@@ -112,7 +115,7 @@ def test_numbers_of_numpy_and_torch_become_plain_and_rounded():
     json.dumps(record)
 
 
-def test_a_directory_is_recorded_by_its_name_alone(tmp_path):
+def test_a_directory_is_recorded_by_its_name_alone(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
     claims.start("00_tour", model=folder, seed=0)
@@ -123,7 +126,7 @@ def test_a_directory_is_recorded_by_its_name_alone(tmp_path):
         claims.model_name(3)
 
 
-def test_texts_with_html_come_out_as_text():
+def test_texts_with_html_come_out_as_text() -> None:
     claims.check(
         **{**GOOD, "says": "<script>x</script>", "rule": "a < b & c", "source": '<a href="x">'}
     )
@@ -137,7 +140,9 @@ def test_texts_with_html_come_out_as_text():
 @pytest.mark.parametrize(
     ("holds", "words"), [(True, "✔ holds"), (False, "✘ does not hold"), (None, "– not applicable")]
 )
-def test_the_row_shows_verdict_value_interval_rule_and_source(holds, words, capsys):
+def test_the_row_shows_verdict_value_interval_rule_and_source(
+    holds: bool | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     claims.check(**{**GOOD, "holds": holds, "why": "the reason"})
     printed = capsys.readouterr().out
     shown = claims.table()._repr_html_()
@@ -153,7 +158,7 @@ def test_the_row_shows_verdict_value_interval_rule_and_source(holds, words, caps
         assert part in shown
 
 
-def test_an_empty_table_is_an_error():
+def test_an_empty_table_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="no claim"):
         claims.table()
 
@@ -162,12 +167,12 @@ def test_an_empty_table_is_an_error():
     ("value", "shown"),
     [(0.5, "0.5"), (12345.6, "12350"), (-3.0, "-3"), (1.2346e-7, "1.235e-07"), (-0.0, "0")],
 )
-def test_values_are_shown_with_four_digits(value, shown):
+def test_values_are_shown_with_four_digits(value: Any, shown: str) -> None:
     claims.check(**{**GOOD, "value": value, "interval": None})
     assert claims.measured(claims.records()[0]) == shown
 
 
-def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
+def test_the_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(200):
@@ -177,7 +182,7 @@ def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_the_bootstrap_draws_whole_rows_and_takes_any_statistic():
+def test_the_bootstrap_draws_whole_rows_and_takes_any_statistic() -> None:
     x = np.arange(1.0, 21.0)
     pairs = torch.tensor(np.stack([x, 3 * x], axis=1))
 
@@ -188,7 +193,7 @@ def test_the_bootstrap_draws_whole_rows_and_takes_any_statistic():
 
 
 @given(arrays(float, st.integers(2, 8), elements=st.floats(-1e3, 1e3)), st.integers(0, 9))
-def test_the_bootstrap_is_seeded_and_stays_in_range(values, seed):
+def test_the_bootstrap_is_seeded_and_stays_in_range(values: Any, seed: int) -> None:
     first = claims.bootstrap(values, n=20, seed=seed)
     assert first == claims.bootstrap(values, n=20, seed=seed)
     slack = 1e-9 * (1 + abs(values).max())
@@ -199,6 +204,6 @@ def test_the_bootstrap_is_seeded_and_stays_in_range(values, seed):
     ("values", "message"),
     [([], "two samples"), ([1.0], "two samples"), (3.0, "two samples"), ([1, math.nan], "NaN")],
 )
-def test_the_bootstrap_refuses_what_has_no_interval(values, message):
+def test_the_bootstrap_refuses_what_has_no_interval(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         claims.bootstrap(values)

@@ -47,7 +47,7 @@ def write_notebook(path: Path, *sources: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collection of three notebooks: one is good, one fails, one never ends."""
     root = tmp_path_factory.mktemp("a {brace} and space")
     write_notebook(root / "notebooks/00_good.ipynb", PARAMETERS, CHECK)
@@ -59,13 +59,13 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(root, monkeypatch) -> Path:
+def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(root)
     return root
 
 
 @pytest.fixture(scope="module")
-def finished(root) -> runs.Run:
+def finished(root: Path) -> runs.Run:
     """All three, run once. The clock jumps past the limit when the slow one has come to its end."""
     ahead = 0.0
 
@@ -92,7 +92,7 @@ def alive(pids: Path) -> list[int]:
     return [pid for pid in map(int, pids.read_text().split()) if psutil.pid_exists(pid)]
 
 
-def test_a_run_leaves_whole_outputs_partial_outputs_and_errors(finished):
+def test_a_run_leaves_whole_outputs_partial_outputs_and_errors(finished: runs.Run) -> None:
     names = sorted(path.name for path in finished.folder.iterdir())
     assert names == [
         "00_good.ipynb", "01_bad.failed.ipynb", "01_bad.log", "02_slow.failed.ipynb", "02_slow.log",
@@ -106,12 +106,14 @@ def test_a_run_leaves_whole_outputs_partial_outputs_and_errors(finished):
     assert "so far" in str(partial)
 
 
-def test_at_the_time_limit_the_kernel_and_its_children_are_killed(finished, root):
+def test_at_the_time_limit_the_kernel_and_its_children_are_killed(
+    finished: runs.Run, root: Path
+) -> None:
     assert len((root / "notebooks/pids").read_text().split()) == 2
     assert alive(root / "notebooks/pids") == []
 
 
-def test_the_scorecard_holds_the_claims_of_finished_notebooks(finished):
+def test_the_scorecard_holds_the_claims_of_finished_notebooks(finished: runs.Run) -> None:
     (record,) = json.loads((finished.folder / "scorecard.json").read_text())
     assert tuple(record) == KEYS
     assert (record["id"], record["value"], record["holds"]) == ("00.three", 3.0, True)
@@ -119,7 +121,7 @@ def test_the_scorecard_holds_the_claims_of_finished_notebooks(finished):
     assert "| ✔ holds | `00.three` &lt;b&gt;N&lt;/b&gt; \\| is 3 | 3 [2, 4] |" in page
 
 
-def test_the_environment_says_what_the_run_was_made_with(finished, root):
+def test_the_environment_says_what_the_run_was_made_with(finished: runs.Run, root: Path) -> None:
     written = scorecard.read_environment(finished.folder)
     assert written["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     assert written["packages"]["torch"]
@@ -130,7 +132,7 @@ def test_the_environment_says_what_the_run_was_made_with(finished, root):
     assert str(root) not in json.dumps(written)
 
 
-def test_the_commit_is_named_and_changes_on_top_of_it_too(tmp_path):
+def test_the_commit_is_named_and_changes_on_top_of_it_too(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
         command = ["git", "-C", str(tmp_path), *name, *arguments]
@@ -146,7 +148,7 @@ def test_the_commit_is_named_and_changes_on_top_of_it_too(tmp_path):
     assert provenance._commit(tmp_path) == git("rev-parse", "HEAD") + "+changes"
 
 
-def test_weights_are_known_by_their_hash(tmp_path):
+def test_weights_are_known_by_their_hash(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"abc")
     single = provenance.weights(str(tmp_path))
     assert single["sha256"].startswith("ba7816bf8f01cfea")  # SHA-256 of "abc"
@@ -155,7 +157,9 @@ def test_weights_are_known_by_their_hash(tmp_path):
     assert provenance.weights("smollm2-135m")["sha256"].startswith("b179c952")
 
 
-def test_the_command_runs_with_parameters_and_compares_with_the_reference(here, finished, capsys):
+def test_the_command_runs_with_parameters_and_compares_with_the_reference(
+    here: Path, finished: runs.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     reference.save(here, finished.records, finished.outcomes, finished.made_with)
     assert runs.main(["run", "00", "-p", "N=9", "--name", "nine"]) == 0
     out = capsys.readouterr().out
@@ -168,7 +172,7 @@ def test_the_command_runs_with_parameters_and_compares_with_the_reference(here, 
     assert capsys.readouterr().out.endswith("no difference\n")
 
 
-def test_ctrl_c_kills_the_family_and_leaves_no_result(root, tmp_path):
+def test_ctrl_c_kills_the_family_and_leaves_no_result(root: Path, tmp_path: Path) -> None:
     def interrupt(done: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
@@ -181,7 +185,9 @@ def test_ctrl_c_kills_the_family_and_leaves_no_result(root, tmp_path):
     assert not (run.folder / "02_slow.ipynb").exists()
 
 
-def test_papermill_hanging_after_the_last_cell_is_no_failure(tmp_path, monkeypatch):
+def test_papermill_hanging_after_the_last_cell_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(notebooks, "GRACE", 0.2)
     output, log = tmp_path / "out.ipynb", tmp_path / "log"
     done = new_code_cell("1", metadata={"papermill": {"status": "completed"}})
@@ -193,7 +199,7 @@ def test_papermill_hanging_after_the_last_cell_is_no_failure(tmp_path, monkeypat
     assert notebooks._error(output, process.returncode, log) is None
 
 
-def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path):
+def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("Traceback\n\x1b[31mDeadKernelError: Kernel died\x1b[0m\n")
     error = notebooks._error(tmp_path / "absent.ipynb", 1, log)
@@ -216,14 +222,18 @@ def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path):
         (["--timeout", "0"], "the time limit must be above 0"),
     ],
 )
-def test_mistakes_are_refused_before_anything_starts(arguments, message, here, capsys):
+def test_mistakes_are_refused_before_anything_starts(
+    arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted((here / "papermill_runs").glob("*"))
     assert runs.main(["run", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted((here / "papermill_runs").glob("*")) == before
 
 
-def test_a_name_in_use_is_refused(finished, here, capsys):
+def test_a_name_in_use_is_refused(
+    finished: runs.Run, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert runs.main(["run", "00", "--name", "first"]) == 2
     assert "choose another --name" in capsys.readouterr().err
 
@@ -244,7 +254,7 @@ def test_a_name_in_use_is_refused(finished, here, capsys):
         ("TWICE", "5", 5),
     ],
 )
-def test_values_take_the_type_of_the_default(name, text, value, root):
+def test_values_take_the_type_of_the_default(name: str, text: str, value: Any, root: Path) -> None:
     found = notebooks.read_parameters(root / "notebooks/00_good.ipynb")[name]
     converted = notebooks.convert(found, text)
     assert converted == value
@@ -258,13 +268,15 @@ def test_values_take_the_type_of_the_default(name, text, value, root):
         ("LAYERS", "3"), ("LAYERS", "['a']"), ("LAYERS", "[1.5]"), ("FLAG", "1"), ("LIMIT", "x"),
     ],
 )  # fmt: skip
-def test_values_of_another_type_are_refused(name, text, root):
+def test_values_of_another_type_are_refused(name: str, text: str, root: Path) -> None:
     found = notebooks.read_parameters(root / "notebooks/00_good.ipynb")[name]
     with pytest.raises(ValueError, match=f"{name} is of type"):
         notebooks.convert(found, text)
 
 
-def test_a_model_is_given_to_the_notebooks_that_take_one(tmp_path, monkeypatch):
+def test_a_model_is_given_to_the_notebooks_that_take_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-model").mkdir()
     one = write_notebook(tmp_path / "notebooks/00_one.ipynb", 'MODEL = "m"')
@@ -276,7 +288,9 @@ def test_a_model_is_given_to_the_notebooks_that_take_one(tmp_path, monkeypatch):
         notebooks.assign([one, two], {"MODEL": "./other"})
 
 
-def test_a_model_that_cannot_be_had_stops_the_run_before_it_starts(tmp_path, monkeypatch, capsys):
+def test_a_model_that_cannot_be_had_stops_the_run_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write_notebook(tmp_path / "notebooks/00_one.ipynb", 'MODEL = "smollm2-135m"')
@@ -285,7 +299,7 @@ def test_a_model_that_cannot_be_had_stops_the_run_before_it_starts(tmp_path, mon
     assert not (tmp_path / "papermill_runs").exists()
 
 
-def test_what_is_no_notebook_is_named(tmp_path):
+def test_what_is_no_notebook_is_named(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     path = tmp_path / "notebooks/00_torn.ipynb"
     path.write_text('{"cells": [')
@@ -293,7 +307,9 @@ def test_what_is_no_notebook_is_named(tmp_path):
         notebooks.read_parameters(path)
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "scorecard.json"
     scorecard.write_atomic(target, "old")
 
@@ -332,14 +348,18 @@ def claim(id: str = "00.a", **changes: Any) -> Record:
         ([claim(seed=0), claim(seed=1, holds=False)], [claim(seed=0), claim(seed=1)], ["flip"]),
     ],
 )  # fmt: skip
-def test_scorecards_are_compared_claim_by_claim(a, b, kinds):
+def test_scorecards_are_compared_claim_by_claim(
+    a: list[Record], b: list[Record], kinds: list[str]
+) -> None:
     assert [change.kind for change in scorecard.compare(a, b)] == kinds
 
 
 @pytest.mark.parametrize(
     "text", ["", "{}", "[1]", '[{"id": "00.a"}]', json.dumps([{**claim(), "value": "NaN"}])]
 )
-def test_a_corrupt_scorecard_is_one_clear_error(text, tmp_path, monkeypatch, capsys):
+def test_a_corrupt_scorecard_is_one_clear_error(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").write_text(text)
     assert runs.main(["diff", "a.json", "a.json"]) == 2
@@ -348,7 +368,7 @@ def test_a_corrupt_scorecard_is_one_clear_error(text, tmp_path, monkeypatch, cap
     assert "no scorecard at absent" in capsys.readouterr().err
 
 
-def test_a_reference_is_renewed_for_the_notebooks_that_ran(tmp_path):
+def test_a_reference_is_renewed_for_the_notebooks_that_ran(tmp_path: Path) -> None:
     other = claim("01.b", notebook="01_other")
     outcomes: dict[str, Any] = {"00_good": {"seconds": 1}, "01_other": {"seconds": 2}}
     reference.save(tmp_path, [claim(model="a/b"), claim(model="c")], outcomes, {"python": "3"})
@@ -389,7 +409,7 @@ def stored(folder: Path, *outputs: Any) -> tuple[Path, list[str]]:
     return source, render.store(run)
 
 
-def test_stored_outputs_are_clean(tmp_path):
+def test_stored_outputs_are_clean(tmp_path: Path) -> None:
     source, refused = stored(
         tmp_path,
         new_output("stream", name="stdout", text="one\n"),
@@ -420,14 +440,16 @@ def test_stored_outputs_are_clean(tmp_path):
         (new_output("stream", text=r"see C:\Users\me"), "cell 3: a path of this machine"),
     ],
 )
-def test_outputs_that_must_not_be_stored_leave_the_notebook_alone(output, message, tmp_path):
+def test_outputs_that_must_not_be_stored_leave_the_notebook_alone(
+    output: Any, message: str, tmp_path: Path
+) -> None:
     source, refused = stored(tmp_path, output)
     assert len(refused) == 1
     assert message in refused[0]
     assert nbformat.read(source, as_version=4).cells[2].execution_count is None
 
 
-def test_a_notebook_edited_while_it_ran_is_not_overwritten(tmp_path):
+def test_a_notebook_edited_while_it_ran_is_not_overwritten(tmp_path: Path) -> None:
     source = write_notebook(tmp_path / "notebooks/00_good.ipynb", PARAMETERS, "print(1)")
     run = runs.Run(tmp_path, "r")
     run.paths["00_good"] = source
@@ -437,7 +459,9 @@ def test_a_notebook_edited_while_it_ran_is_not_overwritten(tmp_path):
     assert nbformat.read(source, as_version=4).cells[2].source == "print(2)"
 
 
-def test_without_a_browser_render_says_how_to_get_one(here, monkeypatch, capsys):
+def test_without_a_browser_render_says_how_to_get_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from choreographer.browsers.chromium import Chromium
 
     monkeypatch.setattr(Chromium, "find_browser", lambda **_: None)
@@ -445,14 +469,14 @@ def test_without_a_browser_render_says_how_to_get_one(here, monkeypatch, capsys)
     assert "apt-get install chromium" in capsys.readouterr().err
 
 
-def test_models_lists_the_default_model(capsys):
+def test_models_lists_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert runs.main(["models"]) == 0
     out = capsys.readouterr().out
     assert "smollm2-135m" in out
     assert "layers" in out
 
 
-def test_the_command_line_answers_without_loading_what_is_slow():
+def test_the_command_line_answers_without_loading_what_is_slow() -> None:
     code = "import sys, mi_helpers.runs; print({'torch', 'pandas', 'papermill'} & set(sys.modules))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 if TYPE_CHECKING:
-    from .engine import Run
+    from .recording import Run
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 HEAD_SITES = ("q", "k", "v", "z", "pattern")
@@ -155,6 +156,7 @@ class Edit:
     row: int
     place: Place
     write: Write
+    idle: frozenset[int] = frozenset()  # positions where it writes what the base run has
     fired: int = 0  # the number of prompts it was made on
 
     @property
@@ -179,9 +181,7 @@ def parse(base: "Run", rows: pd.DataFrame, stop: int) -> tuple[list[list[Edit]],
         raise ValueError(
             f"the table lacks the columns {sorted(missing)}" if missing else "the table has no rows"
         )
-    rows = rows.assign(
-        pos=rows["pos"] if "pos" in rows else None, head=rows["head"] if "head" in rows else None
-    )
+    rows = rows.assign(pos=rows.get("pos"), head=rows.get("head"))
     together = rows["row"] if "row" in rows else pd.Series(range(len(rows)), rows.index)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(together))}
     edits: list[list[Edit]] = [[] for _ in numbers]
@@ -213,9 +213,7 @@ def _edit(base: "Run", row: int, line: dict[Any, Any], stop: int) -> Edit:
     found = sorted({_index(p, n_pos, f"{at}: position") for p in pos})
     place = Place(site, layer, tuple(p for p in found if p < stop), head, stop)
     edit = Edit(row, place, write)
-    if place.pos:
-        _try(base, edit)
-    return edit
+    return replaced(edit, idle=_try(base, edit)) if place.pos else edit
 
 
 def _absent(value: Any) -> bool:
@@ -224,7 +222,7 @@ def _absent(value: Any) -> bool:
 
 def _index(value: Any, size: int, what: str) -> int:
     if int(value) != value or not -size <= value < size:
-        raise ValueError(f"{what} {value} does not exist: there are {size}")
+        raise ValueError(f"{what} {value:g} does not exist: there are {size}")
     return int(value) % size
 
 
@@ -234,39 +232,56 @@ def n_heads(model: TransformerBridge, site: str) -> int:
     return int(grouped or model.cfg.n_heads)
 
 
-def _try(base: "Run", edit: Edit) -> None:
-    """Make the edit on zeros of the right shape, so that a wrong one fails before any work."""
-    place, cfg = edit.place, base.model.cfg
+def _try(base: "Run", edit: Edit) -> frozenset[int]:
+    """Make the edit on the base run's activation, so that a wrong one fails before any work.
+
+    Returns the positions at which it changes nothing.
+    """
     for source in edit.write.runs:
         if source.tokens.shape != base.tokens.shape:
             raise ValueError(
                 f"{edit}: it reads a run of shape {tuple(source.tokens.shape)}, prompts by tokens, "
                 f"but edits one of {tuple(base.tokens.shape)}; make the two equal"
             )
-    heads = () if place.site in RESIDUAL_SITES or place.head is not None else (-1,)
-    width = {"pattern": place.stop}.get(
-        place.site, cfg.d_model if place.site in RESIDUAL_SITES else cfg.d_head
-    )
-    heads = tuple(n_heads(base.model, place.site) for _ in heads)
-    shape = (len(base.tokens), len(place.pos), *heads, width)
+    place, known = edit.place, True
     try:
-        new = edit.write.new(base.resid[0].new_zeros(shape), place)
+        current = place.of(base)
+    except KeyError:
+        current, known = base.resid[0].new_zeros(_shape(base, place)), False
+    try:
+        new = edit.write.new(current, place)
     except (KeyError, RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{edit}: {error.args[0]}") from error
-    if new.shape != shape:
-        raise ValueError(f"{edit}: it writes shape {tuple(new.shape)}, the activation is {shape}")
+    if new.shape != current.shape:
+        raise ValueError(
+            f"{edit}: it writes shape {tuple(new.shape)}, the activation is {tuple(current.shape)}"
+        )
     if not new.isfinite().all():
         raise ValueError(f"{edit}: it writes NaN or infinite values")
+    same = (new == current).transpose(0, 1).flatten(1).all(1).tolist() if known else []
+    return frozenset(p for p, idle in zip(place.pos, same, strict=False) if idle)
+
+
+def _shape(base: "Run", place: Place) -> tuple[int, ...]:
+    cfg = base.model.cfg
+    if place.site in RESIDUAL_SITES:
+        return len(base.tokens), len(place.pos), cfg.d_model
+    heads = () if place.head is not None else (n_heads(base.model, place.site),)
+    width = place.stop if place.site == "pattern" else cfg.d_head
+    return (len(base.tokens), len(place.pos), *heads, width)
 
 
 def _live(base: "Run", row: list[Edit]) -> list[Edit]:
-    """Drop the positions at which a row's edits all write what is already there."""
+    """Drop the positions at which a row's edits all write what is already there.
+
+    Edits of one row act on each other, so what a single edit would leave alone counts only where
+    there is no other.
+    """
     same = min(edit.write.same_before(base) for edit in row)
+    idle = row[0].idle if len(row) == 1 else frozenset()
     live = []
     for edit in row:
-        pos = tuple(p for p in edit.place.pos if p >= same)
+        pos = tuple(p for p in edit.place.pos if p >= same and p not in idle)
         if pos:
-            at = edit.place
-            place = Place(at.site, at.layer, pos, at.head, at.stop)
-            live.append(Edit(edit.row, place, edit.write))
+            live.append(replaced(edit, place=replaced(edit.place, pos=pos)))
     return live

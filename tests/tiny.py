@@ -1,4 +1,4 @@
-"""Tiny, randomly initialised models of ten families, for tests that need an architecture, not a skill.
+"""Tiny, randomly initialised models of ten families, for tests that need only an architecture.
 
 Four layers, width 32, grouped-query attention where the family has it, and a sliding window of
 eight tokens where the family has one, so that prompts of twelve tokens are longer than the window.
@@ -12,22 +12,27 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 D_VOCAB = 128
-_COMMON = dict(
-    vocab_size=D_VOCAB,
-    hidden_size=32,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=64,
-    bos_token_id=0,
-    eos_token_id=1,
-    pad_token_id=2,
-)
+_COMMON = {
+    "vocab_size": D_VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
 _GROUPED = dict(_COMMON, num_key_value_heads=2, head_dim=8)
 _CONFIGS: dict[str, dict] = {
-    "gpt2": dict(
-        vocab_size=D_VOCAB, n_embd=32, n_layer=4, n_head=4, n_positions=64, bos_token_id=0
-    ),
+    "gpt2": {
+        "vocab_size": D_VOCAB,
+        "n_embd": 32,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_positions": 64,
+        "bos_token_id": 0,
+    },
     "gpt_neox": _COMMON,
     "llama": _GROUPED,
     "qwen2": _GROUPED,

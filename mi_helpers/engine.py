@@ -21,7 +21,7 @@ padding and position embeddings stay the model's own business.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace as changed
 from functools import cached_property
@@ -60,7 +60,7 @@ CPU_TOKENS_PER_PASS = 2048  # above this a block's activations leave the process
 def run(
     base: Run,
     rows: pd.DataFrame,
-    metrics: dict[str, Metric | Callable[[Tensor], Tensor]],
+    metrics: Mapping[str, Metric | Callable[[Tensor], Tensor]],
     per_prompt: bool = False,
     max_memory: int | None = None,
     return_tensors: bool = False,
@@ -160,7 +160,7 @@ def _forward(
     for layer in range(packing.first_layer, n_layers + 1):
         hidden = one.join(hidden, layer)
         for edit in due["stream", layer]:
-            one.make(edit, hidden)
+            one.make(edit, hidden, hidden)
         found |= {r.key: one.read(r, hidden, layer) for r in reads if r.boundary == layer}
         if layer < n_layers:
             with ExitStack() as stack:
@@ -280,8 +280,8 @@ class _Pass:
 
         return hook
 
-    def make(self, edit: Edit, value: Tensor, stream: Tensor | None = None) -> None:
-        """Write one edit into a packed activation, in place."""
+    def make(self, edit: Edit, value: Tensor, stream: Tensor) -> None:
+        """Write one edit into a packed activation, in place; `stream` is what entered the block."""
         number, offset, segment = self.packing.places[edit.row]
         place = changed(edit.place, prompts=self.prompts)
         batch = slice(number * self.n_prompts, (number + 1) * self.n_prompts)

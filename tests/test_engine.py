@@ -55,7 +55,7 @@ def slow(model, tokens, edits, mask=None):
 
     hooks = []
     for site, layer, positions, head, new in edits:
-        entering = {}
+        entering: dict[str, torch.Tensor] = {}
         name = f"blocks.{layer}.{'attn.' if site in HEAD_SITES else ''}hook_{site}"
         if site == "resid_mid":
             name = f"blocks.{layer}.hook_attn_out"

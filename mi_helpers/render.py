@@ -65,7 +65,7 @@ def clean(written: NotebookNode, executed: NotebookNode) -> NotebookNode:
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             cell.execution_count = done.execution_count
-            cell.outputs = [_clean(out) for out in done.outputs if not _is_progress(out)]
+            cell.outputs = [_clean(out) for out in done.outputs if not is_progress(out)]
     written.metadata = nbformat.from_dict(_METADATA)
     return CoalesceStreamsPreprocessor().preprocess(written, {})[0]
 
@@ -86,7 +86,8 @@ def figures_without_png(notebook: NotebookNode) -> Iterator[str]:
                 yield f"cell {number}: a figure without its static PNG"
 
 
-def _is_progress(out: NotebookNode) -> bool:
+def is_progress(out: NotebookNode) -> bool:
+    """Whether an output is a progress bar, or anything else that a stored notebook leaves out."""
     return out.get("name") == "stderr" or _WIDGET in out.get("data", {})
 
 

@@ -1,0 +1,39 @@
+"""Every notebook, with the parameters that its tests change. Add a line when you add a notebook."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mi_helpers.models import DEFAULT
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One notebook and how papermill tests it.
+
+    Attributes:
+        name: the file's name without `.ipynb`.
+        changed: parameters as on the command line of `mi run -p`; another seed, and sizes small
+            enough for half a minute.
+        families: the architectures whose tiny random models it must get through; none for a
+            notebook without a language model, which then runs once.
+        model: the model that its stored outputs and the reference scorecard are of.
+        model_free: ids of the claims that hold or fail without a trained language model; all
+            others must come out as not applicable on a random one.
+    """
+
+    name: str
+    changed: dict[str, str] = field(default_factory=lambda: {"SEED": "1"})
+    families: tuple[str, ...] = ("gpt2",)
+    model: str = DEFAULT
+    model_free: frozenset[str] = frozenset()
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}.ipynb"
+
+
+NOTEBOOKS: tuple[Listed, ...] = (
+    Listed("00_tour", families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2")),
+)

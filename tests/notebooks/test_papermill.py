@@ -1,0 +1,39 @@
+"""Each notebook runs on other models: tiny random ones, with another seed and smaller sizes."""
+
+from pathlib import Path
+
+import pytest
+
+from mi_helpers import runs, scorecard
+from tests.notebooks.listing import NOTEBOOKS, Listed
+from tests.tiny import hf_model
+
+CASES = [(listed, family) for listed in NOTEBOOKS for family in listed.families or (None,)]
+
+
+def save_random(family: str, folder: Path) -> Path:
+    """A random model with a vocabulary for the default tokenizer, which steps in for its own."""
+    positions = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    hf_model(family, vocab_size=49_152, **{positions: 512}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("listed", "family"), CASES, ids=lambda case: getattr(case, "name", str(case))
+)
+def test_a_notebook_gets_through_with_other_parameters(
+    listed: Listed, family: str | None, tmp_path: Path
+) -> None:
+    parameters = dict(listed.changed)
+    if family:
+        parameters["MODEL"] = str(save_random(family, tmp_path / f"random-{family}"))
+    run = runs.run([str(listed.path)], parameters, minutes=10, root=tmp_path)
+    assert run.failures == {}
+    records = scorecard.read(run.folder)
+    assert records, "a notebook has claims"
+    for record in records:
+        assert record["notebook"] == listed.name
+        assert record["model"] == (f"random-{family}" if family else listed.model)
+        assert str(record["seed"]) == listed.changed["SEED"]
+        applies = record["holds"] is not None
+        assert applies == (record["id"] in listed.model_free), (record["id"], record["why"])

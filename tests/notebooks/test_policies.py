@@ -1,0 +1,46 @@
+"""Every notebook keeps every policy, is listed, and stores what the reference scorecard says."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mi_helpers import reference, scorecard
+from mi_helpers.claims import verdict
+from tests.notebooks.listing import FOLDER, NOTEBOOKS, Listed
+from tests.notebooks.policies import POLICIES, Policy
+
+ROW = re.compile(r"^(✔ holds|✘ does not hold|– not applicable)  (\d\d\.[a-z0-9-]+)", re.MULTILINE)
+
+
+def unlisted(folder: Path, names: list[str]) -> list[str]:
+    """Notebooks that are only in the folder or only in the list."""
+    return sorted({path.stem for path in folder.glob("*.ipynb")} ^ set(names))
+
+
+def test_the_list_names_every_notebook_and_no_other() -> None:
+    assert unlisted(FOLDER, [listed.name for listed in NOTEBOOKS]) == []
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.__name__)
+@pytest.mark.parametrize("listed", NOTEBOOKS, ids=lambda listed: listed.name)
+def test_policy(listed: Listed, policy: Policy) -> None:
+    notebook = nbformat.read(listed.path, as_version=nbformat.NO_CONVERT)
+    assert list(policy(notebook, listed.name)) == [], policy.__doc__
+
+
+@pytest.mark.parametrize("listed", NOTEBOOKS, ids=lambda listed: listed.name)
+def test_the_stored_claims_are_those_of_the_reference(listed: Listed) -> None:
+    """`mi render` writes both; a difference means that one was changed alone."""
+    tables = [
+        out.data["text/plain"]
+        for cell in nbformat.read(listed.path, as_version=4).cells
+        for out in cell.get("outputs", [])
+        if "mi-claims" in out.get("data", {}).get("text/html", "")
+    ]
+    shown = {id: words for words, id in ROW.findall("\n".join(tables))}
+    records = scorecard.read(reference.folder(FOLDER.parent, listed.model))
+    expected = {r["id"]: verdict(r) for r in records if r["notebook"] == listed.name}
+    assert shown == expected
+    assert listed.model_free <= set(expected)

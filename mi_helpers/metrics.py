@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -42,7 +43,7 @@ def log_prob(
 
     Hides: whether the model knows which name or only that a name comes next; both raise it.
     """
-    return _pick(logits, answers) - logits.logsumexp(-1)
+    return _pick(logits, answers) - _check(logits).logsumexp(-1)
 
 
 def prob(
@@ -92,19 +93,21 @@ def kl(
     log-probability lost. Hides: which tokens moved and in which direction. Its gradient is zero
     where `logits` equals `reference`, so attribution must not start from there.
     """
-    _check(logits)
-    _check(reference, "reference logits")
+    logits, reference = _check(logits), _check(reference, "reference logits")
     if reference.shape != logits.shape[-2:]:
         raise ValueError(
             f"reference has shape {tuple(reference.shape)}, but the logits end in "
             f"{tuple(logits.shape[-2:])}: one reference row per prompt is needed"
         )
     log_p = reference.log_softmax(-1)
-    # log E_p[exp(shift - mean)] with shift = logits - reference: small KLs keep their digits,
-    # which the difference of two log-softmaxes loses.
-    shift = torch.where(log_p.isinf(), 0.0, logits - reference)
-    centred = shift - (log_p.exp() * shift).sum(-1, keepdim=True)
-    return (log_p + centred).logsumexp(-1).clamp_min(0.0)
+    p = log_p.exp()
+    # With c = logits - reference, centred so that E_p[c] = 0, KL = log E_p[exp(c)].
+    c = torch.where(log_p.isinf(), 0.0, logits - reference)
+    c = c - (p * c).sum(-1, keepdim=True)
+    # exp(c) - 1 - c is never negative, so its mean keeps the digits of a small KL; where a token's
+    # log-odds rose by more than 10, exp(c) could overflow and the plain form is exact enough.
+    careful = (p * (c.clamp_max(10).expm1() - c)).sum(-1).log1p()
+    return torch.where(c.amax(-1) < 10, careful, (log_p + c).logsumexp(-1))
 
 
 def prob_diff(
@@ -117,8 +120,7 @@ def prob_diff(
     The metric of greater-than (Hanna et al. 2023): P(years after YY) - P(years up to YY).
     Hides: what `prob` hides, and how the probability is spread within each set.
     """
-    _check(logits)
-    p = logits.softmax(-1)
+    p = _check(logits).softmax(-1)
     return (p * right_set).sum(-1) - (p * wrong_set).sum(-1)
 
 
@@ -134,17 +136,18 @@ def normalise(
     arguments first. Where clean equals corrupted the ratio is undefined: NaN, with a warning.
     Hides: the size of the effect that is being normalised.
     """
-    span = torch.as_tensor(clean - corrupted)
+    span = clean - corrupted
     undefined = span == 0
-    if not undefined.any():
-        return (value - corrupted) / (clean - corrupted)
-    warnings.warn(
-        f"clean and corrupted score the same on {int(undefined.sum())} of {undefined.numel()} "
-        "prompts: nothing to normalise there, giving NaN",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return (torch.as_tensor(value) - torch.as_tensor(corrupted)) / span.where(~undefined, torch.nan)
+    if np.any(np.asarray(undefined)):
+        warnings.warn(
+            f"clean and corrupted score the same on {np.asarray(undefined).sum()} of "
+            f"{np.asarray(undefined).size} prompts: nothing to normalise there, giving NaN",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        where = torch.where if isinstance(span, Tensor) else np.where
+        span = where(undefined, torch.nan, span)
+    return (value - corrupted) / span
 
 
 METRICS = ("logit_diff", "log_prob", "prob", "accuracy", "rank", "kl", "prob_diff")
@@ -189,7 +192,7 @@ def _pick(
     logits: Float[Tensor, "*row prompt vocab"], tokens: Int[Tensor, "prompt"]
 ) -> Float[Tensor, "*row prompt"]:
     """Each prompt's logit of its own token."""
-    _check(logits)
+    logits = _check(logits)
     if tokens.shape != logits.shape[-2:-1]:
         raise ValueError(
             f"answers have shape {tuple(tokens.shape)}, but the logits hold "
@@ -204,8 +207,8 @@ def _pick(
     return logits.gather(-1, index).squeeze(-1)
 
 
-def _check(logits: Tensor, name: str = "logits") -> None:
-    """Refuses logits without a prompt and a vocabulary axis, and NaN in any of them."""
+def _check(logits: Tensor, name: str = "logits") -> Tensor:
+    """The logits in float32 or wider; refused without prompt and vocabulary axes, or with NaN."""
     if logits.ndim < 2:
         raise ValueError(
             f"{name} must end in [prompt, vocab]; got shape {tuple(logits.shape)}. "
@@ -215,3 +218,4 @@ def _check(logits: Tensor, name: str = "logits") -> None:
     if logits.numel() and logits.detach().amax().isnan():
         where = torch.nonzero(logits.isnan().any(-1))[0].tolist()
         raise ValueError(f"{name} hold NaN, first at index {where} of [*row, prompt]")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -6,7 +6,7 @@ network *on a set of inputs*. The exact count, for networks small enough, comes 
 of the outputs with respect to the parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -37,7 +37,7 @@ def ranks(stack: Stack, inputs: Float[Tensor, "batch ... feature"], threshold: f
     return pd.DataFrame(rows)
 
 
-def _rest(stack: Stack, start: int):  # type: ignore[no-untyped-def]
+def _rest(stack: Stack, start: int) -> Callable[[Tensor], Tensor]:
     return lambda z: stack.run(z, start)
 
 

@@ -159,8 +159,8 @@ class BlockNetwork:
     def purity(self, Cs: Sequence[Float[Tensor, "width feature"]]) -> pd.DataFrame:
         """How much of each feature's variance comes from the one block it has most from.
 
-        ``Cs``: a basis at every boundary, features in columns. One row per boundary and feature;
-        1 means that the feature belongs to a block, 1 / blocks that it is spread evenly.
+        ``Cs``: a basis at every boundary, features in columns. One row per boundary and feature
+        that varies; 1 means that the feature belongs to a block, 1 / blocks that it is spread.
         """
         rows = []
         for boundary, (x, S, C) in enumerate(
@@ -170,9 +170,10 @@ class BlockNetwork:
             parts = [h @ w for h, w in zip(hidden.split(self.block_width, dim=1),
                                            (S @ C).split(self.block_width), strict=True)]
             variance = torch.stack([part.pow(2).mean(0) for part in parts])
-            share = variance.max(0).values / variance.sum(0)
-            rows += [{"boundary": boundary, "feature": i, "purity": value}
-                     for i, value in enumerate(share.tolist())]
+            total = variance.sum(0)
+            rows += [{"boundary": boundary, "feature": i,
+                      "purity": (variance[:, i].max() / total[i]).item()}
+                     for i in torch.nonzero(total > 1e-20 * total.max())[:, 0].tolist()]
         return pd.DataFrame(rows)
 
 

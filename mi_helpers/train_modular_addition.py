@@ -59,17 +59,17 @@ class Trainer:
         return addition_accuracy(self.model.table_logits(self.test), self.test, self.model.p)
 
     def fit(self, epochs: int, every: int = 100, target: float = 0.998, patience: int = 2000,
-            after: Path | None = None) -> ModularAddition:
+            progress: Path | None = None) -> ModularAddition:
         """Train to ``epochs`` at most; stop early once stable (see the module). Returns the model.
 
-        ``after``: a file to keep progress in after every evaluation.
+        ``progress``: a file to keep progress in after every evaluation.
         """
         while self.epoch < epochs and not self.stable(target, patience):
             loss = self.step()
             if self.epoch % every == 0:
                 self.history.append((self.epoch, loss, self.test_accuracy()))
-                if after is not None:
-                    self.save(after)
+                if progress is not None:
+                    self.save(progress)
         return self.model
 
     def stable(self, target: float, patience: int) -> bool:
@@ -108,7 +108,8 @@ def main() -> None:
     progress = args.work / f"{name}.pt"
     if progress.exists():
         trainer.load(progress)
-    trainer.fit(args.epochs, target=args.target, patience=args.patience, after=progress)
+    trainer.fit(args.epochs, target=args.target, patience=args.patience,
+                progress=progress)
     accuracy = trainer.test_accuracy()
     about = {"p": str(args.p), "seed": str(args.seed), "epochs": str(trainer.epoch),
              "train_fraction": "0.3", "test_accuracy": f"{accuracy:.5f}"}

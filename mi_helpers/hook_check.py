@@ -4,7 +4,8 @@ A patch that silently does nothing looks like a result. So each model is asked, 
 its first, middle and last layer:
 1. does every hook fire, and do attention patterns sum to one;
 2. does writing a cached activation back leave the logits as they are;
-3. does writing something else change them. All changes run as rows of one batch.
+3. does writing something else change them.
+The changes run as rows of one batch, one hook a row, so that none covers up for another.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "attn.hook_pattern")
 
 Hook = Callable[..., Tensor]
+Values = dict[str, Tensor]  # of a hook's name; one prompt each
 
 
 class HookError(RuntimeError):
@@ -37,16 +39,16 @@ def check_hooks(model: TransformerBridge) -> None:
     """
     names = _names(model)
     tokens = _tokens(model)
-    logits, cache = model.run_with_cache(tokens, names_filter=names)
+    _, cache = model.run_with_cache(tokens, names_filter=names)
     # Rounding differs a little between batch sizes; half precision rounds at about 1e-3.
-    tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 2e-2
     for name in names:
         if name not in cache:
             raise HookError(f"{name} did not fire in a forward pass")
         if name.endswith("pattern"):
             _check_pattern(name, cache[name], tolerance)
     values = {name: cache[name] for name in names}
-    _check_write_back(model, tokens, logits, values, tolerance)
+    _check_write_back(model, tokens, values, tolerance)
     _check_writes(model, tokens, values, tolerance)
 
 
@@ -81,23 +83,17 @@ def _check_pattern(
 
 
 def _check_write_back(
-    model: TransformerBridge,
-    tokens: Int[Tensor, "1 pos"],
-    logits: Float[Tensor, "1 pos vocab"],
-    values: dict[str, Tensor],
-    tolerance: float,
+    model: TransformerBridge, tokens: Int[Tensor, "1 pos"], values: Values, tolerance: float
 ) -> None:
-    def change(names: list[str]) -> float:
-        hooks: list[tuple[str | Hook, Hook]] = [
-            (name, lambda _, hook, name=name: values[name].clone()) for name in names
-        ]
-        after = model.run_with_hooks(tokens, fwd_hooks=hooks)
-        return _distance(after, logits)
+    untouched = _write(model, tokens, {})[0]
 
-    if change(list(values)) <= tolerance:
+    def change(written: Values) -> float:
+        return max(_distance(row, untouched) for row in _write(model, tokens, written))
+
+    if change(values) <= tolerance:
         return
-    for name in values:
-        if (distance := change([name])) > tolerance:
+    for name, value in values.items():  # a bad hook can disturb other rows than its own
+        if (distance := change({name: value})) > tolerance:
             raise HookError(
                 f"{name}: writing back the value it gave changes the logits, "
                 f"by {distance:.2g} of their largest"
@@ -108,32 +104,37 @@ def _check_write_back(
 
 
 def _check_writes(
-    model: TransformerBridge,
-    tokens: Int[Tensor, "1 pos"],
-    values: dict[str, Tensor],
-    tolerance: float,
+    model: TransformerBridge, tokens: Int[Tensor, "1 pos"], values: Values, tolerance: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def disturb(row: int, name: str) -> Hook:
-        value = values[name][0]
+    def disturb(value: Tensor) -> Tensor:
         noise = torch.randn(value.shape, generator=generator).to(value)
-        other = value + (value.std().nan_to_num(0.0) or 1.0) * noise
+        return value + (value.std().nan_to_num(0.0) or 1.0) * noise
 
-        def write(activation: Tensor, hook: object) -> Tensor:
-            activation = activation.clone()
-            activation[row] = other
-            return activation
-
-        return write
-
-    hooks: list[tuple[str | Hook, Hook]] = [
-        (name, disturb(row, name)) for row, name in enumerate(values, start=1)
-    ]
-    after = model.run_with_hooks(tokens.expand(len(values) + 1, -1), fwd_hooks=hooks)
-    for row, name in enumerate(values, start=1):  # row 0 is left alone
+    after = _write(model, tokens, {name: disturb(value) for name, value in values.items()})
+    for row, name in enumerate(values, start=1):
         if not _distance(after[row], after[0]) > tolerance / 100:
             raise HookError(f"{name}: what is written there is ignored, the logits stay the same")
+
+
+def _write(
+    model: TransformerBridge, tokens: Int[Tensor, "1 pos"], values: Values
+) -> Float[Tensor, "row pos vocab"]:
+    """Logits with one value written a row, from row 1 on; row 0 is left alone."""
+
+    def write(row: int, value: Tensor) -> Hook:
+        def hook_function(activation: Tensor, hook: object) -> Tensor:
+            activation = activation.clone()
+            activation[row] = value[0]
+            return activation
+
+        return hook_function
+
+    hooks: list[tuple[str | Hook, Hook]] = [
+        (name, write(row, value)) for row, (name, value) in enumerate(values.items(), start=1)
+    ]
+    return model.run_with_hooks(tokens.expand(len(values) + 1, -1), fwd_hooks=hooks)
 
 
 def _distance(logits: Tensor, reference: Tensor) -> float:

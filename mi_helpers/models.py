@@ -87,12 +87,12 @@ def load_model(
         rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
         tokenizer = _fit_tokenizer(tokenizer, rows, short_name, cache_dir)
         # boot_transformers applies neither device nor dtype to a model that it is given.
-        model.eval().requires_grad_(False).to(place)
+        model.to(place)
         bridge = TransformerBridge.boot_transformers(
             _known_name(name, model), hf_model=model, tokenizer=tokenizer,
             device=str(place), dtype=model.dtype,
         )  # fmt: skip
-    bridge.eval()
+    bridge.eval().requires_grad_(False)
     bridge.name = short_name
     check_hooks(bridge)
     return bridge

@@ -1,0 +1,77 @@
+# Everything starts here: `make run` and `make test` do all that they need on a fresh clone.
+
+BIN := .venv/bin
+TL4 := .venv-tl4/bin
+PIP := -m pip install --quiet --quiet --disable-pip-version-check
+NOTEBOOKS ?=
+ARGS ?=
+
+# Threads that wait for work give up their core; otherwise a second busy process slows torch 25-fold.
+export OMP_WAIT_POLICY ?= passive
+
+# The first Python from 3.11 on that really starts (a version manager's shim may not).
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
+	done)
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
+.PHONY: help setup run test test-fast test-tl4 lab render bench lint lock
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/.installed  ## create .venv from the lock and fetch the default model
+	@$(BIN)/mi fetch
+
+run: setup  ## execute the notebooks and print their scorecard; NOTEBOOKS="00 01" for some of them
+	@$(BIN)/mi run $(NOTEBOOKS) $(ARGS)
+
+test: setup lint  ## lint, types and all tests, the notebooks' stored outputs included
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup  ## the tests without the notebooks
+	@$(BIN)/python -m pytest --ignore=tests/notebooks $(ARGS)
+
+test-tl4: setup .venv-tl4/.installed  ## the fast tests on transformer-lens 4, in .venv-tl4
+	@$(TL4)/python -m pytest --ignore=tests/notebooks $(ARGS)
+
+lab: setup  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+render: setup  ## execute the notebooks in place and store their outputs; needs Chrome or Chromium
+	@$(BIN)/mi render $(NOTEBOOKS) $(ARGS)
+
+bench: setup  ## time the engine against plain hooked forward passes
+	@$(BIN)/python -m tests.benchmarks.run $(ARGS)
+
+lint: .venv/.installed  ## ruff and mypy
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+
+# CUDA packages are left to torch: which it needs depends on the build that a machine installs.
+PINS := { echo '\# Exact versions for every platform, written by make lock'; grep -vE '^(\#|cuda|nvidia|triton)'
+lock: .venv/.installed  ## write both lock files anew from pyproject.toml; ARGS=--upgrade for newer versions
+	@$(LOCK) $(ARGS) --all-extras pyproject.toml --output-file requirements.lock
+	@$(PINS) requirements.lock; } > .lock.tmp && mv .lock.tmp requirements.lock
+	@grep -vE '^transformer-lens==' requirements.lock > .lock.tmp
+	@echo 'transformer-lens>=4' | $(LOCK) $(ARGS) --constraint .lock.tmp --extra notebooks \
+		--extra dev --extra cluster pyproject.toml - --output-file requirements-tl4.lock
+	@$(PINS) requirements-tl4.lock; } > .lock.tmp && mv .lock.tmp requirements-tl4.lock
+
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the packages of requirements.lock into .venv; this takes some minutes once"
+	@$(BIN)/python $(PIP) --requirement requirements.lock
+	@$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-tl4/.installed: requirements-tl4.lock pyproject.toml
+	@test -x $(TL4)/python || $(PYTHON) -m venv .venv-tl4
+	@echo "installing the packages of requirements-tl4.lock into .venv-tl4; this takes some minutes once"
+	@$(TL4)/python $(PIP) --requirement requirements-tl4.lock
+	@$(TL4)/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,138 @@
+"""The project's own files agree with each other."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+WITHOUT_SAES = [name for name in EXTRAS if name != "saes"]
+
+
+def dependencies(*extras: str) -> dict[str, Requirement]:
+    """The requirements of pyproject.toml by name, with those of some extras."""
+    texts = [*PROJECT["dependencies"], *(text for extra in extras for text in EXTRAS[extra])]
+    return {canonicalize_name(Requirement(text).name): Requirement(text) for text in texts}
+
+
+def pins(name: str) -> dict[str, Requirement]:
+    lines = (ROOT / name).read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if not line.startswith("#")]
+    by_name = {str(canonicalize_name(pin.name)): pin for pin in requirements}
+    assert len(by_name) == len(requirements), "a package is pinned twice"
+    return by_name
+
+
+def version(pin: Requirement) -> str:
+    (specifier,) = pin.specifier
+    assert specifier.operator == "==", f"{pin} is not exact"
+    return specifier.version
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [("requirements.lock", list(EXTRAS)), ("requirements-tl4.lock", WITHOUT_SAES)],
+)
+def test_each_lock_satisfies_pyproject(lock: str, extras: list[str]) -> None:
+    locked = pins(lock)
+    for name, requirement in dependencies(*extras).items():
+        assert name in locked, f"make lock: {name} is not in {lock}"
+        assert version(locked[name]) in requirement.specifier, f"make lock: {name} in {lock}"
+    assert version(locked["torch"]) == "2.13.0"  # without a build, so that any machine's will do
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-tl4.lock"])
+def test_locks_name_no_host_and_no_cuda_package(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    assert not re.search(r"://|^-|@|\+", text, re.MULTILINE)
+    assert not re.search(r"^(nvidia|cuda|triton)", text, re.MULTILINE)
+
+
+def test_the_locks_differ_only_where_they_must() -> None:
+    three, four = pins("requirements.lock"), pins("requirements-tl4.lock")
+    assert version(three["transformer-lens"]).startswith("3.9.")
+    assert version(four["transformer-lens"]).startswith("4.")
+    assert "sae-lens" not in four
+    both = three.keys() & four.keys() - {"transformer-lens"}
+    assert {str(three[name]) for name in both} == {str(four[name]) for name in both}
+
+
+def test_what_is_installed_is_what_is_locked() -> None:
+    major = metadata.version("transformer-lens").split(".")[0]
+    lock = "requirements.lock" if major == "3" else "requirements-tl4.lock"
+    locked = pins(lock)
+    for name in dependencies("notebooks", "dev"):
+        installed = metadata.version(name).split("+")[0]
+        assert installed == version(locked[name]), f"make setup: {name} is not as in {lock}"
+
+
+def test_conda_environment_equals_pyproject() -> None:
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (by_pip,) = (entry["pip"] for entry in packages if isinstance(entry, dict))
+    assert "--editable ." in by_pip
+    listed = sorted(text for text in by_pip if not text.startswith("-"))
+    assert {str(Requirement(t)) for t in listed} == set(map(str, dependencies(*EXTRAS).values()))
+    assert f"python{PROJECT['requires-python']}" in packages
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    providers = metadata.packages_distributions()
+    declared = dependencies(*EXTRAS)
+    for path in (ROOT / "mi_helpers").rglob("*.py"):
+        for module in imports(path) - set(sys.stdlib_module_names) - {"mi_helpers"}:
+            names = [canonicalize_name(name) for name in providers.get(module, [module])]
+            assert any(name in declared for name in names), f"{path.name} imports {module}"
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports, other than from its own package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_no_tracked_file_names_a_machine() -> None:
+    # Tests of this very rule use "someone", "me" and "file".
+    folders = "|".join(["root", "home", "Users", "work", "opt"])
+    path_of_a_machine = re.compile(rf"(?<![\w.~$}}])/({folders})/(?!someone|me/|file)\w")
+    for path in tracked_files():
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        if path.suffix != ".safetensors" and (found := path_of_a_machine.search(text)):
+            pytest.fail(f"{path.relative_to(ROOT)} has a path of a machine: {found[0]}…")
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = re.findall(r"^make ([\w-]+) +\S", printed.stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(phony.split())
+    assert {"setup", "run", "test", "test-fast", "test-tl4", "lab", "render", "bench"} <= set(
+        listed
+    )
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()

@@ -1,12 +1,9 @@
-"""One notebook: where it is, which parameters it takes, and its execution by papermill.
+"""One notebook: where it is, and its execution by papermill.
 
-Papermill only warns about an unknown parameter, takes any type, and can hang after the last cell.
-So parameters are read from the `parameters` cell and checked before anything starts, and each
-notebook runs in a process of its own, whose whole family is killed at the time limit.
+Papermill can hang after the last cell, so each notebook runs in a process of its own, whose whole
+family is killed at the time limit.
 """
 
-import ast
-import difflib
 import json
 import os
 import re
@@ -22,14 +19,6 @@ import psutil
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
 _WORKER = "import json, sys, papermill; papermill.execute_notebook(**json.load(sys.stdin))"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class Parameter(NamedTuple):
-    """A name assigned in the `parameters` cell; types is None where any literal will do."""
-
-    name: str
-    default: Any
-    types: tuple[type, ...] | None
 
 
 class Outcome(NamedTuple):
@@ -70,118 +59,9 @@ def _find_one(name: str, known: Mapping[str, Path]) -> Path:
     return known[matches[0]]
 
 
-def read_parameters(path: Path) -> dict[str, Parameter]:
-    """The parameters of a notebook: what its first cell tagged `parameters` assigns."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-        source = "".join(tagged[0]["source"]) if tagged else ""
-        body = ast.parse(source).body
-    except (ValueError, KeyError, TypeError, SyntaxError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
-    found = {}
-    for node in body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            if isinstance(target, ast.Name):
-                found[target.id] = _parameter(target.id, node)
-    return found
-
-
-def all_values(path: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Every parameter of a notebook with the chosen value, or else its default."""
-    return {name: p.default for name, p in read_parameters(path).items()} | dict(chosen)
-
-
 def count_cells(path: Path) -> int:
     """How many cells a notebook has."""
     return len(_cells(path))
-
-
-def _parameter(name: str, node: Any) -> Parameter:
-    """Types come from the default and, where it is annotated, from the plain names in there."""
-    try:
-        default = ast.literal_eval(node.value)
-    except ValueError:
-        return Parameter(name, ast.unparse(node.value), None)
-    annotation = getattr(node, "annotation", None)
-    named = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)} if annotation else set()
-    plain = {t.__name__: t for t in (str, int, float, bool, list, tuple, dict)}
-    types = {type(default)} | {plain[n] for n in named if n in plain}
-    return Parameter(name, default, None if types == {type(None)} else tuple(types))
-
-
-def assign(
-    paths: Sequence[Path], texts: Mapping[str, str]
-) -> tuple[dict[Path, dict[str, Any]], list[str]]:
-    """The values that each notebook gets for NAME=VALUE texts, and notes on those left out.
-
-    A name must be a parameter of at least one of the notebooks, and its value must fit the type
-    of the default in each that has it; ValueError says what does not.
-    """
-    known = {path: read_parameters(path) for path in paths}
-    every = {name for parameters in known.values() for name in parameters}
-    notes = []
-    for name in texts:
-        without = [path.stem for path in paths if name not in known[path]]
-        if len(without) == len(paths):
-            close = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(every))}"
-            raise ValueError(f"no chosen notebook has a parameter {name}; {hint}")
-        if without:
-            notes.append(f"{name} is not a parameter of {', '.join(without)}: left alone there")
-    values: dict[Path, dict[str, Any]] = {}
-    for path in paths:
-        values[path] = {}
-        for name, text in texts.items():
-            if name in known[path]:
-                try:
-                    values[path][name] = convert(known[path][name], text)
-                except ValueError as error:
-                    raise ValueError(f"{path.stem}: {error}") from None
-    return values, notes
-
-
-def convert(parameter: Parameter, text: str) -> Any:
-    """The value that a text on the command line means for this parameter, or ValueError."""
-    name, default, types = parameter
-    if types and str in types and not (text == "None" and type(None) in types):
-        return _model_directory(text) if name == "MODEL" else text
-    literal = text.capitalize() if text.lower() in ("true", "false", "none") else text
-    try:
-        value = ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
-        value = text
-    if types is None:
-        return value
-    if float in types and type(value) is int and int not in types:
-        value = float(value)
-    if list in types or tuple in types:  # papermill writes a tuple as a text
-        value = list(value) if isinstance(value, tuple) else value
-        fits = isinstance(value, list) and _elements_fit(value, default)
-    else:
-        fits = type(value) in types
-    if not fits:
-        wanted = " or ".join(sorted(t.__name__.replace("NoneType", "None") for t in types))
-        raise ValueError(f"{name} is of type {wanted} (default {default!r}), got {text!r}")
-    return value
-
-
-def _elements_fit(value: list[Any], default: Any) -> bool:
-    allowed = {type(element) for element in default or ()}
-    if float in allowed:
-        allowed.add(int)
-    return not allowed or all(type(element) in allowed for element in value)
-
-
-def _model_directory(name: str) -> str:
-    """A model's directory as an absolute path, since a notebook runs in its own folder."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path.resolve())
-    if name.startswith((".", "/", "~")):
-        raise ValueError(f"MODEL={name}: there is no such directory")
-    return name
 
 
 def execute(
@@ -199,7 +79,7 @@ def execute(
     Args:
         claims: the file that `claims.check` appends to.
         log: what papermill prints.
-        on_cell: called with the number of cells that are done, whenever it grows.
+        on_cell: called with the number of cells that are done, when it grows and every second.
     """
     job = {
         # papermill fills {…} in paths, so braces are doubled
@@ -246,18 +126,20 @@ def _wait(
     process: subprocess.Popen[bytes], output: Path, deadline: float, on_cell: Callable[[int], None]
 ) -> bool:
     """Wait for the process, reporting progress; False when it had to be given up."""
-    seen, done, total = None, 0, 1
+    seen, done, total, told = None, 0, 1, 0.0
     while process.poll() is None:
         stamp = output.stat().st_mtime_ns if output.exists() else None
         if stamp != seen:
             seen = stamp
-            before = done
-            done, total = _progress(output)
-            if done > before:
-                on_cell(done)
+            before, (done, total) = done, _progress(output)
+            told = told if done == before else 0.0
             if done == total:
                 deadline = min(deadline, time.monotonic() + GRACE)
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now - told > 1:
+            told = now
+            on_cell(done)
+        if now > deadline:
             return False
         time.sleep(0.1)
     return True

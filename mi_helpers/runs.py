@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import notebooks, provenance, reference, scorecard
 from .claims import Record, model_name
+from .parameters import all_values, assign
 
 
 class Run:
@@ -80,7 +81,7 @@ class Run:
 
     def _inputs(self, path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         """All parameters with the values they had, and the hash of the weights they name."""
-        values = notebooks.all_values(path, parameters)
+        values = all_values(path, parameters)
         model = values.get("MODEL")
         if not isinstance(model, str):
             return {"parameters": values}
@@ -117,10 +118,10 @@ def run(
     """
     root = root or notebooks.find_root()
     paths = notebooks.find(names, root)
-    values, notes = notebooks.assign(paths, parameters or {})
+    values, notes = assign(paths, parameters or {})
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
-    fetch_models(notebooks.all_values(path, values[path]) for path in paths)
+    fetch_models(all_values(path, values[path]) for path in paths)
     result = Run(root, name)
     cells = [notebooks.count_cells(path) + bool(values[path]) for path in paths]
     with tqdm(total=sum(cells), unit="cell", disable=None) as bar:
@@ -130,7 +131,8 @@ def run(
             before = sum(cells[:number])
 
             def show(done: int, before: int = before) -> None:
-                bar.update(before + done - bar.n)
+                bar.n = before + done
+                bar.refresh()  # even where no cell is new, so that the clock is seen to move
 
             bar.set_description(path.stem)
             result.execute(path, values[path], minutes, show)
@@ -230,16 +232,13 @@ def _render(options: argparse.Namespace) -> int:
 
 def _report(finished: Run, save_reference: bool) -> int:
     """Print scorecard, differences and failures; 1 when a notebook failed."""
-    print(scorecard.text(finished.records))
-    print(scorecard.tally(finished.records))
-    print(*reference.compare(finished.root, finished.records), sep="\n")
+    lines = [scorecard.text(finished.records), scorecard.tally(finished.records)]
+    lines += reference.compare(finished.root, finished.records)
     if save_reference:
         made = (finished.records, finished.outcomes, finished.made_with)
-        for folder in reference.save(finished.root, *made):
-            print(f"saved {folder}")
-    for name, error in finished.failures.items():
-        print(f"FAILED {name}: {error}")
-    print(f"outputs: {finished.folder}")
+        lines += [f"saved {folder}" for folder in reference.save(finished.root, *made)]
+    lines += [f"FAILED {name}: {error}" for name, error in finished.failures.items()]
+    print(*filter(None, lines), f"outputs: {finished.folder}", sep="\n")
     return 1 if finished.failures else 0
 
 
@@ -273,7 +272,7 @@ def _fetch(options: argparse.Namespace) -> int:
 def _outcome_line(name: str, outcome: dict[str, Any]) -> str:
     if outcome["error"]:
         return f"{name}: FAILED after {outcome['seconds']:.0f} s: {outcome['error']}"
-    return f"{name}: {outcome['claims']} claims in {outcome['seconds']:.0f} s"
+    return f"{name}: done in {outcome['seconds']:.0f} s, claims: {outcome['claims']}"
 
 
 if __name__ == "__main__":

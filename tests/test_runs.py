@@ -14,7 +14,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mi_helpers import notebooks, provenance, reference, render, runs, scorecard
+from mi_helpers import notebooks, parameters, provenance, reference, render, runs, scorecard
 from mi_helpers.claims import KEYS, Record
 
 PARAMETERS = """SEED = 0  # of the prompts
@@ -255,8 +255,8 @@ def test_a_name_in_use_is_refused(
     ],
 )
 def test_values_take_the_type_of_the_default(name: str, text: str, value: Any, root: Path) -> None:
-    found = notebooks.read_parameters(root / "notebooks/00_good.ipynb")[name]
-    converted = notebooks.convert(found, text)
+    found = parameters.read(root / "notebooks/00_good.ipynb")[name]
+    converted = parameters.convert(found, text)
     assert converted == value
     assert type(converted) is type(value)
 
@@ -269,9 +269,9 @@ def test_values_take_the_type_of_the_default(name: str, text: str, value: Any, r
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(name: str, text: str, root: Path) -> None:
-    found = notebooks.read_parameters(root / "notebooks/00_good.ipynb")[name]
+    found = parameters.read(root / "notebooks/00_good.ipynb")[name]
     with pytest.raises(ValueError, match=f"{name} is of type"):
-        notebooks.convert(found, text)
+        parameters.convert(found, text)
 
 
 def test_a_model_is_given_to_the_notebooks_that_take_one(
@@ -281,11 +281,11 @@ def test_a_model_is_given_to_the_notebooks_that_take_one(
     (tmp_path / "my-model").mkdir()
     one = write_notebook(tmp_path / "notebooks/00_one.ipynb", 'MODEL = "m"')
     two = write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0")
-    values, notes = notebooks.assign([one, two], {"MODEL": "my-model"})
+    values, notes = parameters.assign([one, two], {"MODEL": "my-model"})
     assert values == {one: {"MODEL": str(tmp_path / "my-model")}, two: {}}
     assert notes == ["MODEL is not a parameter of 01_two: left alone there"]
     with pytest.raises(ValueError, match="no such directory"):
-        notebooks.assign([one, two], {"MODEL": "./other"})
+        parameters.assign([one, two], {"MODEL": "./other"})
 
 
 def test_a_model_that_cannot_be_had_stops_the_run_before_it_starts(
@@ -304,7 +304,7 @@ def test_what_is_no_notebook_is_named(tmp_path: Path) -> None:
     path = tmp_path / "notebooks/00_torn.ipynb"
     path.write_text('{"cells": [')
     with pytest.raises(ValueError, match=r"00_torn\.ipynb cannot be read as a notebook"):
-        notebooks.read_parameters(path)
+        parameters.read(path)
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(

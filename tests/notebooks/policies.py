@@ -1,6 +1,7 @@
 """What holds for every notebook as it is stored. A policy yields a line for each fault it finds."""
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterator
 
@@ -26,6 +27,7 @@ def valid(notebook: NotebookNode, name: str) -> Iterator[str]:
     ids = [cell.get("id") for cell in notebook.cells]
     if None in ids or len(set(ids)) < len(ids):
         yield "cell ids are missing or repeated"
+        return
     try:
         nbformat.validate(notebook)
     except nbformat.ValidationError as error:
@@ -34,7 +36,7 @@ def valid(notebook: NotebookNode, name: str) -> Iterator[str]:
 
 def small(notebook: NotebookNode, name: str) -> Iterator[str]:
     """Under 1.5 MB as stored."""
-    size = len(nbformat.writes(notebook).encode())
+    size = len(json.dumps(notebook, indent=1, ensure_ascii=False).encode())
     if size >= MAX_BYTES:
         yield f"{size} bytes, {MAX_BYTES} allowed"
 

@@ -1,0 +1,130 @@
+"""A notebook's parameters: read from its `parameters` cell, and set from texts.
+
+Papermill only warns about an unknown parameter, and takes a value of any type. So names and types
+are checked here, before anything starts.
+"""
+
+import ast
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Parameter(NamedTuple):
+    """A name assigned in the `parameters` cell; types is None where any literal will do."""
+
+    name: str
+    default: Any
+    types: tuple[type, ...] | None
+
+
+def read(path: Path) -> dict[str, Parameter]:
+    """The parameters of a notebook: what its first cell tagged `parameters` assigns."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        source = "".join(tagged[0]["source"]) if tagged else ""
+        body = ast.parse(source).body
+    except (ValueError, KeyError, TypeError, SyntaxError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
+    found = {}
+    for node in body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Name):
+                found[target.id] = _parameter(target.id, node)
+    return found
+
+
+def all_values(path: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter of a notebook with the chosen value, or else its default."""
+    return {name: p.default for name, p in read(path).items()} | dict(chosen)
+
+
+def _parameter(name: str, node: Any) -> Parameter:
+    """Types come from the default and, where it is annotated, from the plain names in there."""
+    try:
+        default = ast.literal_eval(node.value)
+    except ValueError:
+        return Parameter(name, ast.unparse(node.value), None)
+    annotation = getattr(node, "annotation", None)
+    named = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)} if annotation else set()
+    plain = {t.__name__: t for t in (str, int, float, bool, list, tuple, dict)}
+    types = {type(default)} | {plain[n] for n in named if n in plain}
+    return Parameter(name, default, None if types == {type(None)} else tuple(types))
+
+
+def assign(
+    paths: Sequence[Path], texts: Mapping[str, str]
+) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """The values that each notebook gets for NAME=VALUE texts, and notes on those left out.
+
+    A name must be a parameter of at least one of the notebooks, and its value must fit the type
+    of the default in each that has it; ValueError says what does not.
+    """
+    known = {path: read(path) for path in paths}
+    every = {name for parameters in known.values() for name in parameters}
+    notes = []
+    for name in texts:
+        without = [path.stem for path in paths if name not in known[path]]
+        if len(without) == len(paths):
+            close = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(every))}"
+            raise ValueError(f"no chosen notebook has a parameter {name}; {hint}")
+        if without:
+            notes.append(f"{name} is not a parameter of {', '.join(without)}: left alone there")
+    values: dict[Path, dict[str, Any]] = {}
+    for path in paths:
+        values[path] = {}
+        for name, text in texts.items():
+            if name in known[path]:
+                try:
+                    values[path][name] = convert(known[path][name], text)
+                except ValueError as error:
+                    raise ValueError(f"{path.stem}: {error}") from None
+    return values, notes
+
+
+def convert(parameter: Parameter, text: str) -> Any:
+    """The value that a text on the command line means for this parameter, or ValueError."""
+    name, default, types = parameter
+    if types and str in types and not (text == "None" and type(None) in types):
+        return _model_directory(text) if name == "MODEL" else text
+    literal = text.capitalize() if text.lower() in ("true", "false", "none") else text
+    try:
+        value = ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        value = text
+    if types is None:
+        return value
+    if float in types and type(value) is int and int not in types:
+        value = float(value)
+    if list in types or tuple in types:  # papermill writes a tuple as a text
+        value = list(value) if isinstance(value, tuple) else value
+        fits = isinstance(value, list) and _elements_fit(value, default)
+    else:
+        fits = type(value) in types
+    if not fits:
+        wanted = " or ".join(sorted(t.__name__.replace("NoneType", "None") for t in types))
+        raise ValueError(f"{name} is of type {wanted} (default {default!r}), got {text!r}")
+    return value
+
+
+def _elements_fit(value: list[Any], default: Any) -> bool:
+    allowed = {type(element) for element in default or ()}
+    if float in allowed:
+        allowed.add(int)
+    return not allowed or all(type(element) in allowed for element in value)
+
+
+def _model_directory(name: str) -> str:
+    """A model's directory as an absolute path, since a notebook runs in its own folder."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"MODEL={name}: there is no such directory")
+    return name

@@ -4,7 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import claims, engine, metrics, models, plots, prompts
+    from . import (
+        claims,
+        engine,
+        metrics,
+        models,
+        plots,
+        prompts,
+        region_graph,
+        region_mechanism,
+        regions,
+        texts,
+    )
     from .models import available_models, load_model
 
 __all__ = [
@@ -16,6 +27,10 @@ __all__ = [
     "models",
     "plots",
     "prompts",
+    "region_graph",
+    "region_mechanism",
+    "regions",
+    "texts",
 ]
 
 

@@ -12,11 +12,19 @@ Adapters: :func:`from_sequential` for an ``nn.Sequential`` of linear layers and 
 :func:`from_bridge` for the residual stream of a language model.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from .recording import Run, first, hooked, map_leaves, record
 
 Section = Callable[..., Tensor]
 
@@ -88,3 +96,91 @@ def _folded(modules: Sequence[nn.Module]) -> Section:
         return x
 
     return section
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual stream between chosen layers of a language model, as sections.
+
+    ``stack`` goes with ``inputs``: position 0 is left out, since its norm dwarfs the rest, and put
+    back as a constant inside every section. ``apart`` is 1 if the last feature is the norm's
+    scale, which a basis must not mix with the stream: ``fit(stack, inputs, apart=apart)``.
+    """
+
+    stack: Stack
+    inputs: Float[Tensor, "prompt pos feature"]
+    apart: int
+
+
+def from_bridge(model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], layers: Sequence[int],
+                split_scale: bool = True) -> Residual:
+    """The residual stream before each of ``layers`` of a language model, on these tokens.
+
+    ``layers``: increasing, below the number of layers; ``[10, 11, 12]`` gives three boundaries and
+    two sections. ``split_scale`` makes the scale (root mean square, or standard deviation) of the
+    norm that reads a boundary a feature of its own, as arXiv 2405.10928 does: a section divides by
+    the scale it is given and reports that of its output. All prompts must share their first token
+    and have no padding.
+    """
+    layers = list(layers)
+    n_layers = model.cfg.n_layers
+    if len(layers) < 2 or any(b <= a for a, b in pairwise([-1, *layers, n_layers])):
+        raise ValueError(f"layers must be two or more of 0..{n_layers - 1}, increasing, "
+                         f"got {layers}")
+    if (tokens[:, 0] != tokens[0, 0]).any():
+        raise ValueError("all prompts must begin with the same token (prepend the BOS token): "
+                         "position 0 is held constant inside the sections")
+    one = record(model, tokens[:1])
+    stream = record(model, tokens).resid[layers[0]][:, 1:]
+    if split_scale:
+        stream = torch.cat([stream, _scale(model, layers[0], stream)], dim=-1)
+    sections = tuple(_between(one, a, b, split_scale) for a, b in pairwise(layers))
+    with torch.no_grad():
+        found = sections[0](stream[:1])[..., : model.cfg.d_model]
+    expected = one.resid[layers[1]][:, 1:]
+    if (found - expected).abs().max() > 1e-3 * expected.abs().max():
+        raise ValueError(f"the blocks of {model.cfg.architecture} cannot be rerun from their input"
+                         + (" and its scale (their norms are elsewhere): use split_scale=False"
+                            if split_scale else ""))
+    return Residual(Stack(sections), stream, apart=int(split_scale))
+
+
+def _between(one: Run, start: int, stop: int, split_scale: bool) -> Section:
+    def section(x: Float[Tensor, "prompt pos feature"]) -> Float[Tensor, "prompt pos feature"]:
+        given = x[..., -1:] if split_scale else None
+        x = x[..., :-1] if split_scale else x
+        hidden = torch.cat([one.resid[start][:, :1].expand(len(x), -1, -1), x], dim=1)
+        for layer in range(start, stop):
+            hidden = _block(one, layer, hidden, given if layer == start else None)
+        y = hidden[:, 1:]
+        return torch.cat([y, _scale(one.model, stop, y)], dim=-1) if split_scale else y
+
+    return section
+
+
+def _block(one: Run, layer: int, hidden: Tensor, scale: Tensor | None) -> Tensor:
+    """A block on any number of prompts, called as it was for the one recorded."""
+    args, kwargs = one.calls[layer]
+    stream = args[0] if args else kwargs["hidden_states"]
+
+    def own(value: Any) -> Any:
+        return hidden if value is stream else None if hasattr(value, "update") else value
+
+    if kwargs.get("attention_mask", 0) is None:
+        n = hidden.shape[1]
+        mask = torch.full((n, n), torch.finfo(hidden.dtype).min).triu(1).to(hidden)
+        kwargs = {**kwargs, "attention_mask": mask[None, None]}
+    args, kwargs = map_leaves(own, (args, kwargs))
+    with ExitStack() as hooks, warnings.catch_warnings():
+        if scale is not None:
+            warnings.simplefilter("ignore")  # of rounding, where the bridge recomputes the norm
+            point = one.model.hook_dict[f"blocks.{layer}.ln1.hook_scale"]
+            hooks.enter_context(hooked(point, lambda v: torch.cat([v[:, :1], scale], dim=1)))
+        return first(one.model.blocks[layer](*args, **kwargs))
+
+
+def _scale(model: TransformerBridge, layer: int, x: Tensor) -> Float[Tensor, "prompt pos 1"]:
+    """What the norm in front of a block divides by."""
+    norm = model.blocks[layer].ln1
+    centred = x if norm.uses_rms_norm else x - x.mean(-1, keepdim=True)
+    return (centred.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()

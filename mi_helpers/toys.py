@@ -8,8 +8,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -102,13 +102,12 @@ def trained_addition(seed: int, p: int = 113) -> tuple[ModularAddition, dict[str
     Made by ``python -m mi_helpers.train_modular_addition``; the second value holds epochs, share of
     pairs trained on, and test accuracy.
     """
-    folder = resources.files("mi_helpers") / "data"
-    name = f"modular_addition_p{p}_seed{seed}.safetensors"
-    if not (folder / name).is_file():
-        shipped = sorted(f.name for f in folder.iterdir()) if folder.is_dir() else []
-        raise FileNotFoundError(f"{name} does not ship with mi_helpers; available: {shipped}")
+    path = Path(__file__).parent / "data" / f"modular_addition_p{p}_seed{seed}.safetensors"
+    if not path.is_file():
+        shipped = sorted(file.name for file in path.parent.glob("*.safetensors"))
+        raise FileNotFoundError(f"{path.name} does not ship with mi_helpers; available: {shipped}")
     model = ModularAddition(p, seed=seed)
-    with resources.as_file(folder / name) as path, safe_open(path, "pt") as file:
+    with safe_open(path, "pt") as file:
         model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         about = dict(file.metadata())
     return model.eval().requires_grad_(False), about

@@ -94,6 +94,7 @@ def execute(
         "iopub_timeout": 120,
     }
     environment = {
+        "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
         **os.environ,
         "MI_SCORECARD": str(claims),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own

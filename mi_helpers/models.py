@@ -87,7 +87,7 @@ def load_model(
         rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
         tokenizer = _fit_tokenizer(tokenizer, rows, short_name, cache_dir)
         # boot_transformers applies neither device nor dtype to a model that it is given.
-        model.to(place)
+        model.to(place)  # type: ignore[arg-type]
         bridge = TransformerBridge.boot_transformers(
             _known_name(name, model), hf_model=model, tokenizer=tokenizer,
             device=str(place), dtype=model.dtype,

@@ -161,7 +161,8 @@ def test_attention_is_made_eager() -> None:
     model = AutoModelForCausalLM.from_config(hf_model("llama").config, attn_implementation="sdpa")
     assert model.config._attn_implementation == "sdpa"
     bridge = load_model(model, tokenizer=tokenizer())
-    assert bridge.original_model.config._attn_implementation  # type: ignore[union-attr] == "eager"
+    config: Any = bridge.original_model.config
+    assert config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -176,7 +177,7 @@ def test_dtype_is_applied_but_not_to_rotary_frequencies(tmp_path: Path, in_memor
 
 
 def test_the_default_is_float32_whatever_the_file_holds(tmp_path: Path) -> None:
-    model = hf_model("gpt2").to(torch.float16)
+    model = hf_model("gpt2").half()
     model.save_pretrained(tmp_path / "half")
     tokenizer().save_pretrained(tmp_path / "half")
     assert load_model(tmp_path / "half").cfg.dtype == torch.float32

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
         models,
         plots,
         prompts,
+        region_explorer,
         region_graph,
         region_mechanism,
+        region_suite,
         regions,
         texts,
     )
@@ -27,8 +29,10 @@ __all__ = [
     "models",
     "plots",
     "prompts",
+    "region_explorer",
     "region_graph",
     "region_mechanism",
+    "region_suite",
     "regions",
     "texts",
 ]

@@ -11,7 +11,6 @@ Source: Janiak et al. 2024, arXiv 2409.17113 (F_p, d, sharpness, slices).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -259,15 +258,19 @@ def slice_map(
     return side, closeness.view(size, size, 3).cpu(), where
 
 
-# --- The suite of small decoders ----------------------------------------------------------------
+# --- Tables -------------------------------------------------------------------------------------
 
 
-def suite() -> pd.DataFrame:
-    """The checkpoints that come with the package (see `train_suite`): width, step, held-out loss
-    in nats, number of parameters, and the directory to give to `load_model`."""
-    folder = Path(__file__).parent / "data" / "suite"
-    losses = pd.read_csv(folder / "losses.csv")
-    losses["path"] = [
-        folder / f"d{w}-step{s}" for w, s in zip(losses.width, losses.step, strict=True)
-    ]
-    return losses[[path.is_dir() for path in losses["path"]]].reset_index(drop=True)
+def curves(walk: Walk) -> pd.DataFrame:
+    """One line for each step and pair: alpha, and d(α)/d(1) by both read-outs."""
+    steps, pairs = walk.pre.shape[:2]
+    columns = {read: walk.distance(read) / walk.distance(read)[-1] for read in _READS}
+    values = {read: share.cpu().numpy().ravel() for read, share in columns.items()}
+    alpha = torch.linspace(0, 1, steps).repeat_interleave(pairs).numpy()
+    return pd.DataFrame({"alpha": alpha, "pair": list(range(pairs)) * steps, **values})
+
+
+def quartiles(table: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
+    """The median of a column and its quartiles, as `low` and `high`, for each value of `by`."""
+    grouped = table.groupby(by)[value].quantile([0.25, 0.5, 0.75]).unstack()
+    return grouped.set_axis(["low", "median", "high"], axis=1).reset_index()

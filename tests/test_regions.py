@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mi_helpers import engine, region_graph, region_mechanism, regions, texts
+from mi_helpers import (
+    engine,
+    region_explorer,
+    region_graph,
+    region_mechanism,
+    region_suite,
+    regions,
+    texts,
+)
 
 from . import tiny
 
@@ -365,7 +373,7 @@ def test_text_pairs_of_unequal_length_are_left_out():
 def test_the_suite_loads_and_has_learnt():
     from mi_helpers import load_model
 
-    suite = regions.suite()
+    suite = region_suite.suite()
     counts = suite.groupby("width")["step"].nunique()
     assert len(counts) >= 3
     assert (counts >= 8).all()
@@ -377,3 +385,64 @@ def test_the_suite_loads_and_has_learnt():
     ]
     gains = [texts.order_gain(load_model(one["path"]), written) for one in (first, last)]
     assert gains[0] < 0.5 < gains[1]
+
+
+def test_reinitialised_is_another_draw_of_the_same_shape(model):
+    state = torch.get_rng_state()
+    fresh = region_suite.reinitialised(model, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert fresh.cfg.n_layers == model.cfg.n_layers
+    again = region_suite.reinitialised(model, seed=1)
+    tokens = prompts(2)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(tokens), again(tokens))
+        assert not torch.allclose(fresh(tokens), model(tokens))
+
+
+def test_chained_sharpness_is_the_sharpness_of_those_pairs():
+    model, tokens = tiny.bridge("llama"), prompts(3)
+    tokens = torch.cat([tokens, tokens[-1:]])
+    found = region_suite.chained_sharpness(model, tokens, steps=7)
+    pair = engine.record(model, tokens[1:3])
+    one = region_mechanism.walk_points(pair, region_mechanism.line(pair, steps=7))
+    assert float(found[1]) == pytest.approx(float(regions.sharpness(one.distance())[0]), rel=1e-3)
+    assert found.isnan().tolist() == [False, False, True]  # the last two prompts are equal
+
+
+def test_rank_correlation():
+    assert region_suite.rank_correlation([1, 2, 3], [10, 100, 1000]) == pytest.approx(1)
+    assert region_suite.rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert region_suite.rank_correlation([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(0.9486833)
+    assert region_suite.rank_correlation([1, 2, 3], [5, 5, 5]) == 0
+
+
+def test_shared_last_token():
+    tokens = torch.tensor([[0, 7], [0, 8], [0, 7], [0, 8], [0, 9]])
+    assert sorted(region_suite.shared_last_token(tokens, 10)) == [(0, 2), (1, 3)]
+
+
+def test_curves_hold_every_step():
+    run = engine.record(tiny.bridge("llama"), prompts(2))
+    other = engine.record(run.model, prompts(2, seed=1))
+    walk = regions.walk(run, regions.path_rows(run, other, steps=5))
+    table = regions.curves(walk)
+    assert len(table) == 10
+    assert table.query("alpha == 0")[["pre", "post"]].to_numpy().tolist() == [[0, 0], [0, 0]]
+    assert np.allclose(table.query("alpha == 1")[["pre", "post"]], 1)
+    middle = walk.distance()[2, 1] / walk.distance()[-1, 1]
+    assert table.query("alpha == 0.5 and pair == 1")["post"].item() == pytest.approx(float(middle))
+
+
+def test_explorer_refuses_unequal_lengths_and_draws(capsys):
+    pytest.importorskip("ipywidgets")
+    model = tiny.bridge("llama")
+    box = region_explorer.explorer(model, ["w1 w2", "w1 w3", "w4"], size=5)
+    box.children[4].click()
+    assert "equal token lengths" in capsys.readouterr().out
+
+
+def test_slice_figure_has_the_corners():
+    model = tiny.bridge("llama")
+    figure = region_explorer.slice_figure(*regions.slice_map(model, prompts(3), size=5))
+    assert np.asarray(figure.data[0].z).shape == (5, 5, 3)
+    assert figure.data[1].x[:2] == (0, 1)

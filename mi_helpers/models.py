@@ -72,7 +72,7 @@ def load_model(
 
     from .hook_check import check_hooks
 
-    kind = _dtype(dtype)
+    kind, device = _dtype(dtype), _device(device)
     tokenizer = copy.deepcopy(tokenizer)  # TransformerLens sets missing special tokens on it
     with _no_progress_bars():
         if isinstance(name, str | Path):
@@ -175,6 +175,19 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ValueError(f"dtype is float32, bfloat16, float16 or float64, got {dtype!r}")
     return kind
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    import torch
+
+    try:
+        place = torch.device(device) if device is not None else None
+    except RuntimeError as error:
+        raise ValueError(f"device is 'cpu', 'cuda', 'cuda:1' or 'mps', got {device!r}") from error
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if place is not None and missing.get(place.type, False):
+        raise ValueError(f"device={device!r} is not on this machine; it has {best_device()!r}")
+    return place
 
 
 def _read(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:

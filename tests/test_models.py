@@ -190,6 +190,14 @@ def test_an_unusable_dtype_is_refused(dtype: str | torch.dtype) -> None:
         load_model(hf_model("gpt2"), tokenizer=tokenizer(), dtype=dtype)
 
 
+def test_an_unusable_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='cuda' is not on this machine"):
+        load_model(hf_model("gpt2"), tokenizer=tokenizer(), device="cuda")
+    with pytest.raises(ValueError, match="device is 'cpu', 'cuda'"):
+        load_model(hf_model("gpt2"), tokenizer=tokenizer(), device="abacus")
+
+
 # Nothing of a model's repository is executed
 
 

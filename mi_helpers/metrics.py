@@ -12,7 +12,7 @@ norm; put `log_prob` or `kl` beside it, because they see what it cannot; keep `a
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .prompts import PromptPairs
+    from .pairs import PromptPairs
+
+Values = Any  # a tensor, an array, a pandas column or a float
 
 
 def logit_diff(
@@ -124,11 +126,7 @@ def prob_diff(
     return (p * right_set).sum(-1) - (p * wrong_set).sum(-1)
 
 
-def normalise(
-    value: Float[Tensor, "*row prompt"],
-    corrupted: Float[Tensor, "prompt"],
-    clean: Float[Tensor, "prompt"],
-) -> Float[Tensor, "*row prompt"]:
+def normalise(value: Values, corrupted: Values, clean: Values) -> Values:
     """(value - corrupted) / (clean - corrupted): 0 is the corrupted run, 1 is the clean run.
 
     Works on tensors, arrays, pandas columns and floats. Values above 1 and below 0 are results, not

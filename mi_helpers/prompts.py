@@ -36,10 +36,10 @@ def ioi(
     seed: int = 0,
     *,
     corruption: Literal["abc", "s2", "names"] = "abc",
-    template: str = "walked",
+    template: str = "together",
     order: Literal["abba", "baba", "both"] = "abba",
 ) -> PromptPairs:
-    """Indirect object identification: "Then Mary and John … Later John gave a book to" -> Mary.
+    """Indirect object identification: "When Mary and John went … John gave a book to" -> Mary.
 
     The answer is the name that occurs once (IO), the wrong answer the one that occurs twice (S).
     What differs between clean and corrupted prompt:
@@ -51,7 +51,7 @@ def ioi(
       wrong answers are exchanged.
 
     `order` puts IO before S1 ("abba"), after it ("baba"), or alternates; `template` is a key of
-    words.IOI_TEMPLATES or a sentence of one's own with the same fields.
+    `words.IOI_TEMPLATES` or a sentence of one's own with the same fields.
     Source: Wang et al. 2022, arXiv 2211.00593, section 2 and appendix E, with sentences of our own.
     """
     _one_of("corruption", corruption, ("abc", "s2", "names"))
@@ -189,7 +189,7 @@ def docstring(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     for _ in range(n):
         function, *arguments = rng.choice(names, 12, replace=False)
         before, (a, b, c, after), others = arguments[:2], arguments[2:6], arguments[6:]
-        prose = [" ".join(rng.choice(vocabulary, k)) for k in (3, 2, 2)]
+        prose = [" ".join(rng.choice(vocabulary, k)) for k in (2, 2, 2)]
         clean.append(_definition(function, [*before, a, b, c, after], [a, b], prose))
         corrupted.append(_definition(function, [*before, *others[:3], after], others[3:], prose))
         answers.append(f" {c}")
@@ -203,7 +203,8 @@ def _definition(
     function: str, arguments: Sequence[str], documented: Sequence[str], prose: Sequence[str]
 ) -> str:
     lines = [f"    :param {name}: {text}" for name, text in zip(documented, prose[1:], strict=True)]
-    head = f'def {function}(self, {", ".join(arguments)}):\n    """{prose[0]}\n'
+    # a fixed first word: it has no space before it, so most words would be several tokens there
+    head = f'def {function}(self, {", ".join(arguments)}):\n    """The {prose[0]}\n'
     return "\n".join([head, *lines, "    :param"])
 
 
@@ -221,6 +222,11 @@ def _years(model: Model) -> tuple[list[str], int]:
             # with single digits the tens must leave room on both sides
             if digits == 2 or (digits == 1 and 10 <= last <= 89):
                 by_digits[digits].append(year)
+    if not any(by_digits.values()):
+        raise ValueError(
+            "this model's tokenizer neither keeps the last two digits of a year together nor "
+            "splits single digits, so greater_than has no one-token answers"
+        )
     return (by_digits[2], 2) if by_digits[2] else (by_digits[1], 1)
 
 

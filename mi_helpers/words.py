@@ -22,12 +22,13 @@ rate start stop step state type unit version weight order page list item image h
 scale shape signal speed title token test time task style"""
 
 IOI_TEMPLATES = {
-    "walked": "Then {first} and {second} walked to the {place}. Later {giver} gave a {object} to",
+    "together": "When {first} and {second} went to the {place} together, "
+    "{giver} gave a {object} to",
     "went": "When {first} and {second} went to the {place}, {giver} gave a {object} to",
-    "dinner": "After {first} and {second} ate at the {place}, {giver} passed the {object} to",
+    "ate": "After {first} and {second} ate at the {place}, {giver} passed the {object} to",
     "working": "While {first} and {second} were working at the {place}, {giver} gave a {object} to",
     "met": "Yesterday {first} and {second} met at the {place}, and {giver} handed a {object} to",
-    "friends": "Both {first} and {second} saw a {object} at the {place}, and {giver} gave it to",
+    "saw": "Both {first} and {second} saw a {object} at the {place}, and {giver} gave it to",
     "argued": "Then {first} and {second} argued at the {place}, and afterwards {giver} said to",
 }
 

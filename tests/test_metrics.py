@@ -1,7 +1,6 @@
 """Metrics against numbers worked out by hand and against slow loops in plain Python."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,12 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_helpers import metrics
+from mi_helpers.pairs import PromptPairs
 
 # Two prompts, four tokens. Prompt 0: odds 8 : 4 : 2 : 2; prompt 1: odds 1 : 1 : 1 : 5.
 ODDS = torch.tensor([[8.0, 4.0, 2.0, 2.0], [1.0, 1.0, 1.0, 5.0]])
 LOGITS = ODDS.log() + torch.tensor([[0.5], [-3.0]])  # a shift per prompt must not matter
 ANSWERS = torch.tensor([0, 1])
 WRONG = torch.tensor([1, 3])
+
+
+def make_pairs(answers=ANSWERS, wrong=WRONG, right_set=None, wrong_set=None):
+    """Prompt pairs of which only the answers matter."""
+    texts, tokens = ["text"] * len(answers), torch.zeros(len(answers), 1, dtype=torch.long)
+    fields = (texts, texts, tokens, tokens, answers, wrong, ["END"], right_set, wrong_set)
+    return PromptPairs("made", *fields)
 
 
 def slow_kl(logits, reference):
@@ -69,6 +76,7 @@ def test_kl_of_large_shifts():
     close(metrics.kl(logits, reference), [200.0])
     logits.requires_grad_()
     metrics.kl(logits, reference).backward()
+    assert logits.grad is not None
     assert logits.grad.tolist() == [[-1.0, 1.0]]
 
 
@@ -91,13 +99,8 @@ def test_rows_are_carried_along(rows, prompts, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(*rows, prompts, 7, generator=generator)
     answers = torch.randint(0, 3, (prompts,), generator=generator)
-    pairs = SimpleNamespace(
-        task="random",
-        answers=answers,
-        wrong=answers + 1,
-        right_set=torch.nn.functional.one_hot(answers, 7).bool(),
-        wrong_set=torch.nn.functional.one_hot(answers + 1, 7).bool(),
-    )
+    sets = [torch.nn.functional.one_hot(tokens, 7).bool() for tokens in (answers, answers + 1)]
+    pairs = make_pairs(answers, answers + 1, *sets)
     reference = torch.randn(prompts, 7, generator=generator)
     built = metrics.build(pairs, metrics.METRICS, reference)
     assert set(built) == set(metrics.METRICS)
@@ -144,8 +147,8 @@ def test_normalise_says_where_there_is_nothing_to_normalise():
 
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_nan_is_refused(name):
-    pairs = SimpleNamespace(task="x", answers=ANSWERS, wrong=WRONG)
-    pairs.right_set = pairs.wrong_set = torch.ones(2, 4, dtype=torch.bool)
+    everything = torch.ones(2, 4, dtype=torch.bool)
+    pairs = make_pairs(right_set=everything, wrong_set=everything)
     broken = LOGITS.repeat(3, 1, 1)
     broken[2, 1, 3] = torch.nan
     with pytest.raises(ValueError, match=r"NaN, first at index \[2, 1\]"):
@@ -177,13 +180,11 @@ def test_half_precision_is_widened():
 
 
 def test_build_refuses_what_it_cannot_bind():
-    pairs = SimpleNamespace(
-        task="ioi", answers=ANSWERS, wrong=WRONG, right_set=None, wrong_set=None
-    )
+    pairs = make_pairs()
     for name, message in [
         ("logit_dif", "unknown; the metrics are logit_diff"),
         ("kl", "needs reference logits"),
-        ("prob_diff", "which 'ioi' does not have"),
+        ("prob_diff", "which 'made' does not have"),
     ]:
         with pytest.raises(ValueError, match=message):
             metrics.build(pairs, [name])

@@ -212,6 +212,24 @@ def edges(basis: Basis, inputs: Float[Tensor, "batch ... feature"], *, points: i
     return found
 
 
+def edge_table(interactions: Sequence[Float[Tensor, "next feature"]]) -> pd.DataFrame:
+    """Interactions as a long table: section, next, feature, interaction."""
+    return pd.concat([
+        pd.DataFrame(E.numpy()).rename_axis(index="next", columns="feature").stack()
+        .rename("interaction").reset_index().assign(section=index)
+        for index, E in enumerate(interactions)
+    ], ignore_index=True)
+
+
+def inputs_needed(E: Float[Tensor, "next feature"], share: float = 0.9) -> Float[Tensor, " next"]:
+    """How many features it takes, largest first, to make up ``share`` of each row's interactions.
+
+    Does not depend on how the next features are scaled, so bases can be compared.
+    """
+    upto = E.sort(dim=1, descending=True).values.cumsum(1) / E.sum(1, keepdim=True)
+    return (upto < share).sum(1).double() + 1
+
+
 def _next_features(stack: Stack, index: int, C: Tensor, signs: Float[Tensor, "source pos"] | None
                    ) -> Callable[[Tensor, Tensor], Tensor]:
     """From activations and the constant to the next boundary's features, positions in front."""
@@ -312,3 +330,26 @@ def fewest(score: Callable[[int], float], most: int, target: float) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if score(middle) >= target else (middle, high)
     return high
+
+
+def needed(basis: Basis, interactions: Sequence[Float[Tensor, "next feature"]],
+           inputs: Float[Tensor, "batch ... feature"], score: Score, tolerance: float = 0.001
+           ) -> pd.DataFrame:
+    """Fewest edges, and fewest features, that keep the score within ``tolerance`` of the network's.
+
+    One row per section: edges of that section, features at its input; each ablated alone.
+    """
+    with torch.no_grad():
+        target = score(basis.stack.run(inputs)) - tolerance
+
+    def edges_kept(section: int) -> int:
+        return fewest(
+            lambda k: ablate_edges(basis, interactions, inputs, section, [k], score)["score"][0],
+            interactions[section].numel(), target)
+
+    def features_kept(section: int) -> int:
+        return fewest(lambda k: ablate_nodes(basis, inputs, section, [k], score)["score"][0],
+                      len(basis.boundaries[section].importance), target)
+
+    return pd.DataFrame([{"section": i, "edges": edges_kept(i), "features": features_kept(i)}
+                         for i in range(len(interactions))])

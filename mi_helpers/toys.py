@@ -128,6 +128,18 @@ def addition_accuracy(logits: Float[Tensor, "batch vocab"], pairs: Int[Tensor, "
     return (logits.argmax(-1) == pairs.sum(-1) % p).float().mean().item()
 
 
+def frequencies(values: Float[Tensor, "p feature"]) -> pd.DataFrame:
+    """How much of each feature's variance over tokens 0..p-1 is at its strongest frequency.
+
+    One row per feature: feature, frequency (turns per p tokens), share.
+    """
+    centred = (values - values.mean(0)).double()
+    power = torch.fft.rfft(centred, dim=0).abs().square()[1:]
+    share, best = (power / power.sum(0)).max(dim=0)
+    return pd.DataFrame({"feature": range(values.shape[1]), "frequency": (best + 1).tolist(),
+                         "share": share.tolist()})
+
+
 def linear_network(widths: Sequence[int] = (10, 10, 10, 6), n: int = 1000, seed: int = 0
                    ) -> tuple[Stack, Float[Tensor, "n width"]]:
     """Random linear layers with biases (float64), and correlated Gaussian inputs."""

@@ -418,6 +418,27 @@ def test_fewest_refuses_what_cannot_be_reached() -> None:
         ib.fewest(lambda k: 0.0, 10, 0.5)
 
 
+def test_needed_edges_and_features() -> None:
+    """An output that is one input feature needs one edge and one feature."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 4, dtype=torch.float64) * torch.tensor([3.0, 2, 1, 1]).double()
+    basis = ib.fit([lambda z: torch.tanh(z), lambda z: z[:, :1]], x, kind="pca", last="identity")
+    label = x[:, 0] > 0
+    table = ib.needed(basis, ib.edges(basis, x), x,
+                      lambda y: ((y[:, 0] > 0) == label).double().mean().item(), tolerance=0.05)
+    assert table["edges"].tolist() == [1, 1]
+    assert table["features"].tolist() == [1, 1]
+
+
+def test_inputs_needed() -> None:
+    E = torch.tensor([[8.0, 1, 1, 0], [1, 1, 1, 1]])
+    assert ib.inputs_needed(E, 0.75).tolist() == [1, 3]
+    assert ib.inputs_needed(7 * E, 0.85).tolist() == [2, 4]
+    long = ib.edge_table([E, E[:1]])
+    assert long.query("section == 0 and next == 0 and feature == 0")["interaction"].item() == 8
+    assert len(long) == 12
+
+
 # Modules, and a whole transformer.
 
 

@@ -16,6 +16,7 @@ from mi_helpers.toys import (
     addition_pairs,
     block_network,
     degenerate_mlp,
+    frequencies,
     linear_network,
     trained_addition,
 )
@@ -88,6 +89,14 @@ def test_shipped_networks_add() -> None:
     assert abs(accuracy - float(about["test_accuracy"])) < 1e-4
     with pytest.raises(FileNotFoundError, match="seed0"):
         trained_addition(seed=99)
+
+
+def test_frequencies_of_a_cosine() -> None:
+    t = torch.arange(11) * 2 * torch.pi / 11
+    values = torch.stack([(3 * t).cos(), (2 * t).sin() + (4 * t).cos() * 0.5], dim=1)
+    found = frequencies(values)
+    assert found["frequency"].tolist() == [3, 2]
+    assert found["share"].tolist() == pytest.approx([1.0, 0.8], abs=1e-6)
 
 
 def test_linear_network_is_linear() -> None:

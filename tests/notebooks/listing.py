@@ -35,5 +35,25 @@ class Listed:
 
 
 NOTEBOOKS: tuple[Listed, ...] = (
-    Listed("00_tour", families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2")),
+    Listed(
+        "00_tour",
+        changed={"SEED": "1", "N_PROMPTS": "4"},
+        families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
+        model_free=frozenset({"00.all-positions"}),
+    ),
+    Listed(
+        "03_stable_regions",
+        changed={
+            "SEED": "1",
+            "N_PAIRS": "30",
+            "STEPS": "12",
+            "N_CONTROL": "12",
+            "N_SUITE": "8",
+            "N_PROMPTS": "24",
+            "N_MECHANISM": "3",
+            "MAP_SIZE": "7",
+        },
+        families=("gpt2", "gemma2"),
+        model_free=frozenset({"03.training", "03.size", "03.untrained-suite-straight"}),
+    ),
 )

@@ -100,7 +100,7 @@ class Network:
             else:
                 seen = {p: patches.get((p, name), found[p]) for p in unit.weights}
                 total = sum(weight * seen[p] for p, weight in unit.weights.items())
-                found[name] = torch.clamp(total + unit.bias, 0, 1)
+                found[name] = torch.as_tensor(total + unit.bias).clamp(0, 1)
         return found
 
 

@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -118,15 +119,12 @@ def train(
     seed: int = 0,
     learning_rate: float = 3e-3,
 ) -> list[dict[str, float]]:
-    """Train one decoder, keep its checkpoints under `out`; its losses, every 32 steps."""
+    """Train one decoder, keep its checkpoints under `out`; its losses, every 32 steps in nats."""
     model, steps = decoder(width, seed), max(CHECKPOINTS)
-    groups = {True: [], False: []}  # weight decay on matrices alone
-    for parameter in model.parameters():
-        groups[parameter.ndim > 1].append(parameter)
-    optimiser = torch.optim.AdamW(
-        [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}],
-        lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1,
-    )  # fmt: skip
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]  # no weight decay on norms
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     losses = []
     for step, batch in enumerate([*batches[:steps], batches[0]]):
         if step in CHECKPOINTS or step % 32 == 0:

@@ -68,4 +68,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="both give"):
         gates.patch(gates.AND, OFF, OFF, ["a"], "noise")
     with pytest.raises(ValueError, match="direction"):
-        gates.patch(gates.AND, ON, OFF, ["a"], "both")
+        gates.patch(gates.AND, ON, OFF, ["a"], "both")  # type: ignore[arg-type]

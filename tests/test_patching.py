@@ -1,6 +1,7 @@
 """Sweeps, paths and attribution against plain hooked forwards, by another route each."""
 
 from functools import partial
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -61,7 +62,7 @@ TL_FUNCTIONS = {
 
 @pytest.mark.parametrize("site", TL_FUNCTIONS)
 def test_sweep_equals_transformer_lens(site):
-    model, (function, positions) = tiny.bridge("gpt2"), TL_FUNCTIONS[site]
+    model, (function, positions) = tiny.bridge("gpt2"), cast(Any, TL_FUNCTIONS[site])
     _, cache = model.run_with_cache(PAIRS.clean_tokens)
     expected = function(model, PAIRS.corrupted_tokens, cache, lambda x: logit_diff(x).mean())
     table = patching.sweep(model, PAIRS, site, normalise=False, positions=positions)
@@ -191,7 +192,8 @@ def slow_path(model, sender, receivers, mlps, pos, direction="noise"):
             value[:, pos, head] = source_cache[hook.name][:, pos, head]
         return value
 
-    seen, still = {}, {}
+    seen: dict[str, Any] = {}
+    still: dict[str, Any] = {}
     own = f"blocks.{layer}.hook_mlp_out" if head is None else f"blocks.{layer}.attn.hook_z"
     hooks = [(own, send)]
 
@@ -248,7 +250,7 @@ def test_path_patching_equals_two_hooked_forwards(family, mlps):
 
 def test_a_direct_path_by_hand_on_gpt2():
     """Sender 0.2, receiver 3.1.q: norm, weights and biases of the Hugging Face model itself."""
-    model = tiny.load(hf := tiny.hf_model("gpt2"))
+    model = tiny.load(hf := cast(Any, tiny.hf_model("gpt2")))
     runs, pos = patching.record(model, PAIRS), 5
     change = runs.corrupted.activation("z", 0)[:, pos, 2] - runs.clean.activation("z", 0)[:, pos, 2]
     weight = hf.transformer.h[0].attn.c_proj
@@ -309,7 +311,7 @@ def test_bad_paths_are_named(senders, receivers, message):
 
 def linear_model():
     """A GPT-2 with uniform attention, no nonlinearity in the MLPs, and norms that only scale."""
-    hf = tiny.hf_model("gpt2", activation_function="linear")
+    hf = cast(Any, tiny.hf_model("gpt2", activation_function="linear"))
     for block in hf.transformer.h:
         for parameter in (block.attn.c_attn.weight, block.attn.c_attn.bias):
             parameter.data[..., :64] = 0  # queries and keys
@@ -357,7 +359,7 @@ def test_attribution_is_the_slope_of_small_patches(family, site):
 def test_many_steps_from_the_embeddings_integrate_to_the_whole_effect():
     """Along the embeddings' line the effects of all positions of resid_pre 0 add up to the span."""
     model = tiny.load(tiny.hf_model("llama").double())
-    arguments = {"site": "resid_pre", "positions": "all", "layers": [0]}
+    arguments: dict[str, Any] = {"site": "resid_pre", "positions": "all", "layers": [0]}
     plain = patching.attribution(model, PAIRS, **arguments)["logit_diff"][0]
     many = patching.attribution(model, PAIRS, **arguments, steps=64)["logit_diff"][0]
     assert abs(many - 1) < 0.01 < abs(plain - 1)

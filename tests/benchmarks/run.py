@@ -1,4 +1,4 @@
-"""Runs the benchmarks and writes tests/benchmarks/results.json: `make bench`, some 15 minutes.
+"""Runs the benchmarks and writes tests/benchmarks/results.json: `make bench`, some five minutes.
 
 `python -m tests.benchmarks.run resid_pre_sweep …` runs only those works, and keeps the rest of
 the file.

@@ -108,7 +108,13 @@ def sweep(
         timed_rows = pd.DataFrame(index)[lambda rows: rows["layer"] % PEER_LAYERS == 0]
         with torch.no_grad():
             patching.generic_activation_patch(
-                model, pairs.corrupted_tokens, cache, metric, setter, site, index_df=timed_rows
+                model,
+                pairs.corrupted_tokens,
+                cache,
+                metric,
+                setter,
+                site,
+                index_df=timed_rows,
             )
         return torch.stack(seen)
 
@@ -129,7 +135,7 @@ def sweep(
     return record(work, f"transformer_lens.patching.{name}", mine, peer, limit, kept, len(index))
 
 
-PEERS = {
+PEERS: dict[str, tuple[str, str, Any]] = {
     "resid_pre": ("get_act_patch_resid_pre", "pos", patching.layer_pos_patch_setter),
     "z": ("get_act_patch_attn_head_out_all_pos", "head", patching.layer_head_vector_patch_setter),
 }

@@ -107,7 +107,7 @@ def sweep(
         _, cache = model.run_with_cache(pairs.clean_tokens)
         timed_rows = pd.DataFrame(index)[lambda rows: rows["layer"] % PEER_LAYERS == 0]
         with torch.no_grad():
-            patching.generic_activation_patch(
+            patching.generic_activation_patch(  # type: ignore[call-overload]
                 model,
                 pairs.corrupted_tokens,
                 cache,

@@ -8,6 +8,7 @@ of the outputs with respect to the parameters.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -17,23 +18,26 @@ from .jacobians import activation_gram, jacobian_gram, spectrum
 from .sections import Stack
 
 
-def ranks(stack: Stack, inputs: Float[Tensor, "batch ... feature"], threshold: float = 1e-10,
-          sources: int | None = None, **options: int) -> pd.DataFrame:
+def ranks(stack: Stack, inputs: Float[Tensor, "batch ... feature"],
+          thresholds: float | Sequence[float] = 1e-10, sources: int | None = None, **options: int
+          ) -> pd.DataFrame:
     """Rank of the activations, and of the gradients of the output, at every boundary.
 
-    Columns: boundary, width, activations, gradients. Eigenvalues of the covariance (of the
-    uncentred Gram matrix, for gradients) at or below ``threshold`` times the largest count as
-    zero. ``sources``, options: see :func:`mi_helpers.jacobians.jacobian_gram`.
+    One row per boundary and threshold: boundary, threshold, width, activations, gradients.
+    Eigenvalues of the covariance (of the uncentred Gram matrix, for gradients) at or below the
+    threshold times the largest count as zero. ``sources``, options: see
+    :func:`mi_helpers.jacobians.jacobian_gram`.
     """
     rows = []
     for index, x in enumerate(stack.activations(inputs)):
-        found = activation_gram(x)[1]
+        forth = activation_gram(x)[1]
         back = torch.eye(x.shape[-1], dtype=torch.float64)
         if index < len(stack.sections):
             back = jacobian_gram(_rest(stack, index), x, sources=sources, **options).matrix
-        rows.append({"boundary": index, "width": x.shape[-1],
-                     "activations": spectrum(found, threshold)[0].numel(),
-                     "gradients": spectrum(back, threshold)[0].numel()})
+        rows += [{"boundary": index, "threshold": threshold, "width": x.shape[-1],
+                  "activations": spectrum(forth, threshold)[0].numel(),
+                  "gradients": spectrum(back, threshold)[0].numel()}
+                 for threshold in np.atleast_1d(thresholds).tolist()]
     return pd.DataFrame(rows)
 
 
@@ -81,10 +85,11 @@ def synchronised(preactivations: Float[Tensor, "sample unit"], tolerance: float 
     fires: Bool[Tensor, "unit sample"] = (preactivations.flatten(0, -2) > 0).T
     groups: list[list[int]] = []
     for unit in torch.nonzero(fires.any(dim=1))[:, 0].tolist():
-        for group in groups:
-            if (fires[unit] != fires[group[0]]).double().mean().item() <= tolerance:
-                group.append(unit)
-                break
+        leaders = fires[[group[0] for group in groups]]
+        differ = (leaders != fires[unit]).double().mean(dim=1)
+        alike = torch.nonzero(differ <= tolerance)[:, 0].tolist()
+        if alike:
+            groups[alike[0]].append(unit)
         else:
             groups.append([unit])
     return [group for group in groups if len(group) > 1]

@@ -171,7 +171,7 @@ class BlockNetwork:
         """How much of each feature's variance comes from the one block it has most from.
 
         ``Cs``: a basis at every boundary, features in columns. One row per boundary and feature
-        that varies; 1 means that the feature belongs to a block, 1 / blocks that it is spread.
+        that varies, with the block; a purity of 1 / blocks is an even mixture.
         """
         rows = []
         for boundary, (x, S, C) in enumerate(
@@ -182,7 +182,7 @@ class BlockNetwork:
                                            (S @ C).split(self.block_width), strict=True)]
             variance = torch.stack([part.pow(2).mean(0) for part in parts])
             total = variance.sum(0)
-            rows += [{"boundary": boundary, "feature": i,
+            rows += [{"boundary": boundary, "feature": i, "block": int(variance[:, i].argmax()),
                       "purity": (variance[:, i].max() / total[i]).item()}
                      for i in torch.nonzero(total > 1e-20 * total.max())[:, 0].tolist()]
         return pd.DataFrame(rows)

@@ -5,11 +5,12 @@ restore the behaviour. Noising patches the other way round: it asks what is nece
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -62,6 +63,36 @@ def record(
         sites = [site for site in SITES if hook_name(site, 0) in model.hook_dict]
     clean = engine.record(model, pairs.clean_tokens, sites=sites)
     return BaseRuns(pairs, clean, engine.record(model, pairs.corrupted_tokens, sites=sites))
+
+
+def gaussian(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    positions: Sequence[int],
+    sigmas: float = 3.0,
+    seed: int = 0,
+    sites: Sequence[str] | None = None,
+) -> BaseRuns:
+    """As `record`, but the corrupted run is the clean prompt with noise on its embeddings.
+
+    Noise is N(0, (sigmas · σ)²) at `positions`, with σ the standard deviation of the prompts'
+    embeddings. Source: Meng et al. 2022 (ROME), arXiv 2202.05262, section 2.1.
+    """
+    runs, generator = record(model, pairs, sites), torch.Generator().manual_seed(seed)
+    where = list(positions)
+
+    def add(value: Tensor, hook: object) -> Tensor:
+        noise = torch.randn(value[:, where].shape, generator=generator).to(value)
+        value = value.clone()
+        value[:, where] += sigmas * value.std() * noise
+        return value
+
+    with model.hooks(fwd_hooks=[("hook_embed", add)]):
+        kept = {site for site, _ in runs.clean.acts}
+        noised = engine.record(model, pairs.clean_tokens, sites=sorted(kept))
+    tokens = noised.tokens.clone()
+    tokens[:, where] = -1  # no token of the vocabulary: the engine must see that the runs differ
+    return replace(runs, corrupted=replace(noised, tokens=tokens))
 
 
 def ensure(

@@ -13,12 +13,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from . import engine
 from .attribution import attribution
-from .base_runs import BaseRuns, Direction, Metrics, ensure, measure, record
+from .base_runs import BaseRuns, Direction, Metrics, ensure, gaussian, measure, record
 from .coordinates import coordinates
 from .pairs import PromptPairs
 from .paths import path_patch
 
-__all__ = ["BaseRuns", "attribution", "path_patch", "record", "sweep"]
+__all__ = ["BaseRuns", "attribution", "gaussian", "path_patch", "record", "sweep"]
 
 
 def sweep(

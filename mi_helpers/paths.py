@@ -99,6 +99,7 @@ def path_patch(
     if to_logits and pos is None and not isinstance(metrics, dict):
         pos = -1  # named metrics read the last position, and nothing moves between positions
     where = _positions(pos, base.tokens.shape[1])
+    after = list(range(where[0], base.tokens.shape[1]))  # earlier positions cannot change
     stop = model.cfg.n_layers if to_logits else 1 + max(end.layer for end in ends)
     relays = {(s, e): _Relay(base, source, where) for s in starts for e in ends if s.reaches(e)}
 
@@ -113,7 +114,7 @@ def path_patch(
                 held = ["attn_out"] * later
                 held += ["mlp_out"] * (mlps == "frozen" and (later or sender.site == "z"))
                 for site in held:
-                    yield _line(row, Node("", site, layer, None), None, engine.patch(base))
+                    yield _line(row, Node("", site, layer, None), after, engine.patch(base))
 
     def received() -> Rows:
         for (sender, end), relay in relays.items():

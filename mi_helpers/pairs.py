@@ -176,7 +176,7 @@ def _number_duplicates(labels: Sequence[str]) -> list[str]:
 
 def compare_tokens(model: Model, first: Sequence[int], second: Sequence[int]) -> str:
     """Two prompts token by token, one position a line, with a mark where they differ."""
-    columns = [[_readable(model, token) for token in ids] for ids in (first, second)]
+    columns = [[_readable(model, int(token)) for token in ids] for ids in (first, second)]
     width = max(len(label) for label in columns[0] + ["first"])
     lines = [f"{'pos':>4}  {'first':<{width}}  second"]
     for i, (a, b) in enumerate(zip_longest(*columns, fillvalue="(end)")):

@@ -21,7 +21,7 @@ from typing import Any
 from plotly.io.base_renderers import MimetypeRenderer
 
 SCALE = 1.25  # PNG pixels per figure pixel: sharp in GitHub's column, small enough to commit
-START_S, DRAW_S, STOP_S = 60, 60, 10
+START_S, DRAW_S, STOP_S = 120, 90, 10
 
 
 class Chrome:

@@ -14,7 +14,7 @@ import plotly.io as pio
 import pytest
 import torch
 
-from mi_helpers import plots, rendering
+from mi_helpers import panels, plots, rendering
 
 SWEEP = pd.DataFrame(
     [
@@ -105,7 +105,7 @@ def test_many_lines_stay_apart():
     words = numbers.assign(layer=[f"head {i}" for i in range(12)])
     styles = {(t.line.color, t.line.dash) for t in plots.lines(words, "x", "y", "layer").data}
     assert len(styles) == 12
-    assert {colour for colour, _ in styles} == set(plots.COLOURS)
+    assert {colour for colour, _ in styles} == set(panels.COLOURS)
 
 
 def test_scatter():
@@ -193,12 +193,12 @@ def test_colours_can_be_told_apart():
     """The scale darkens evenly from its middle; lines differ for readers without green cones."""
     left, right = (
         [luminance(colour) for _, colour in half]
-        for half in (plots.DIVERGING[:3], plots.DIVERGING[:1:-1])
+        for half in (panels.DIVERGING[:3], panels.DIVERGING[:1:-1])
     )
     assert left == sorted(left)
     assert right == sorted(right)
     np.testing.assert_allclose(left, right, atol=0.12)
-    seen = [seen_by_deuteranope(colour) for colour in plots.COLOURS]
+    seen = [seen_by_deuteranope(colour) for colour in panels.COLOURS]
     apart = [np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]]
     assert min(apart) > 0.06
 
@@ -280,7 +280,7 @@ def test_squeezing_a_png_keeps_its_picture():
 
 DRAW = """
 import json
-from mi_helpers import plots, rendering
+from mi_helpers import panels, plots, rendering
 import pandas as pd, plotly.io as pio
 figure = plots.lines(pd.DataFrame({"x": [0, 1], "y": [0, 1]}), "x", "y")
 renderer = pio.renderers[pio.renderers.default]

@@ -1,0 +1,174 @@
+"""What the figures of `plots.py` share: theme, panels, axes, colours, and readable text."""
+
+import html
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+DIVERGING = [[0, "#0B3C7D"], [0.25, "#6AA6D8"], [0.5, "#FFFFFF"], [0.75, "#F2A65A"], [1, "#9C4A00"]]
+SEQUENTIAL = "Cividis"
+BLUES = [[0, "#FFFFFF"], [0.5, "#6AA6D8"], [1, "#0B3C7D"]]
+AXIS_NAMES = {  # what a column means, with its unit; other columns show their own name
+    "pos": "position",
+    "logit_diff": "logit difference (nats)",
+    "log_prob": "log-probability (nats)",
+    "prob": "probability",
+    "prob_diff": "difference in probability",
+    "kl": "KL divergence (nats)",
+    "rank": "rank of the answer (0 = top)",
+}
+_WIDEST, _TALLEST = 1100, 1000  # pixels
+
+_AXIS: dict[str, Any] = {"gridcolor": "#E6E6E6", "zerolinecolor": "#BBBBBB", "linecolor": "#444"}
+_AXIS |= {"ticks": "outside", "automargin": True, "title": {"standoff": 8}}
+THEME = go.layout.Template(
+    layout={
+        "font": {"family": "DejaVu Sans, Arial, sans-serif", "size": 13, "color": "#222222"},
+        "title": {"font": {"size": 15}, "x": 0.02, "xanchor": "left", "y": 0.98, "yanchor": "top"},
+        "colorway": COLOURS,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "hoverlabel": {"align": "left"},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+
+Panels = list[
+    tuple[dict[str, int], pd.DataFrame]
+]  # the cell of a subplot, and its part of the table
+
+
+def make_panels(
+    table: pd.DataFrame, facet: str | None, width: float, height: float, per_row: int | None = None
+) -> tuple[go.Figure, Panels]:
+    """An empty figure with a panel for each value of `facet`, sized in pixels, wrapped in rows."""
+    groups = parts_by(table, facet)
+    per_row = min(len(groups), per_row or max(1, int((_WIDEST - 150) // width)))
+    n_rows = -(-len(groups) // per_row)
+    height = max(120, min(height, (_TALLEST - 200) / n_rows))
+    figure = make_subplots(
+        n_rows,
+        per_row,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=20 / (width * per_row + 20),
+        vertical_spacing=40 / (height * n_rows + 40 * n_rows),
+        subplot_titles=None if facet is None else [name for name, _ in groups],
+    )
+    figure.update_layout(width=width * per_row + 80, height=height * n_rows + 40 * (n_rows - 1))
+    cells = [{"row": i // per_row + 1, "col": i % per_row + 1} for i in range(len(groups))]
+    lowest = {cell["col"]: cell for cell in cells}.values()
+    for cell in lowest:  # the last row may be short: its neighbours need their own tick labels
+        figure.update_xaxes(showticklabels=True, **cell)
+    return figure, [(cell, part) for cell, (_, part) in zip(cells, groups, strict=True)]
+
+
+def title_axes(
+    figure: go.Figure, panels: Panels, x_title: str, y_title: str, log_x: bool, log_y: bool
+) -> None:
+    for cell in {cell["col"]: cell for cell, _ in panels}.values():
+        figure.update_xaxes(title=x_title, **cell)
+    figure.update_yaxes(title=y_title, col=1)
+    if log_x:
+        figure.update_xaxes(type="log")
+    if log_y:
+        figure.update_yaxes(type="log")
+
+
+def frame_maps(figure: go.Figure, panels: Panels, x_title: str, y_title: str) -> None:
+    """Axes of a map: an outline, no grid, grey where there is no value."""
+    title_axes(figure, panels, x_title, y_title, False, False)
+    outline = {"showline": True, "mirror": True, "linecolor": "#999999"}
+    figure.update_xaxes(showgrid=False, zeroline=False, **outline)
+    figure.update_yaxes(showgrid=False, zeroline=False, **outline)
+    figure.update_layout(plot_bgcolor="#EFEFEF")
+
+
+def finish(figure: go.Figure, title: str | None, more: dict[str, Any]) -> go.Figure:
+    """The figure with its title and legend, and with room for them."""
+    top = 25 + (35 if title else 0) + (20 if figure.layout.annotations else 0)
+    labelled = any(axis.ticktext for axis in figure.select_xaxes())
+    bottom = 110 if labelled else 60
+    right = 130 if "coloraxis" in more or more.get("showlegend", True) else 30
+    return figure.update_layout(
+        title=title,
+        margin={"t": top, "b": bottom, "r": 30},
+        width=min(_WIDEST, round(figure.layout.width + right)),
+        height=round(figure.layout.height + top + bottom),
+        **more,
+    )
+
+
+def colour_bar(scale: Any, limits: tuple[float, float], title: str) -> dict[str, Any]:
+    text = "<br>".join(textwrap.wrap(title, 14)) + "<br> "  # a line of air above the bar
+    bar = {"title": {"text": text, "side": "top"}, "thickness": 14, "ticks": "outside"}
+    low, high = limits
+    return {"coloraxis": {"colorscale": scale, "cmin": low, "cmax": high, "colorbar": bar}}
+
+
+def legend(color: str | None) -> dict[str, Any]:
+    return {"legend": {"title": {"text": axis_name(color or "")}, "tracegroupgap": 0}}
+
+
+def line_styles(table: pd.DataFrame, color: str | None) -> dict[str, tuple[str, str]]:
+    """Colour and dash for each value of a column; many numbers get a scale, many words dashes."""
+    names = [name for name, _ in parts_by(table, color)]
+    if len(names) > len(COLOURS) and pd.api.types.is_numeric_dtype(table[color]):
+        order = np.argsort(np.argsort(table[color].drop_duplicates().to_numpy()))
+        shades = sample_colorscale(SEQUENTIAL, list(order / (len(names) - 1)))
+        return {name: (shade, "solid") for name, shade in zip(names, shades, strict=True)}
+    dashes = ("solid", "dash", "dot", "dashdot")
+    return {
+        name: (COLOURS[i % len(COLOURS)], dashes[i // len(COLOURS) % len(dashes)])
+        for i, name in enumerate(names)
+    }
+
+
+def require_columns(table: pd.DataFrame, *columns: str | None) -> None:
+    missing = [column for column in columns if column is not None and column not in table.columns]
+    if missing:
+        raise ValueError(f"no column {missing}; the table has {list(table.columns)}")
+    if not len(table):
+        raise ValueError("the table has no rows")
+
+
+def parts_by(table: pd.DataFrame, column: str | None) -> list[tuple[str, pd.DataFrame]]:
+    """The parts of a table by a column's values, in the order of their first row."""
+    if column is None:
+        return [("", table)]
+    return [(safe_text(key), part) for key, part in table.groupby(column, sort=False, dropna=False)]
+
+
+def ordered(column: pd.Series) -> list[Any]:
+    """A column's distinct values: numbers by size, words by first appearance."""
+    values = column.drop_duplicates()
+    return list(values.sort_values() if pd.api.types.is_numeric_dtype(column) else values)
+
+
+def whole_ticks(update: Any, column: pd.Series, skip: bool = False) -> None:
+    """Ticks at whole numbers only, for layers and heads."""
+    if not skip and pd.api.types.is_integer_dtype(column):
+        span = int(column.max() - column.min())
+        update(tick0=0, dtick=1 if span <= 12 else 5 if span <= 60 else 10 ** len(str(span)) // 100)
+
+
+def label_ticks(update: Any, labels: Sequence[str], **more: Any) -> None:
+    ticks = [safe_text(label) for label in labels]
+    update(tickmode="array", tickvals=list(range(len(ticks))), ticktext=ticks, **more)
+
+
+def axis_name(column: str) -> str:
+    return AXIS_NAMES.get(column, column.replace("_", " "))
+
+
+def safe_text(value: object) -> str:
+    """Text for a figure, in which plotly would read tags, and formulas between dollar signs."""
+    return html.escape(str(value), quote=False).replace("$", "&#36;")

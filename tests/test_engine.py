@@ -349,7 +349,8 @@ def test_table_comes_back_with_its_columns_and_one_line_per_row_or_prompt():
     long = engine.run(base, rows, metrics, per_prompt=True)
     assert len(long) == 6
     assert long["prompt"].tolist() == [0, 1, 2] * 2
-    assert long.groupby("prompt")["a"].nunique().eq(1).all()
+    first, second = long["a"][:3].to_numpy(), long["a"][3:].to_numpy()
+    assert abs(first - second).max() < TOLERANCE  # two equal rows
     assert long["a"][:3].mean() == pytest.approx(found["a"][0], abs=1e-6)
 
 

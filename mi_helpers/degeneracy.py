@@ -18,9 +18,13 @@ from .jacobians import activation_gram, jacobian_gram, spectrum
 from .sections import Stack
 
 
-def ranks(stack: Stack, inputs: Float[Tensor, "batch ... feature"],
-          thresholds: float | Sequence[float] = 1e-10, sources: int | None = None, **options: int
-          ) -> pd.DataFrame:
+def ranks(
+    stack: Stack,
+    inputs: Float[Tensor, "batch ... feature"],
+    thresholds: float | Sequence[float] = 1e-10,
+    sources: int | None = None,
+    **options: int,
+) -> pd.DataFrame:
     """Rank of the activations, and of the gradients of the output, at every boundary.
 
     One row per boundary and threshold: boundary, threshold, width, activations, gradients.
@@ -34,10 +38,16 @@ def ranks(stack: Stack, inputs: Float[Tensor, "batch ... feature"],
         back = torch.eye(x.shape[-1], dtype=torch.float64)
         if index < len(stack.sections):
             back = jacobian_gram(_rest(stack, index), x, sources=sources, **options).matrix
-        rows += [{"boundary": index, "threshold": threshold, "width": x.shape[-1],
-                  "activations": spectrum(forth, threshold)[0].numel(),
-                  "gradients": spectrum(back, threshold)[0].numel()}
-                 for threshold in np.atleast_1d(thresholds).tolist()]
+        rows += [
+            {
+                "boundary": index,
+                "threshold": threshold,
+                "width": x.shape[-1],
+                "activations": spectrum(forth, threshold)[0].numel(),
+                "gradients": spectrum(back, threshold)[0].numel(),
+            }
+            for threshold in np.atleast_1d(thresholds).tolist()
+        ]
     return pd.DataFrame(rows)
 
 
@@ -45,8 +55,9 @@ def _rest(stack: Stack, start: int) -> Callable[[Tensor], Tensor]:
     return lambda z: stack.run(z, start)
 
 
-def layers(network: nn.Sequential, inputs: Float[Tensor, "batch feature"],
-           threshold: float = 1e-10) -> pd.DataFrame:
+def layers(
+    network: nn.Sequential, inputs: Float[Tensor, "batch feature"], threshold: float = 1e-10
+) -> pd.DataFrame:
     """For every linear layer of an MLP, how many of its weights the two ranks leave free.
 
     ``inputs`` is the rank of what the layer reads, the constant included if it has a bias;
@@ -62,20 +73,28 @@ def layers(network: nn.Sequential, inputs: Float[Tensor, "batch feature"],
         if isinstance(module, nn.Linear):
             read = x if module.bias is None else torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
             n_read = spectrum(read.T.double() @ read.double(), threshold)[0].numel()
-            rest = nn.Sequential(*modules[index + 1:])
+            rest = nn.Sequential(*modules[index + 1 :])
             passed = jacobian_gram(rest, y).matrix
             n_passed = spectrum(passed, threshold)[0].numel()
             weights = read.shape[1] * y.shape[1]
             relu = index + 1 < len(modules) and isinstance(modules[index + 1], nn.ReLU)
-            rows.append({"layer": index, "weights": weights, "inputs": n_read,
-                         "gradients": n_passed, "free": weights - n_read * n_passed,
-                         "groups": synchronised(y) if relu else []})
+            rows.append(
+                {
+                    "layer": index,
+                    "weights": weights,
+                    "inputs": n_read,
+                    "gradients": n_passed,
+                    "free": weights - n_read * n_passed,
+                    "groups": synchronised(y) if relu else [],
+                }
+            )
         x = y
     return pd.DataFrame(rows)
 
 
-def synchronised(preactivations: Float[Tensor, "sample unit"], tolerance: float = 0.0
-                 ) -> list[list[int]]:
+def synchronised(
+    preactivations: Float[Tensor, "sample unit"], tolerance: float = 0.0
+) -> list[list[int]]:
     """Groups of two or more ReLUs that fire on the same samples; units that never fire left out.
 
     ``tolerance``: share of samples on which a unit may differ from the group's first. Within a
@@ -100,8 +119,9 @@ def extra_free(groups: Sequence[Sequence[int]]) -> int:
     return sum(len(group) * (len(group) - 1) for group in groups)
 
 
-def behavioural_spectrum(network: nn.Module, inputs: Float[Tensor, "batch ..."]
-                         ) -> Float[Tensor, " parameter"]:
+def behavioural_spectrum(
+    network: nn.Module, inputs: Float[Tensor, "batch ..."]
+) -> Float[Tensor, " parameter"]:
     """Eigenvalues, descending, of the behavioural loss around the network's own parameters.
 
     The behavioural loss is the mean over inputs of the squared distance between the outputs before

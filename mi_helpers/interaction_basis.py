@@ -72,18 +72,35 @@ class Basis:
 
     def summary(self) -> pd.DataFrame:
         """One row per boundary: width, features kept, directions dropped and why."""
-        return pd.DataFrame([
-            {"boundary": i, "width": len(b.mean), "features": len(b.importance),
-             "silent": b.silent, "ignored": b.ignored, "jacobian error": b.jacobian_error}
-            for i, b in enumerate(self.boundaries)
-        ])
+        return pd.DataFrame(
+            [
+                {
+                    "boundary": i,
+                    "width": len(b.mean),
+                    "features": len(b.importance),
+                    "silent": b.silent,
+                    "ignored": b.ignored,
+                    "jacobian error": b.jacobian_error,
+                }
+                for i, b in enumerate(self.boundaries)
+            ]
+        )
 
 
-def fit(sections: Sequence[Section] | Stack, inputs: Float[Tensor, "batch ... feature"], *,
-        folded: bool = False, kind: Literal["local", "global", "pca"] = "local",
-        last: Literal["pca", "identity"] = "pca", threshold: float = 1e-10, apart: int = 0,
-        sources: int | None = None, batch_size: int = 256, chunk: int = 16,
-        seed: int = 0) -> Basis:
+def fit(
+    sections: Sequence[Section] | Stack,
+    inputs: Float[Tensor, "batch ... feature"],
+    *,
+    folded: bool = False,
+    kind: Literal["local", "global", "pca"] = "local",
+    last: Literal["pca", "identity"] = "pca",
+    threshold: float = 1e-10,
+    apart: int = 0,
+    sources: int | None = None,
+    batch_size: int = 256,
+    chunk: int = 16,
+    seed: int = 0,
+) -> Basis:
     """The interaction basis at every boundary of ``sections``, fitted on ``inputs``.
 
     ``kind``: Jacobians of the next boundary in its own basis ("local"), of the output ("global"),
@@ -108,10 +125,19 @@ def fit(sections: Sequence[Section] | Stack, inputs: Float[Tensor, "batch ... fe
             after = _principal(x, threshold, apart)
         else:
             local = kind == "local"
-            function = _effect(stack, index, index + 1 if local else None,
-                               after.C if local else final.C)
-            after = _interaction(x, function, threshold, apart, sources=sources,
-                                 batch_size=batch_size, chunk=chunk, seed=seed + index)
+            function = _effect(
+                stack, index, index + 1 if local else None, after.C if local else final.C
+            )
+            after = _interaction(
+                x,
+                function,
+                threshold,
+                apart,
+                sources=sources,
+                batch_size=batch_size,
+                chunk=chunk,
+                seed=seed + index,
+            )
         boundaries.insert(0, after)
     return Basis(stack, boundaries)
 
@@ -137,8 +163,9 @@ def _principal(x: Tensor, threshold: float, apart: int = 0) -> Boundary:
     return _boundary(mean, C, C.mT, variance, silent=len(mean) - len(variance))
 
 
-def _interaction(x: Tensor, function: Callable[[Tensor], Tensor], threshold: float, apart: int,
-                 **options: Any) -> Boundary:
+def _interaction(
+    x: Tensor, function: Callable[[Tensor], Tensor], threshold: float, apart: int, **options: Any
+) -> Boundary:
     mean, gram = activation_gram(x)
     jacobian = jacobian_gram(function, x, **options)
     Cs, pinvs, effects, silent = [], [], [], 0
@@ -151,8 +178,14 @@ def _interaction(x: Tensor, function: Callable[[Tensor], Tensor], threshold: flo
         pinvs.append(effect.rsqrt()[:, None] * (V.mT @ colour))
         effects.append(effect)
         silent += len(gram[block, block]) - len(variance)
-    return _boundary(mean, torch.block_diag(*Cs), torch.block_diag(*pinvs), torch.cat(effects),
-                     silent, jacobian.error)
+    return _boundary(
+        mean,
+        torch.block_diag(*Cs),
+        torch.block_diag(*pinvs),
+        torch.cat(effects),
+        silent,
+        jacobian.error,
+    )
 
 
 def _signed(columns: Tensor, carried: Tensor | None = None) -> Tensor:
@@ -163,25 +196,36 @@ def _signed(columns: Tensor, carried: Tensor | None = None) -> Tensor:
     return (columns if carried is None else carried) * top.sign()
 
 
-def _boundary(mean: Tensor, C: Tensor, C_pinv: Tensor, importance: Tensor, silent: int,
-              error: float = 0.0) -> Boundary:
+def _boundary(
+    mean: Tensor, C: Tensor, C_pinv: Tensor, importance: Tensor, silent: int, error: float = 0.0
+) -> Boundary:
     if not len(importance):
-        raise ValueError("no direction is left: the activations do not vary, or nothing "
-                         "downstream depends on them")
+        raise ValueError(
+            "no direction is left: the activations do not vary, or nothing "
+            "downstream depends on them"
+        )
     order = importance.argsort(descending=True, stable=True)
     ignored = len(mean) - silent - len(importance)
     return Boundary(mean, C[:, order], C_pinv[order], importance[order], silent, ignored, error)
 
 
-def edges(basis: Basis, inputs: Float[Tensor, "batch ... feature"], *, points: int = 8,
-          rule: str = "gauss", sources: int | None = None, outputs: int | None = None,
-          batch_size: int = 256, chunk: int = 16, seed: int = 0
-          ) -> list[Float[Tensor, "next feature"]]:
+def edges(
+    basis: Basis,
+    inputs: Float[Tensor, "batch ... feature"],
+    *,
+    points: int = 8,
+    rule: str = "gauss",
+    sources: int | None = None,
+    outputs: int | None = None,
+    batch_size: int = 256,
+    chunk: int = 16,
+    seed: int = 0,
+) -> list[Float[Tensor, "next feature"]]:
     """Squared interactions between the features of neighbouring boundaries, one matrix a section.
 
     E_ij = mean over samples and output positions t of (sum over input positions s of the
     integrated gradient, from zero to the activation, of next feature (t, i) along feature (s, j))
-    squared: step 7 of arXiv 2405.10928. The constant shrinks with the activations along the path
+    squared (arXiv 2405.10928). The constant shrinks with the activations along the path
     (in folded sections with every bias, in others with the mean alone); its own edges are free and
     not returned.
 
@@ -214,11 +258,18 @@ def edges(basis: Basis, inputs: Float[Tensor, "batch ... feature"], *, points: i
 
 def edge_table(interactions: Sequence[Float[Tensor, "next feature"]]) -> pd.DataFrame:
     """Interactions as a long table: section, next, feature, interaction."""
-    return pd.concat([
-        pd.DataFrame(E.numpy()).rename_axis(index="next", columns="feature").stack()
-        .rename("interaction").reset_index().assign(section=index)
-        for index, E in enumerate(interactions)
-    ], ignore_index=True)
+    return pd.concat(
+        [
+            pd.DataFrame(E.numpy())
+            .rename_axis(index="next", columns="feature")
+            .stack()
+            .rename("interaction")
+            .reset_index()
+            .assign(section=index)
+            for index, E in enumerate(interactions)
+        ],
+        ignore_index=True,
+    )
 
 
 def inputs_needed(E: Float[Tensor, "next feature"], share: float = 0.9) -> Float[Tensor, " next"]:
@@ -230,8 +281,9 @@ def inputs_needed(E: Float[Tensor, "next feature"], share: float = 0.9) -> Float
     return (upto < share).sum(1).double() + 1
 
 
-def _next_features(stack: Stack, index: int, C: Tensor, signs: Float[Tensor, "source pos"] | None
-                   ) -> Callable[[Tensor, Tensor], Tensor]:
+def _next_features(
+    stack: Stack, index: int, C: Tensor, signs: Float[Tensor, "source pos"] | None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """From activations and the constant to the next boundary's features, positions in front."""
 
     def function(z: Tensor, one: Tensor) -> Tensor:
@@ -242,25 +294,38 @@ def _next_features(stack: Stack, index: int, C: Tensor, signs: Float[Tensor, "so
     return function
 
 
-def convergence(basis: Basis, inputs: Float[Tensor, "batch ... feature"],
-                points: Sequence[int] = (1, 2, 4, 8, 16), **options: Any) -> pd.DataFrame:
+def convergence(
+    basis: Basis,
+    inputs: Float[Tensor, "batch ... feature"],
+    points: Sequence[int] = (1, 2, 4, 8, 16),
+    **options: Any,
+) -> pd.DataFrame:
     """How far the edges at fewer integration points are from those at the most.
 
     One row per section and number of points; ``difference`` is relative, in Frobenius norm.
     ``options`` go to :func:`edges`.
     """
     best = edges(basis, inputs, points=max(points), **options)
-    return pd.DataFrame([
-        {"section": index, "points": n, "difference": ((E - B).norm() / B.norm()).item()}
-        for n in sorted(points)[:-1]
-        for index, (E, B) in enumerate(zip(edges(basis, inputs, points=n, **options), best,
-                                           strict=True))
-    ])
+    return pd.DataFrame(
+        [
+            {"section": index, "points": n, "difference": ((E - B).norm() / B.norm()).item()}
+            for n in sorted(points)[:-1]
+            for index, (E, B) in enumerate(
+                zip(edges(basis, inputs, points=n, **options), best, strict=True)
+            )
+        ]
+    )
 
 
 @torch.no_grad()
-def ablate_nodes(basis: Basis, inputs: Float[Tensor, "batch ... feature"], at: int,
-                 keep: Iterable[int], score: Score, batch_size: int = 1024) -> pd.DataFrame:
+def ablate_nodes(
+    basis: Basis,
+    inputs: Float[Tensor, "batch ... feature"],
+    at: int,
+    keep: Iterable[int],
+    score: Score,
+    batch_size: int = 1024,
+) -> pd.DataFrame:
     """Score of the output with all but the ``keep`` most important features at a boundary removed.
 
     Removed features are set to zero, which is their mean; the constant stays. One row per value of
@@ -277,9 +342,15 @@ def ablate_nodes(basis: Basis, inputs: Float[Tensor, "batch ... feature"], at: i
 
 
 @torch.no_grad()
-def ablate_edges(basis: Basis, interactions: Sequence[Float[Tensor, "next feature"]],
-                 inputs: Float[Tensor, "batch ... feature"], section: int, keep: Iterable[int],
-                 score: Score, batch_size: int = 1024) -> pd.DataFrame:
+def ablate_edges(
+    basis: Basis,
+    interactions: Sequence[Float[Tensor, "next feature"]],
+    inputs: Float[Tensor, "batch ... feature"],
+    section: int,
+    keep: Iterable[int],
+    score: Score,
+    batch_size: int = 1024,
+) -> pd.DataFrame:
     """Score of the output with only the ``keep`` largest edges of one section left.
 
     Every next feature is recomputed from its own copy of the activations, in which the features it
@@ -293,14 +364,19 @@ def ablate_edges(basis: Basis, interactions: Sequence[Float[Tensor, "next featur
     for n in keep:
         mask = torch.zeros(E.numel(), dtype=torch.bool)
         mask[order[:n]] = True
-        parts = [_run_masked(basis, section, f, mask.view_as(E))
-                 for f in features.split(batch_size)]
+        parts = [
+            _run_masked(basis, section, f, mask.view_as(E)) for f in features.split(batch_size)
+        ]
         rows.append({"section": section, "kept": n, "score": score(torch.cat(parts))})
     return pd.DataFrame(rows)
 
 
-def _run_masked(basis: Basis, section: int, features: Float[Tensor, "batch ... feature"],
-                mask: Bool[Tensor, "next feature"]) -> Tensor:
+def _run_masked(
+    basis: Basis,
+    section: int,
+    features: Float[Tensor, "batch ... feature"],
+    mask: Bool[Tensor, "next feature"],
+) -> Tensor:
     here, there = basis.boundaries[section], basis.boundaries[section + 1]
     masks, which = torch.unique(mask, dim=0, return_inverse=True)
     columns, parts = [], []
@@ -324,17 +400,23 @@ def fewest(score: Callable[[int], float], most: int, target: float) -> int:
     if high >= most:
         high = most
         if score(high) < target:
-            raise ValueError(f"the score stays below {target:.4g} even with all {most} kept: the "
-                             "basis itself loses something, so lower `threshold` in fit")
+            raise ValueError(
+                f"the score stays below {target:.4g} even with all {most} kept: the "
+                "basis itself loses something, so lower `threshold` in fit"
+            )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if score(middle) >= target else (middle, high)
     return high
 
 
-def needed(basis: Basis, interactions: Sequence[Float[Tensor, "next feature"]],
-           inputs: Float[Tensor, "batch ... feature"], score: Score, tolerance: float = 0.001
-           ) -> pd.DataFrame:
+def needed(
+    basis: Basis,
+    interactions: Sequence[Float[Tensor, "next feature"]],
+    inputs: Float[Tensor, "batch ... feature"],
+    score: Score,
+    tolerance: float = 0.001,
+) -> pd.DataFrame:
     """Fewest edges, and fewest features, that keep the score within ``tolerance`` of the network's.
 
     One row per section: edges of that section, features at its input; each ablated alone.
@@ -345,11 +427,20 @@ def needed(basis: Basis, interactions: Sequence[Float[Tensor, "next feature"]],
     def edges_kept(section: int) -> int:
         return fewest(
             lambda k: ablate_edges(basis, interactions, inputs, section, [k], score)["score"][0],
-            interactions[section].numel(), target)
+            interactions[section].numel(),
+            target,
+        )
 
     def features_kept(section: int) -> int:
-        return fewest(lambda k: ablate_nodes(basis, inputs, section, [k], score)["score"][0],
-                      len(basis.boundaries[section].importance), target)
+        return fewest(
+            lambda k: ablate_nodes(basis, inputs, section, [k], score)["score"][0],
+            len(basis.boundaries[section].importance),
+            target,
+        )
 
-    return pd.DataFrame([{"section": i, "edges": edges_kept(i), "features": features_kept(i)}
-                         for i in range(len(interactions))])
+    return pd.DataFrame(
+        [
+            {"section": i, "edges": edges_kept(i), "features": features_kept(i)}
+            for i in range(len(interactions))
+        ]
+    )

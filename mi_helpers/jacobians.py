@@ -19,8 +19,9 @@ def wide(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def activation_gram(x: Float[Tensor, "batch ... feature"]
-                    ) -> tuple[Float[Tensor, "feature"], Float[Tensor, "feature feature"]]:
+def activation_gram(
+    x: Float[Tensor, "batch ... feature"],
+) -> tuple[Float[Tensor, "feature"], Float[Tensor, "feature feature"]]:
     """Mean, and covariance about it, over samples and positions (float64, on the CPU)."""
     rows = wide(x.flatten(0, -2))
     mean = rows.mean(0)
@@ -33,8 +34,9 @@ def _vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Calla
     return found[0], found[1]
 
 
-def pull_back(function: Callable[[Tensor], Tensor], x: Tensor, chunk: int
-              ) -> Iterator[tuple[Int[Tensor, "row"], Float[Tensor, "row batch ... feature"]]]:
+def pull_back(
+    function: Callable[[Tensor], Tensor], x: Tensor, chunk: int
+) -> Iterator[tuple[Int[Tensor, "row"], Float[Tensor, "row batch ... feature"]]]:
     """Gradients of every output of each sample with respect to that sample's input.
 
     Yields ``chunk`` outputs at a time: their flat indices within a sample, and the gradients.
@@ -47,8 +49,9 @@ def pull_back(function: Callable[[Tensor], Tensor], x: Tensor, chunk: int
         yield rows, torch.func.vmap(pull)(seeds.view(-1, *y.shape))[0]
 
 
-def random_signs(n: int, shape: tuple[int, ...], like: Tensor, generator: torch.Generator
-                 ) -> Float[Tensor, "n ..."]:
+def random_signs(
+    n: int, shape: tuple[int, ...], like: Tensor, generator: torch.Generator
+) -> Float[Tensor, "n ..."]:
     """``n`` tensors of independent random signs, of the dtype and device of ``like``."""
     return (2 * torch.randint(0, 2, (n, *shape), generator=generator) - 1).to(like)
 
@@ -63,13 +66,19 @@ class JacobianGram:
     error: float = 0.0
 
 
-def jacobian_gram(function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch ... feature"], *,
-                  sources: int | None = None, batch_size: int = 256, chunk: int = 16,
-                  seed: int = 0) -> JacobianGram:
+def jacobian_gram(
+    function: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "batch ... feature"],
+    *,
+    sources: int | None = None,
+    batch_size: int = 256,
+    chunk: int = 16,
+    seed: int = 0,
+) -> JacobianGram:
     """Gram matrix of the Jacobian of ``function`` at ``x``, over the input's features.
 
     M_jk = 1/(samples * input positions) * sum over samples, outputs i and positions s of
-    (dy_i/dx_sj)(dy_i/dx_sk): step 4 of arXiv 2405.10928, appendix. ``function`` maps each sample
+    (dy_i/dx_sj)(dy_i/dx_sk): arXiv 2405.10928. ``function`` maps each sample
     on its own, to any shape.
 
     ``sources``: None for every output in turn (exact); otherwise the number, at least two, of
@@ -99,30 +108,34 @@ def jacobian_gram(function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch 
     return JacobianGram(mean, error.item())
 
 
-def spectrum(gram: Float[Tensor, "n n"], threshold: float
-             ) -> tuple[Float[Tensor, "kept"], Float[Tensor, "n kept"]]:
+def spectrum(
+    gram: Float[Tensor, "n n"], threshold: float
+) -> tuple[Float[Tensor, "kept"], Float[Tensor, "n kept"]]:
     """Eigenvalues above ``threshold`` times the largest, descending, with their eigenvectors."""
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     keep = values > max(threshold * values[-1].item(), 0.0)
     return values[keep].flip(0), vectors[:, keep].flip(1)
 
 
-def quadrature(points: int, rule: str
-               ) -> tuple[Float[Tensor, "point"], Float[Tensor, "point"]]:
+def quadrature(points: int, rule: str) -> tuple[Float[Tensor, "point"], Float[Tensor, "point"]]:
     """Where to evaluate an integral over [0, 1], and the weights: "gauss" or "midpoint"."""
     if points < 1 or rule not in ("gauss", "midpoint"):
-        raise ValueError(f"points must be at least 1 and rule 'gauss' or 'midpoint', got {points}"
-                         f" and {rule!r}")
+        raise ValueError(
+            f"points must be at least 1 and rule 'gauss' or 'midpoint', got {points} and {rule!r}"
+        )
     if rule == "midpoint":
         return (torch.arange(points) + 0.5) / points, torch.full((points,), 1 / points)
     nodes, weights = np.polynomial.legendre.leggauss(points)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
-def integrated_gradients(function: Callable[[Tensor, Tensor], Tensor],
-                         x: Float[Tensor, "batch ... feature"], points: int, rule: str, chunk: int
-                         ) -> Iterator[tuple[Int[Tensor, "row"],
-                                             Float[Tensor, "row batch ... feature"]]]:
+def integrated_gradients(
+    function: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "batch ... feature"],
+    points: int,
+    rule: str,
+    chunk: int,
+) -> Iterator[tuple[Int[Tensor, "row"], Float[Tensor, "row batch ... feature"]]]:
     """Gradients averaged over the straight path from zero to ``x``, a chunk of outputs at a time.
 
     ``function(path, one)`` also gets the constant feature, ``[row of path, 1, ...]``, which is the

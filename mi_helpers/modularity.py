@@ -20,9 +20,14 @@ class Modules:
     quality: float
 
 
-def modules(interactions: Sequence[Float[Tensor, "next feature"]],
-            smallest: float | Sequence[float], *, resolution: float = 0.5, iterations: int = 10,
-            seed: int = 0) -> Modules:
+def modules(
+    interactions: Sequence[Float[Tensor, "next feature"]],
+    smallest: float | Sequence[float],
+    *,
+    resolution: float = 0.5,
+    iterations: int = 10,
+    seed: int = 0,
+) -> Modules:
     """Leiden communities of the graph whose nodes are the features at every boundary.
 
     An edge's weight is log10(E / smallest), dropped where not positive, as in arXiv 2405.10928;
@@ -45,8 +50,9 @@ def modules(interactions: Sequence[Float[Tensor, "next feature"]],
     weights = [weight for _, _, weight in rows]
     igraph.set_random_number_generator(random.Random(seed))
     try:
-        found = graph.community_leiden("modularity", weights=weights, resolution=resolution,
-                                       n_iterations=iterations)
+        found = graph.community_leiden(
+            "modularity", weights=weights, resolution=resolution, n_iterations=iterations
+        )
     finally:
         igraph.set_random_number_generator(random)
     nodes = pd.DataFrame(names, columns=["boundary", "feature"]).assign(module=found.membership)

@@ -40,8 +40,9 @@ class Stack:
         if not self.sections or not all(callable(section) for section in self.sections):
             raise ValueError("sections must be a non-empty list of callables, one per layer")
 
-    def run(self, x: Tensor, start: int = 0, stop: int | None = None,
-            one: Tensor | float = 1.0) -> Tensor:
+    def run(
+        self, x: Tensor, start: int = 0, stop: int | None = None, one: Tensor | float = 1.0
+    ) -> Tensor:
         """Activations at boundary ``stop`` (default: the output) from ``x`` at ``start``."""
         for section in self.sections[start:stop]:
             x = section(x, one) if self.folded else section(x)
@@ -58,8 +59,9 @@ class Stack:
         found = [inputs]
         for index in range(len(self.sections)):
             parts = [self.run(x, index, index + 1) for x in found[-1].split(batch_size)]
-            if any(len(p) != len(x) for p, x in zip(parts, found[-1].split(batch_size),
-                                                    strict=True)):
+            if any(
+                len(p) != len(x) for p, x in zip(parts, found[-1].split(batch_size), strict=True)
+            ):
                 raise ValueError(f"section {index} changed the number of samples")
             found.append(torch.cat(parts))
             if not found[-1].isfinite().all():
@@ -112,8 +114,12 @@ class Residual:
     apart: int
 
 
-def from_bridge(model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], layers: Sequence[int],
-                split_scale: bool = True) -> Residual:
+def from_bridge(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "prompt pos"],
+    layers: Sequence[int],
+    split_scale: bool = True,
+) -> Residual:
     """The residual stream before each of ``layers`` of a language model, on these tokens.
 
     ``layers``: increasing, below the number of layers; ``[10, 11, 12]`` gives three boundaries and
@@ -125,11 +131,14 @@ def from_bridge(model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], lay
     layers = list(layers)
     n_layers = model.cfg.n_layers
     if len(layers) < 2 or any(b <= a for a, b in pairwise([-1, *layers, n_layers])):
-        raise ValueError(f"layers must be two or more of 0..{n_layers - 1}, increasing, "
-                         f"got {layers}")
+        raise ValueError(
+            f"layers must be two or more of 0..{n_layers - 1}, increasing, got {layers}"
+        )
     if (tokens[:, 0] != tokens[0, 0]).any():
-        raise ValueError("all prompts must begin with the same token (prepend the BOS token): "
-                         "position 0 is held constant inside the sections")
+        raise ValueError(
+            "all prompts must begin with the same token (prepend the BOS token): "
+            "position 0 is held constant inside the sections"
+        )
     one = record(model, tokens[:1])
     stream = record(model, tokens).resid[layers[0]][:, 1:]
     if split_scale:
@@ -139,9 +148,14 @@ def from_bridge(model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], lay
         found = sections[0](stream[:1])[..., : model.cfg.d_model]
     expected = one.resid[layers[1]][:, 1:]
     if (found - expected).abs().max() > 1e-3 * expected.abs().max():
-        raise ValueError(f"the blocks of {model.cfg.architecture} cannot be rerun from their input"
-                         + (" and its scale (their norms are elsewhere): use split_scale=False"
-                            if split_scale else ""))
+        raise ValueError(
+            f"the blocks of {model.cfg.architecture} cannot be rerun from their input"
+            + (
+                " and its scale (their norms are elsewhere): use split_scale=False"
+                if split_scale
+                else ""
+            )
+        )
     return Residual(Stack(sections), stream, apart=int(split_scale))
 
 

@@ -24,12 +24,13 @@ from .sections import Section, Stack
 class ModularAddition(nn.Module):
     """One-layer transformer that reads ``a b =`` and predicts (a + b) mod p at the last position.
 
-    No layer norm; four heads of 32, ReLU, as in arXiv 2405.10928, section 4. Only the last
+    No layer norm; four heads of 32, ReLU, as in arXiv 2405.10928. Only the last
     position is computed, since nothing else is read. Biases sit in the MLP alone.
     """
 
-    def __init__(self, p: int = 113, d_model: int = 128, n_heads: int = 4, d_mlp: int = 512,
-                 seed: int = 0) -> None:
+    def __init__(
+        self, p: int = 113, d_model: int = 128, n_heads: int = 4, d_mlp: int = 512, seed: int = 0
+    ) -> None:
         super().__init__()
         if d_model % n_heads:
             raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}")
@@ -92,8 +93,10 @@ class ModularAddition(nn.Module):
 
     def sections(self) -> Stack:
         """Embeddings -> after attention -> after the MLP -> logits, folded."""
-        return Stack((lambda x, one: self.attend(x), self.feed_forward,
-                      lambda x, one: x @ self.W_U), folded=True)
+        return Stack(
+            (lambda x, one: self.attend(x), self.feed_forward, lambda x, one: x @ self.W_U),
+            folded=True,
+        )
 
 
 def trained_addition(seed: int, p: int = 113) -> tuple[ModularAddition, dict[str, str]]:
@@ -113,8 +116,9 @@ def trained_addition(seed: int, p: int = 113) -> tuple[ModularAddition, dict[str
     return model.eval().requires_grad_(False), about
 
 
-def addition_pairs(p: int, train_fraction: float = 0.3, seed: int = 0
-                   ) -> tuple[Int[Tensor, "train 2"], Int[Tensor, "test 2"]]:
+def addition_pairs(
+    p: int, train_fraction: float = 0.3, seed: int = 0
+) -> tuple[Int[Tensor, "train 2"], Int[Tensor, "test 2"]]:
     """All pairs (a, b) with 0 <= a, b < p, split at random into train and test."""
     pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))
     shuffled = pairs[torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))]
@@ -122,8 +126,9 @@ def addition_pairs(p: int, train_fraction: float = 0.3, seed: int = 0
     return shuffled[:cut], shuffled[cut:]
 
 
-def addition_accuracy(logits: Float[Tensor, "batch vocab"], pairs: Int[Tensor, "batch 2"],
-                      p: int) -> float:
+def addition_accuracy(
+    logits: Float[Tensor, "batch vocab"], pairs: Int[Tensor, "batch 2"], p: int
+) -> float:
     """Share of pairs whose largest logit is (a + b) mod p."""
     return (logits.argmax(-1) == pairs.sum(-1) % p).float().mean().item()
 
@@ -136,20 +141,25 @@ def frequencies(values: Float[Tensor, "p feature"]) -> pd.DataFrame:
     centred = (values - values.mean(0)).double()
     power = torch.fft.rfft(centred, dim=0).abs().square()[1:]
     share, best = (power / power.sum(0)).max(dim=0)
-    return pd.DataFrame({"feature": range(values.shape[1]), "frequency": (best + 1).tolist(),
-                         "share": share.tolist()})
+    return pd.DataFrame(
+        {
+            "feature": range(values.shape[1]),
+            "frequency": (best + 1).tolist(),
+            "share": share.tolist(),
+        }
+    )
 
 
-def linear_network(widths: Sequence[int] = (10, 10, 10, 6), n: int = 1000, seed: int = 0
-                   ) -> tuple[Stack, Float[Tensor, "n width"]]:
+def linear_network(
+    widths: Sequence[int] = (10, 10, 10, 6), n: int = 1000, seed: int = 0
+) -> tuple[Stack, Float[Tensor, "n width"]]:
     """Random linear layers with biases (float64), and correlated Gaussian inputs."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    sections = [_affine(random(a, b) / a**0.5, random(b))
-                for a, b in pairwise(widths)]
+    sections = [_affine(random(a, b) / a**0.5, random(b)) for a, b in pairwise(widths)]
     return Stack(tuple(sections), folded=True), random(n, widths[0]) @ random(widths[0], widths[0])
 
 
@@ -178,19 +188,36 @@ class BlockNetwork:
             zip(self.stack.activations(self.inputs), self.mixers, Cs, strict=True)
         ):
             hidden = (x - x.mean(0)) @ S.inverse()
-            parts = [h @ w for h, w in zip(hidden.split(self.block_width, dim=1),
-                                           (S @ C).split(self.block_width), strict=True)]
+            parts = [
+                h @ w
+                for h, w in zip(
+                    hidden.split(self.block_width, dim=1),
+                    (S @ C).split(self.block_width),
+                    strict=True,
+                )
+            ]
             variance = torch.stack([part.pow(2).mean(0) for part in parts])
             total = variance.sum(0)
-            rows += [{"boundary": boundary, "feature": i, "block": int(variance[:, i].argmax()),
-                      "purity": (variance[:, i].max() / total[i]).item()}
-                     for i in torch.nonzero(total > 1e-20 * total.max())[:, 0].tolist()]
+            rows += [
+                {
+                    "boundary": boundary,
+                    "feature": i,
+                    "block": int(variance[:, i].argmax()),
+                    "purity": (variance[:, i].max() / total[i]).item(),
+                }
+                for i in torch.nonzero(total > 1e-20 * total.max())[:, 0].tolist()
+            ]
         return pd.DataFrame(rows)
 
 
-def block_network(mix: Literal["none", "rotation", "invertible"] = "rotation", n_blocks: int = 2,
-                  block_width: int = 4, depth: int = 4, n: int = 100, seed: int = 0
-                  ) -> BlockNetwork:
+def block_network(
+    mix: Literal["none", "rotation", "invertible"] = "rotation",
+    n_blocks: int = 2,
+    block_width: int = 4,
+    depth: int = 4,
+    n: int = 100,
+    seed: int = 0,
+) -> BlockNetwork:
     """ReLU layers of independent blocks, hidden behind random maps everywhere but at the output.
 
     The inputs are every combination of ``n`` states of each block, so that activations of
@@ -206,8 +233,11 @@ def block_network(mix: Literal["none", "rotation", "invertible"] = "rotation", n
     def mixer() -> Tensor:
         Q, P = (torch.linalg.qr(random(width, width)).Q for _ in range(2))
         stretch = torch.logspace(-0.5, 0.5, width, dtype=torch.float64)
-        return {"none": torch.eye(width, dtype=torch.float64), "rotation": Q,
-                "invertible": Q * stretch @ P}[mix]
+        return {
+            "none": torch.eye(width, dtype=torch.float64),
+            "rotation": Q,
+            "invertible": Q * stretch @ P,
+        }[mix]
 
     states = random(n_blocks, n, block_width)
     combinations = torch.cartesian_prod(*[torch.arange(n)] * n_blocks)
@@ -217,8 +247,9 @@ def block_network(mix: Literal["none", "rotation", "invertible"] = "rotation", n
     for before, after in pairwise(mixers):
         W = torch.block_diag(*random(n_blocks, block_width, block_width))
         sections.append(_mixed_relu(before.inverse(), W, 0.5 * random(width), after))
-    return BlockNetwork(Stack(tuple(sections), folded=True), hidden @ mixers[0], mixers,
-                        block_width)
+    return BlockNetwork(
+        Stack(tuple(sections), folded=True), hidden @ mixers[0], mixers, block_width
+    )
 
 
 def _mixed_relu(unmix: Tensor, W: Tensor, b: Tensor, mix: Tensor) -> Section:
@@ -228,8 +259,9 @@ def _mixed_relu(unmix: Tensor, W: Tensor, b: Tensor, mix: Tensor) -> Section:
 Degeneracy = Literal["none", "activations", "gradients", "synchronised"]
 
 
-def degenerate_mlp(plant: Degeneracy = "none", n: int = 512, seed: int = 10
-                   ) -> tuple[nn.Sequential, Float[Tensor, "n 6"]]:
+def degenerate_mlp(
+    plant: Degeneracy = "none", n: int = 512, seed: int = 10
+) -> tuple[nn.Sequential, Float[Tensor, "n 6"]]:
     """A random 6-8-8-4 ReLU network (float64), its inputs, and one planted degeneracy.
 
     - "activations": the first six hidden units are the two halves of w x, v x and (w + v) x, and
@@ -245,8 +277,11 @@ def degenerate_mlp(plant: Degeneracy = "none", n: int = 512, seed: int = 10
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(),
-                            nn.Linear(8, 4)).double().requires_grad_(False)
+    network = (
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        .double()
+        .requires_grad_(False)
+    )
     for parameter in network.parameters():
         parameter.copy_(random(*parameter.shape) / parameter.shape[-1] ** 0.5)
     x = random(n, 6)
@@ -268,6 +303,7 @@ def degenerate_mlp(plant: Degeneracy = "none", n: int = 512, seed: int = 10
         first.weight[:3, 0] = torch.tensor([1.0, 1.2, 1.5], dtype=torch.float64)
         first.bias[:3] = 0
     elif plant != "none":
-        raise ValueError(f"plant must be one of none, activations, gradients, synchronised, "
-                         f"got {plant!r}")
+        raise ValueError(
+            f"plant must be one of none, activations, gradients, synchronised, got {plant!r}"
+        )
     return network, x

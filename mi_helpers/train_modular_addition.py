@@ -1,4 +1,4 @@
-"""Train the modular-addition transformer of arXiv 2405.10928 (section 4) and store its weights.
+"""Train the modular-addition transformer of arXiv 2405.10928 and store its weights.
 
 ``python -m mi_helpers.train_modular_addition --seed 0 --out mi_helpers/data``
 
@@ -37,8 +37,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=self.learning_rate, betas=(0.9, 0.98),
-            weight_decay=self.weight_decay, fused=True,
+            self.model.parameters(),
+            lr=self.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=self.weight_decay,
+            fused=True,
         )
         self.targets = self.train.sum(-1) % self.model.p
 
@@ -58,8 +61,14 @@ class Trainer:
     def test_accuracy(self) -> float:
         return addition_accuracy(self.model.table_logits(self.test), self.test, self.model.p)
 
-    def fit(self, epochs: int, every: int = 100, target: float = 0.998, patience: int = 2000,
-            progress: Path | None = None) -> ModularAddition:
+    def fit(
+        self,
+        epochs: int,
+        every: int = 100,
+        target: float = 0.998,
+        patience: int = 2000,
+        progress: Path | None = None,
+    ) -> ModularAddition:
         """Train to ``epochs`` at most; stop early once stable (see the module). Returns the model.
 
         ``progress``: a file to keep progress in after every evaluation.
@@ -78,8 +87,12 @@ class Trainer:
         return self.epoch >= patience and bool(recent) and min(recent) >= target
 
     def save(self, path: Path) -> None:
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
-                 "epoch": self.epoch, "history": self.history}
+        state = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+        }
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
@@ -103,16 +116,21 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     name = f"modular_addition_p{args.p}_seed{args.seed}"
-    trainer = Trainer(ModularAddition(args.p, seed=args.seed),
-                      *addition_pairs(args.p, seed=args.seed))
+    trainer = Trainer(
+        ModularAddition(args.p, seed=args.seed), *addition_pairs(args.p, seed=args.seed)
+    )
     progress = args.work / f"{name}.pt"
     if progress.exists():
         trainer.load(progress)
-    trainer.fit(args.epochs, target=args.target, patience=args.patience,
-                progress=progress)
+    trainer.fit(args.epochs, target=args.target, patience=args.patience, progress=progress)
     accuracy = trainer.test_accuracy()
-    about = {"p": str(args.p), "seed": str(args.seed), "epochs": str(trainer.epoch),
-             "train_fraction": "0.3", "test_accuracy": f"{accuracy:.5f}"}
+    about = {
+        "p": str(args.p),
+        "seed": str(args.seed),
+        "epochs": str(trainer.epoch),
+        "train_fraction": "0.3",
+        "test_accuracy": f"{accuracy:.5f}",
+    }
     save_file(trainer.model.state_dict(), args.out / f"{name}.safetensors", metadata=about)
     print(name, about)
 

@@ -424,8 +424,13 @@ def test_needed_edges_and_features() -> None:
     x = torch.randn(200, 4, dtype=torch.float64) * torch.tensor([3.0, 2, 1, 1]).double()
     basis = ib.fit([lambda z: torch.tanh(z), lambda z: z[:, :1]], x, kind="pca", last="identity")
     label = x[:, 0] > 0
-    table = ib.needed(basis, ib.edges(basis, x), x,
-                      lambda y: ((y[:, 0] > 0) == label).double().mean().item(), tolerance=0.05)
+    table = ib.needed(
+        basis,
+        ib.edges(basis, x),
+        x,
+        lambda y: ((y[:, 0] > 0) == label).double().mean().item(),
+        tolerance=0.05,
+    )
     assert table["edges"].tolist() == [1, 1]
     assert table["features"].tolist() == [1, 1]
 

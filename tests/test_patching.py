@@ -179,7 +179,7 @@ def test_gaussian_noise_changes_what_it_should_and_patching_undoes_it(family):
     runs = patching.gaussian(model, PAIRS, [3, 5], seed=1)
     moved = (runs.corrupted.resid[0] - runs.clean.resid[0]).abs().amax((0, 2))
     assert (moved > 0).tolist() == [False, False, False, True, False, True, False]
-    arguments = {"site": "resid_pre", "layers": [0], "runs": runs}
+    arguments: dict[str, Any] = {"site": "resid_pre", "layers": [0], "runs": runs}
     both = patching.sweep(model, PAIRS, **arguments, positions="all")
     assert both["logit_diff"][0] == pytest.approx(1, abs=1e-4)
     each = patching.sweep(model, PAIRS, **arguments)["logit_diff"]

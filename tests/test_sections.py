@@ -54,8 +54,9 @@ def test_the_scale_is_a_feature_of_its_own(family: str) -> None:
     whole = gradient(from_bridge(model, tokens, LAYERS, split_scale=False).stack, x, 32)
     centred = x if model.blocks[1].ln1.uses_rms_norm else x - x.mean(-1, keepdim=True)
     through = split[..., -1:] * centred / (32 * scale)
-    torch.testing.assert_close(split[..., :-1] + through, whole,
-                               atol=1e-5 * whole.abs().max().item(), rtol=1e-3)
+    torch.testing.assert_close(
+        split[..., :-1] + through, whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-3
+    )
     assert through.norm() > 1e-3 * whole.norm()
 
 

@@ -142,6 +142,11 @@ def from_bridge(
     one = record(model, tokens[:1])
     stream = record(model, tokens).resid[layers[0]][:, 1:]
     if split_scale:
+        if not all(hasattr(model.blocks[layer], "ln1") for layer in layers):
+            raise ValueError(
+                f"the blocks of {model.cfg.architecture} have no norm in front of attention: "
+                "use split_scale=False"
+            )
         stream = torch.cat([stream, _scale(model, layers[0], stream)], dim=-1)
     sections = tuple(_between(one, a, b, split_scale) for a, b in pairwise(layers))
     with torch.no_grad():

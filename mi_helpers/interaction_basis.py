@@ -213,7 +213,7 @@ def edges(
     basis: Basis,
     inputs: Float[Tensor, "batch ... feature"],
     *,
-    points: int = 8,
+    points: int | Sequence[int] = 8,
     rule: str = "gauss",
     sources: int | None = None,
     outputs: int | None = None,
@@ -229,7 +229,8 @@ def edges(
     (in folded sections with every bias, in others with the mean alone); its own edges are free and
     not returned.
 
-    ``points``, ``rule``: of the integral, "gauss" or "midpoint"; see :func:`convergence`.
+    ``points``, ``rule``: of the integral, "gauss" or "midpoint"; one number for all sections or one
+    each (a section that is linear along the path needs one); see :func:`convergence`.
     ``sources``: so many random sign vectors over output positions instead of every position.
     ``outputs``: only the first so many next features. Memory: about ``batch_size * chunk``
     gradients, whatever ``points`` is.
@@ -237,7 +238,8 @@ def edges(
     generator = torch.Generator().manual_seed(seed)
     activations = basis.stack.activations(inputs)
     found = []
-    for index, x in enumerate(activations[:-1]):
+    each = [points] * (len(activations) - 1) if isinstance(points, int) else points
+    for index, (x, n) in enumerate(zip(activations[:-1], each, strict=True)):
         here, there = basis.boundaries[index], basis.boundaries[index + 1]
         C, n_positions = there.C[:, :outputs], activations[index + 1][0, ..., 0].numel()
         signs = None
@@ -245,10 +247,10 @@ def edges(
             signs = random_signs(sources, (n_positions,), x, generator)
         function = _next_features(basis.stack, index, C, signs)
         total = torch.zeros(C.shape[1], len(here.importance), dtype=torch.float64)
-        for batch in x.split(max(batch_size // points, 1)):
+        for batch in x.split(max(batch_size // max(n, 1), 1)):
             features = here.encode(batch)
             end = here.decode(features)
-            for rows, gradients in integrated_gradients(function, end, points, rule, chunk):
+            for rows, gradients in integrated_gradients(function, end, n, rule, chunk):
                 effects = gradients @ here.C_pinv.mT.to(features) * features
                 sums = effects.reshape(*effects.shape[:2], -1, effects.shape[-1]).sum(2)
                 total.index_add_(0, rows.cpu() % len(total), wide(sums).pow(2).sum(1).cpu())

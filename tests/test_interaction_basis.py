@@ -170,6 +170,8 @@ def test_folded_relu_sections_need_one_point() -> None:
     basis = ib.fit(from_sequential(mlp.requires_grad_(False)), x)
     for a, b in zip(ib.edges(basis, x, points=1), ib.edges(basis, x, points=16), strict=True):
         close(a, b)
+    mixed = ib.edges(basis, x, points=(16, 1))
+    close(mixed[1], ib.edges(basis, x, points=1)[1])
 
 
 def test_edge_estimate_over_positions_approaches_the_exact_edges() -> None:

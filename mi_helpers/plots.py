@@ -70,7 +70,9 @@ def heatmap(
     panel_width = max(150, min(560, len(across) * 30))
     if facet is not None:
         panel_width = max(150, min(panel_width, len(across) * 17))
-    figure, panels = make_panels(table, facet, panel_width, max(150, len(up) * 15))
+    figure, panels = make_panels(
+        table, facet, panel_width, len(up) * max(15, min(26, 400 / len(up)))
+    )
     for cell, part in panels:
         if part.duplicated([x, y]).any():
             raise ValueError(f"several rows share one ({x}, {y}); choose or average them, or facet")

@@ -42,6 +42,26 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"00.all-positions"}),
     ),
     Listed(
+        "01_activation_patching",
+        changed={"SEED": "1", "N_PROMPTS": "3"},
+        families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
+        model_free=frozenset(
+            {
+                "01.and-gate",
+                "01.or-gate",
+                "01.chain-cross-section",
+                "01.two-chains",
+                "01.edges-split-a-node",
+            }
+        ),
+    ),
+    Listed(
+        "02_patching_pitfalls",
+        changed={"SEED": "1", "N_PROMPTS": "4", "CIRCUIT": "6", "STEPS": "2"},
+        families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
+        model_free=frozenset({"02.logit-diff-is-blind"}),
+    ),
+    Listed(
         "03_stable_regions",
         changed={
             "SEED": "1",

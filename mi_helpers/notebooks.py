@@ -17,7 +17,17 @@ from typing import Any, NamedTuple
 import psutil
 
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
-_WORKER = "import json, sys, papermill; papermill.execute_notebook(**json.load(sys.stdin))"
+# The job is the first line of stdin. When stdin ends, whoever started this has died, even by
+# `kill -9`, and so it ends as well; its kernel follows. `rfc3987_syntax` builds a grammar for
+# seconds as it is imported, which jsonschema does unasked and does without.
+_WORKER = """
+import json, os, sys, threading
+sys.modules["rfc3987_syntax"] = None
+import papermill
+job = json.loads(sys.stdin.readline())
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+papermill.execute_notebook(**job)
+"""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -112,8 +122,8 @@ def execute(
         )
         try:
             assert process.stdin is not None
-            with process.stdin:
-                process.stdin.write(json.dumps(job).encode())
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
             timed_out = not _wait(process, output, started + seconds, on_cell)
         finally:
             kill_family(process)
@@ -161,6 +171,16 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
                 continue
         psutil.wait_procs(family, timeout=10)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def traceback(output: Path, log: Path) -> str:
+    """All that a failed execution said: the traceback of its cell, else what papermill printed."""
+    outs = [out for cell in _cells(output) for out in cell.get("outputs", [])]
+    lines = [line for o in outs if o["output_type"] == "error" for line in o["traceback"]]
+    said = "\n".join(lines) or log.read_text(encoding="utf-8", errors="replace")
+    return _ANSI.sub("", said).strip()
 
 
 def _cells(output: Path) -> list[dict[str, Any]]:

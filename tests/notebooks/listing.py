@@ -76,4 +76,50 @@ NOTEBOOKS: tuple[Listed, ...] = (
         families=("gpt2", "gemma2"),
         model_free=frozenset({"03.training", "03.size", "03.untrained-suite-straight"}),
     ),
+    Listed(
+        "06_interaction_basis",
+        changed={
+            "SEED": "1",
+            "NETWORKS": "(0, 1)",
+            "N_BASIS": "120",
+            "N_TEST": "300",
+            "EPOCHS": "50",
+            "N_TEXTS": "6",
+            "N_EDGE_TEXTS": "2",
+            "SOURCES": "4",
+        },
+        families=("gpt2", "llama", "gemma2"),
+        model_free=frozenset(
+            {
+                "06.linear-diagonal",
+                "06.blocks-recovered",
+                "06.covariance-exact",
+                "06.effects-exact",
+                "06.projector-exact",
+                "06.fourier-features",
+                "06.fewer-edges-attention",
+                "06.fewer-edges-mlp",
+                "06.fewer-edges-unembedding",
+                "06.node-ablation-tied",
+            }
+        ),
+    ),
+    Listed(
+        "07_degeneracy",
+        changed={"SEED": "1", "NETWORKS": "(0, 1)", "N_PAIRS": "100", "N_STATES": "30"},
+        families=(),
+        model="toys",
+        model_free=frozenset(
+            {
+                "07.activations-free",
+                "07.gradients-free",
+                "07.synchronised-free",
+                "07.moves-do-nothing",
+                "07.basis-invariant",
+                "07.trained-fewer-directions",
+                "07.modularity-invariant",
+                "07.modules-are-blocks",
+            }
+        ),
+    ),
 )

@@ -1,4 +1,4 @@
-"""Shared by all tests: no hub, the cores divided among workers, a notebook's cells kept together."""
+"""Shared by all tests: no hub, cores divided among workers, a notebook's cells kept together."""
 
 import os
 

@@ -49,7 +49,7 @@ def totals(stream: Stream, threshold: Threshold = 0.0) -> Totals:
     for chunk in _chunks(stream):
         values = chunk.values.astype(np.float64)
         largest = values.max(axis=0).toarray().ravel() if chunk.n_tokens else np.zeros(chunk.width)
-        fires = _pattern(chunk, threshold).sum(0)
+        fires = firing_pattern(chunk, threshold).sum(0)
         parts.append(Totals(fires, values.sum(0), values.power(2).sum(0), largest))
     fires, total, squares, largest = (np.stack(column) for column in zip(*parts, strict=True))
     return Totals(fires.sum(0), total.sum(0), squares.sum(0), largest.max(0))
@@ -195,7 +195,7 @@ def _blocks(
         shape = (block.stop - low, widths[1])
         together, product = np.zeros(shape, np.int32), np.zeros(shape)
         for one, two in zip(*sides, strict=True):
-            fires = [_pattern(c, t) for c, t in zip((one, two), thresholds, strict=True)]
+            fires = [firing_pattern(c, t) for c, t in zip((one, two), thresholds, strict=True)]
             _add(together, fires[0], fires[1], block)
             _add(product, one.values.astype(np.float64), two.values.astype(np.float64), block)
         i, j = np.nonzero(together >= min_together)
@@ -215,8 +215,8 @@ def _chunks(stream: Stream) -> Sequence[Firing]:
     return chunks
 
 
-def _pattern(chunk: Firing, threshold: Threshold) -> sparse.csr_array:
-    """1 where a feature fires, as int32."""
+def firing_pattern(chunk: Firing, threshold: Threshold) -> sparse.csr_array:
+    """1 where a feature fires, as int32: [token, feature]."""
     values = chunk.values
     fires = values.data > np.broadcast_to(threshold, chunk.width)[values.indices]
     pattern = sparse.csr_array(

@@ -1,5 +1,6 @@
 """Lays rows of interventions into passes: sequences of equal length, joining layer by layer."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,8 @@ from functools import cached_property
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+TRIED = 12  # widths that are filled in search of the best
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,27 @@ class Packing:
     @staticmethod
     def of(segments: list[Segment], n_pos: int) -> "Packing":
         """First-fit decreasing, at the width that wastes least (of equals the widest)."""
-        longest = max(map(len, segments))
-        widths = {*range(longest, n_pos + 1, longest), n_pos}
-        options = [Packing(w, _fill(segments, w)) for w in sorted(widths, reverse=True)]
-        return min(options, key=lambda option: len(option.bins) * option.width)
+        tokens: Counter[int] = Counter()
+        for segment in segments:
+            tokens[segment.boundary] += len(segment)
+
+        def least(width: int) -> int:
+            """Tokens with the waste that no filling avoids: a boundary's last, half-empty bin."""
+            return sum(width * -(-total // width) for total in tokens.values())
+
+        widths = sorted(range(max(map(len, segments)), n_pos + 1), key=lambda w: (least(w), -w))
+        best = Packing(widths[0], _fill(segments, widths[0]))
+        for width in widths[1:TRIED]:
+            if least(width) >= best.tokens:
+                break
+            option = Packing(width, _fill(segments, width))
+            best = min(best, option, key=lambda packing: packing.tokens)
+        return best
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a pass computes for each prompt, padding included."""
+        return len(self.bins) * self.width
 
     @cached_property
     def segments(self) -> list[Segment]:

@@ -21,12 +21,15 @@ PEER_LAYERS, PEER_BATCHES = 3, 4  # a peer's rows all cost the same: one in so m
 N_VECTORS, LONG = 512, 128
 
 
+BASE_RUN = (0, 0, "all")
+
+
 def flops(model: TransformerBridge, rows: list[tuple[int, int, str]], n_pos: int) -> float:
     """The fewest operations a prompt needs for edits that are read at its last position.
 
-    `rows` are (layer, first position, site). At its own layer an edit of the stream needs queries,
-    keys and values of one position, and one of z needs none; the last layer needs keys and values
-    of all positions and the rest of one.
+    `rows` are (layer, first position, site), and `BASE_RUN` for each recorded run. At its own layer
+    an edit of the stream needs queries, keys and values of one position, and one of z needs none;
+    the last layer needs keys and values of all positions and the rest of one.
     """
     cfg = model.cfg
     heads, kv = cfg.n_heads * cfg.d_head, (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
@@ -41,7 +44,7 @@ def flops(model: TransformerBridge, rows: list[tuple[int, int, str]], n_pos: int
         attend = sum(4 * heads * (start + i + 1) for i in range(length))
         total += (blocks - 1) * length * (q + keys_values + rest) + blocks * attend
         total += length * keys_values + q + rest  # the last block
-        saved = length if site == "z" else length - 1  # the first block
+        saved = {"z": length, "resid_pre": length - 1, "all": 0}[site]  # the first block
         total -= saved * (q + keys_values) if blocks > 1 else 0
         total += 2 * cfg.d_model * cfg.d_vocab
     return total
@@ -129,6 +132,7 @@ def sweep(
     first = int((pairs.clean_tokens == pairs.corrupted_tokens).all(0).cummin(0).values.sum())
     starts = range(first, n_pos) if site == "resid_pre" else [first] * model.cfg.n_heads
     needed = [(layer, start, site) for layer in range(n_layers) for start in starts]
+    needed += [BASE_RUN] * 2  # clean and corrupted
     limit = len(pairs) * flops(model, needed, n_pos) / rate
     mine, peer = timed(ours), timed(theirs)
     kept = [n for n, row in enumerate(index) if row["layer"] % PEER_LAYERS == 0]
@@ -176,7 +180,8 @@ def perturb(model: TransformerBridge, rate: float, n_pos: int = LONG) -> dict[st
         ]
         return torch.tensor(engine.run(base, pd.DataFrame(rows), {"kl": kl})["kl"].to_numpy())
 
-    limit = flops(model, [(layer, n_pos - 1, "resid_pre")] * N_VECTORS, n_pos) / rate
+    needed = [(layer, n_pos - 1, "resid_pre")] * N_VECTORS + [BASE_RUN]
+    limit = flops(model, needed, n_pos) / rate
     peer = f"run_with_hooks, {BATCH} at a time"
     kept = list(range(N_VECTORS // PEER_BATCHES))
     return record("perturb_last_of_128", peer, timed(ours), timed(theirs), limit, kept, N_VECTORS)

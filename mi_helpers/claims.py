@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +22,10 @@ SIGNIFICANT = 4  # digits kept of every number, so that two machines write the s
 
 
 class Record(TypedDict):
-    """One claim as the scorecard stores it. `holds` is None where the claim does not apply."""
+    """One claim as the scorecard stores it. `holds` is None where the claim does not apply.
+
+    A scorecard of many runs adds `variant` where more than model and seed tells its runs apart.
+    """
 
     id: str
     notebook: str
@@ -36,9 +39,10 @@ class Record(TypedDict):
     holds: bool | None
     why: str | None
     seed: int | None
+    variant: NotRequired[str]
 
 
-KEYS = tuple(Record.__annotations__)
+KEYS = tuple(key for key in Record.__annotations__ if key != "variant")
 _ID = re.compile(r"(\d\d)\.[a-z0-9]+(-[a-z0-9]+)*")
 # Blue and orange of the Okabe-Ito palette; the mark and the word say the same without colour.
 _VERDICTS = {
@@ -182,10 +186,11 @@ def validate(record: Record) -> None:
     def fail(fault: str) -> None:
         raise ValueError(f"claim {record.get('id')!r}: {fault}")
 
-    if set(record) != set(KEYS):
-        fail(f"keys differ from the expected ones: {sorted(set(record) ^ set(KEYS))}")
-    for key in ("id", "notebook", "model", "says", "source", "rule"):
-        if not isinstance(record[key], str) or not record[key].strip():
+    if faults := (set(record) - {"variant"}) ^ set(KEYS):
+        fail(f"keys differ from the expected ones: {sorted(faults)}")
+    for key in ("id", "notebook", "model", "says", "source", "rule", "variant"):
+        text = record.get(key, "none")
+        if not isinstance(text, str) or not text.strip():
             fail(f"{key} must be a text that is not empty")
     match = _ID.fullmatch(record["id"])
     if not match:
@@ -219,9 +224,9 @@ def measured(record: Record) -> str:
     """`0.83 [0.71, 0.9]`, or an empty text where nothing was measured."""
     if record["value"] is None:
         return ""
-    text = _digits(record["value"])
+    text = digits(record["value"])
     if record["low"] is not None and record["high"] is not None:
-        text += f" [{_digits(record['low'])}, {_digits(record['high'])}]"
+        text += f" [{digits(record['low'])}, {digits(record['high'])}]"
     return text
 
 
@@ -287,7 +292,7 @@ def _number(value: Any) -> Any:
     return float(f"{value:.{SIGNIFICANT}g}") + 0.0  # -0.0 becomes 0.0
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     text = f"{value:.{SIGNIFICANT}g}"
     return f"{value:.0f}" if "e" in text and 1 <= abs(value) < 1e7 else text
 

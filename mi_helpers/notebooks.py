@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
 # The job is the first line of stdin. When stdin ends, whoever started this has died, even by
 # `kill -9`, and so it ends as well; its kernel follows. `rfc3987_syntax` builds a grammar for

@@ -19,10 +19,15 @@ def environment(root: Path) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": versions(),
         "device": _device(),
         "commit": _commit(root),
     }
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that results depend on."""
+    return {name: version for name in PACKAGES if (version := _version(name))}
 
 
 def weights(name: str) -> dict[str, str]:

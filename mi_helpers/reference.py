@@ -14,6 +14,11 @@ def folder(root: Path, model: str) -> Path:
     return root / "papermill_runs" / "reference" / model.replace("/", "--")
 
 
+def holds(root: Path, folder: Path) -> bool:
+    """Whether a folder is one of the committed scorecards."""
+    return folder.resolve().parent == (root / "papermill_runs" / "reference").resolve()
+
+
 def compare(root: Path, records: list[Record]) -> list[str]:
     """Lines that say, model by model, what differs from the committed scorecards.
 

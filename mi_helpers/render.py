@@ -13,10 +13,10 @@ import nbformat
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
+from .notebooks import PLOTLY
 from .runs import Run
 from .scorecard import write_atomic
 
-PLOTLY = "application/vnd.plotly.v1+json"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _MACHINE_PATH = re.compile(
     r"(?<![\w.~])/(home|root|tmp|work|Users|private|mnt|var)/\S+|[A-Z]:\\Users"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import notebooks, provenance, reference, scorecard
 from .claims import Record, model_name
+from .commands import add_to
 from .parameters import all_values, assign
 
 
@@ -200,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add(_diff, "diff", help="compare two scorecards claim by claim; code 1 on a flip")
     command.add_argument("a", metavar="A", help="a run's name, a folder, or a scorecard.json")
     command.add_argument("b", metavar="B")
+    add_to(add)
     add(_models, "models", help="list the models that load here")
     command = add(_fetch, "fetch", help="download a model into the cache")
     command.add_argument("name", nargs="?", metavar="NAME", help="default: smollm2-135m")
@@ -220,11 +222,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _render(options: argparse.Namespace) -> int:
     from . import render
+    from .scorecard_markdown import write_readme
 
     render.require_browser()
     finished = run(options.notebooks, minutes=options.timeout)
     faults = render.store(finished)
     code = _report(finished, save_reference=not faults)
+    write_readme(finished.root)
     for fault in faults:
         print(f"NOT STORED {fault}")
     return code or int(bool(faults))

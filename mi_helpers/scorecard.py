@@ -37,15 +37,21 @@ def write(folder: Path, records: Sequence[Record], environment: dict[str, Any]) 
     """Write the three files of a scorecard folder; records in the order of their notebooks."""
     ordered = sorted(records, key=lambda record: record["notebook"])  # stable within a notebook
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "environment.json", _json(environment))
+    write_atomic(folder / "environment.json", to_json(environment))
     write_atomic(folder / "scorecard.md", markdown(ordered))
-    write_atomic(folder / "scorecard.json", _json(ordered))
+    write_atomic(folder / "scorecard.json", to_json(ordered))
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a scorecard file or folder; ValueError says what is wrong with it."""
+    """The records of a scorecard file, of a folder with one, or of all such folders in a folder.
+
+    Raises:
+        ValueError: there is none, or it is damaged; the message names the file and the fault.
+    """
     file = path / "scorecard.json" if path.is_dir() else path
     if not file.is_file():
+        if inner := sorted(path.glob("*/scorecard.json")):
+            return [record for each in inner for record in read(each)]
         raise ValueError(f"no scorecard at {file}")
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
@@ -84,7 +90,7 @@ def markdown(records: Iterable[Record]) -> str:
         groups.setdefault((record["notebook"], record["model"], record["seed"]), []).append(record)
     lines = ["# Scorecard", "", f"{tally([r for g in groups.values() for r in g])}."]
     for (notebook, model, seed), rows in groups.items():
-        title = f"## {_cell(notebook)} on {_cell(model)}"
+        title = f"## {escape_cell(notebook)} on {escape_cell(model)}"
         lines += ["", title if seed is None else f"{title}, seed {seed}", ""]
         lines += ["| | claim | measured | rule | source |", "|---|---|---|---|---|"]
         lines += [_markdown_row(record) for record in rows]
@@ -122,30 +128,37 @@ class Change(NamedTuple):
 def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
     """Claim by claim, what differs from scorecard A to scorecard B; flips first.
 
-    Claims are matched by id, and also by model and seed where an id occurs more than once, so that
-    one model can be compared with another. A value has moved when it lies outside the other's
-    interval and the other lies outside its own, and they differ by over 0.1 %; without any
+    Claims are matched by id, and also by model, variant and seed where an id occurs more than once,
+    so that one model can be compared with another. A value has moved when it lies outside the
+    other's interval and the other lies outside its own, and they differ by over 0.1 %; without any
     interval, when they differ by over 1 %.
     """
     several = any(len({r["id"] for r in records}) < len(records) for records in (a, b))
 
     def index(records: Sequence[Record]) -> dict[tuple, Record]:
-        keys = [(r["id"], r["model"], r["seed"]) if several else (r["id"],) for r in records]
+        keys = [_key(r) if several else (r["id"],) for r in records]
+        if twice := [key for key, n in Counter(keys).items() if n > 1]:
+            raise ValueError(f"{' '.join(map(str, twice[0]))} is in one scorecard twice")
         return dict(zip(keys, records, strict=True))
 
     first, second = index(a), index(b)
-    changes = [_change(first.get(key), second.get(key)) for key in {**first, **second}]
+    changes = [change(first.get(key), second.get(key)) for key in {**first, **second}]
     kinds = ("flip", "moved", "missing", "new")
-    return sorted((c for c in changes if c), key=lambda change: kinds.index(change.kind))
+    return sorted((c for c in changes if c), key=lambda c: kinds.index(c.kind))
 
 
 def summary(changes: Sequence[Change]) -> str:
     """The changes counted by kind, in words."""
-    counts = Counter(change.kind for change in changes)
+    counts = Counter(c.kind for c in changes)
     return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "no difference"
 
 
-def _change(a: Record | None, b: Record | None) -> Change | None:
+def _key(record: Record) -> tuple:
+    return (record["id"], record["model"], record.get("variant", ""), record["seed"])
+
+
+def change(a: Record | None, b: Record | None) -> Change | None:
+    """What differs from one record of a claim to another; None for nothing worth saying."""
     if b is None:
         assert a is not None
         return Change("missing", a["id"], f"{_short(a)} -> nothing")
@@ -176,17 +189,24 @@ def _short(record: Record) -> str:
     return f"{verdict(record)} {measured(record)}".rstrip()
 
 
-def _json(value: object) -> str:
+def to_json(value: object) -> str:
+    """The text of one of a scorecard's JSON files."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Text that stays text inside a Markdown table."""
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _markdown_row(record: Record) -> str:
-    mark = verdict(record) + (f": {_cell(record['why'])}" if record["why"] else "")
-    claim = f"`{record['id']}` {_cell(record['says'])}"
-    cells = (mark, claim, measured(record), _cell(record["rule"]), _cell(record["source"]))
+    mark = verdict(record) + (f": {escape_cell(record['why'])}" if record["why"] else "")
+    claim = f"`{record['id']}` {escape_cell(record['says'])}"
+    cells = (
+        mark,
+        claim,
+        measured(record),
+        escape_cell(record["rule"]),
+        escape_cell(record["source"]),
+    )
     return "| " + " | ".join(cells) + " |"

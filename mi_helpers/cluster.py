@@ -1,0 +1,148 @@
+"""Runs of a sweep on the workers of dask.distributed (extra `cluster`).
+
+A local cluster has one process for each job, with one GPU each where there are GPUs and an equal
+part of the cores where there are none. Any other scheduler is named by its address; SLURM and its
+like start workers through dask-jobqueue, see notebooks/sweeps/README.md.
+
+A worker that dies takes its notebook with it, and its run goes to another worker. After dask's
+`distributed.scheduler.allowed-failures` such deaths the run is recorded as failed.
+"""
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .sweep_plan import Job
+from .sweeps import Outcome, fail
+
+ANSWER_S = 5  # seconds that a scheduler may take to answer
+Spread = Callable[[Iterable[Job], Callable[[Job], Outcome]], Iterator[tuple[Job, Outcome]]]
+
+
+@contextlib.contextmanager
+def local(jobs: int, device: str, folder: Path) -> Iterator[Spread]:
+    """A cluster of `jobs` workers on this machine, as a `spread` for `Sweep.work`.
+
+    Args:
+        jobs: how many runs at a time.
+        device: of `provenance.environment`; with "cuda…", worker i gets GPU i, and GPUs are shared
+            where there are more workers than GPUs.
+        folder: the sweep's.
+    """
+    distributed = _distributed()
+    workers = {
+        index: {
+            "cls": distributed.Nanny,
+            "options": {"nthreads": 1, "memory_limit": 0, "env": env, "silence_logs": "CRITICAL"},
+        }
+        for index, env in enumerate(environments(jobs, device))
+    }
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
+    with (
+        distributed.SpecCluster(workers, scheduler, silence_logs="CRITICAL") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield spread(client, folder)
+
+
+def environments(jobs: int, device: str) -> list[dict[str, str]]:
+    """What each local worker's notebooks find in their environment: a GPU, a share of the cores.
+
+    A variable that is set already stays as it is.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    shared = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    if not device.startswith("cuda"):
+        return [shared] * jobs
+    import torch
+
+    every = [str(index) for index in range(torch.cuda.device_count())]
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or every
+    return [shared | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs)]
+
+
+@contextlib.contextmanager
+def connect(address: str, folder: Path) -> Iterator[Spread]:
+    """The workers of a scheduler that runs already, as a `spread` for `Sweep.work`.
+
+    Raises:
+        OSError: no scheduler answers there, or a worker does not see the folder or the package.
+    """
+    distributed = _distributed()
+    try:
+        asyncio.run(_greet(address))
+        client = distributed.Client(address, timeout=ANSWER_S)
+    except (OSError, ValueError, TypeError) as error:
+        raise OSError(
+            f"no dask scheduler answers at {address!r} ({error or 'it says nothing'}); start one "
+            "with `dask scheduler`, or leave --scheduler out to run here"
+        ) from error
+    with client:
+        _check_workers(client, folder)
+        yield spread(client, folder)
+
+
+async def _greet(address: str) -> None:
+    """Open a connection and close it. A client would wait for ever on a port that says nothing."""
+    comm = await asyncio.wait_for(_distributed().comm.connect(address, timeout=ANSWER_S), ANSWER_S)
+    await comm.close()
+
+
+def _check_workers(client: Any, folder: Path) -> None:
+    """Every worker has this package and sees the sweep's folder."""
+    try:
+        seen = client.run(sees, folder)
+    except Exception as error:  # whatever an import raises over there
+        raise OSError(f"a worker cannot import mi_helpers: {error!r}") from error
+    if blind := [worker for worker, sight in seen.items() if not sight]:
+        raise OSError(f"worker {blind[0]} does not see {folder}: all need one shared folder")
+    if not seen:
+        print("the scheduler has no workers yet; runs begin when some join")
+
+
+def sees(folder: Path) -> bool:
+    """Whether this machine sees a sweep's folder."""
+    return (folder / "plan.json").is_file()
+
+
+def spread(client: Any, folder: Path) -> Spread:
+    """Calls a function on jobs through a client, and yields the outcomes as they come."""
+    distributed = _distributed()
+
+    def on_workers(
+        jobs: Iterable[Job], act: Callable[[Job], Outcome]
+    ) -> Iterator[tuple[Job, Outcome]]:
+        futures = {
+            client.submit(act, job, key=f"{job.folder}-{uuid.uuid4().hex}", pure=False): job
+            for job in jobs
+        }
+        try:
+            for future in distributed.as_completed(futures):
+                try:
+                    outcome = future.result()
+                except distributed.KilledWorker as error:
+                    died = f"the worker died each time it ran this notebook: {error}"
+                    outcome = fail(futures[future], folder, died.splitlines()[0])
+                except distributed.CancelledError as error:
+                    raise OSError(
+                        "the scheduler is gone; what is finished is kept: start the sweep again"
+                    ) from error
+                yield futures[future], outcome
+        finally:
+            with contextlib.suppress(Exception):  # a scheduler that is gone needs no cancelling
+                client.cancel(list(futures))
+
+    return on_workers
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise ValueError("--jobs and --scheduler need dask: pip install -e '.[cluster]'") from error
+    return distributed

@@ -262,6 +262,22 @@ def rows(
     return pd.concat(tables, ignore_index=True)
 
 
+def rows_from(
+    where: Spot,
+    starts: Mapping[str, Float[Tensor, "prompt k d"]],
+    direction: Float[Tensor, "prompt k d"],
+    lengths: Sequence[float],
+) -> pd.DataFrame:
+    """Rows that step away from other points than x: columns `start`, `length`, and `against`, the
+    row of the same start and length 0, for `text_outputs.measure`."""
+    steps, table = [0.0, *lengths], []
+    for n, (name, start) in enumerate(starts.items()):
+        writes = [shift(where, start - where.x + length * direction) for length in steps]
+        part = _rows(where, name, writes).rename(columns={"direction": "start"})
+        table.append(part.assign(length=steps, against=n * len(steps)))
+    return pd.concat(table, ignore_index=True)
+
+
 def moves(where: Spot, to: Mapping[str, Float[Tensor, "prompt k d"]]) -> pd.DataFrame:
     """Rows for the engine that write the points `to`, one row each; column `direction`."""
     tables = [_rows(where, name, [shift(where, point - where.x)]) for name, point in to.items()]

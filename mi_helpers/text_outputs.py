@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import engine
+from .claims import bootstrap
 from .metrics import kl
 
 LOGITS_AT_ONCE = 2**28  # bytes
@@ -52,11 +53,16 @@ class Outcome:
 
 
 @torch.no_grad()
-def measure(run: engine.Run, rows: pd.DataFrame, pos: int | Sequence[int] | None = None) -> Outcome:
+def measure(
+    run: engine.Run,
+    rows: pd.DataFrame,
+    pos: int | Sequence[int] | None = None,
+    against: Sequence[int] | None = None,
+) -> Outcome:
     """Carry out `rows` on `run` and compare with the run as it was, at `pos`.
 
     `pos` None means every position but 0, whose residual is unlike all others. Rows are as for
-    `engine.run`.
+    `engine.run`. `against` compares each row with another row instead, named by its number.
     """
     n_pos = run.tokens.shape[1]
     chosen = range(1, n_pos) if pos is None else [pos] if isinstance(pos, int) else pos
@@ -71,14 +77,17 @@ def measure(run: engine.Run, rows: pd.DataFrame, pos: int | Sequence[int] | None
     metric = engine.Metric(moved, pos=at, site="resid_post", layer=-1)
     _, read = engine.run(run, rows, {"l2": metric}, return_tensors=True)
     streams = read["l2"].to(final)
+    origin = final.expand_as(streams) if against is None else streams[list(against)]
     following = run.tokens.roll(-1, 1)[:, at]
     kls, losses = [], []
     size = max(1, LOGITS_AT_ONCE // (4 * run.model.cfg.d_vocab * len(at)))
     for prompts in torch.arange(len(final), device=final.device).split(size):
-        reference = engine.unembed(run.model, final[prompts]).flatten(0, 1)
         target = following[prompts].flatten()
+        reference = engine.unembed(run.model, final[prompts]).flatten(0, 1)
         of_rows = []
-        for stream in streams[:, prompts]:
+        for stream, start in zip(streams[:, prompts], origin[:, prompts], strict=True):
+            if against is not None:
+                reference = engine.unembed(run.model, start).flatten(0, 1)
             logits = engine.unembed(run.model, stream).flatten(0, 1)
             log_p = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
             of_rows.append(torch.stack([kl(logits[None], reference)[0], -log_p]))
@@ -87,4 +96,18 @@ def measure(run: engine.Run, rows: pd.DataFrame, pos: int | Sequence[int] | None
         losses.append(both[1])
     loss = torch.cat(losses, 1)
     loss[..., [p == n_pos - 1 for p in at]] = torch.nan
-    return Outcome(at, torch.cat(kls, 1), loss, (streams - final).norm(dim=-1).cpu())
+    return Outcome(at, torch.cat(kls, 1), loss, (streams - origin).norm(dim=-1).cpu())
+
+
+def ratio(
+    table: pd.DataFrame,
+    above: str,
+    below: str,
+    by: str = "direction",
+    value: str = "kl",
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean of `value` where `by` is `above`, over that where it is `below`, with its bootstrap
+    interval over prompts; lines of one prompt are averaged first, so that prompts stay paired."""
+    means = table.pivot_table(index="prompt", columns=by, values=value)[[above, below]]
+    return bootstrap(means.to_numpy(float), lambda x: x[:, 0].mean() / x[:, 1].mean(), seed=seed)

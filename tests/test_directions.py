@@ -1,5 +1,6 @@
 """Directions on Gaussians whose covariance is known, and pushes against plain hooked forwards."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -192,7 +193,7 @@ def test_lengths_absolute_and_relative() -> None:
         directions.shift(where, torch.zeros(1, 1, 3))
 
 
-def engine_place(where: directions.Spot):  # type: ignore[no-untyped-def]
+def engine_place(where: directions.Spot):
     from mi_helpers.interventions import Place
 
     return Place("resid_pre", where.layer, tuple(where.pos), None, 10)
@@ -274,3 +275,31 @@ def test_feature_sets() -> None:
     stream[2:, 5, 1] = 0.0  # now the last two prompts have no active feature
     again = sae_directions.feature_directions(directions.spot(run, 1, None), sae)
     assert set(again) == {"dead"}
+
+
+def test_steps_from_other_points_are_compared_with_those_points() -> None:
+    run = run_of()
+    where = directions.spot(run, 2, -1)
+    starts = {"real": where.x, "other": where.x + 3 * where.baseline("covariance", 5)}
+    table = directions.rows_from(where, starts, where.baseline("isotropic"), [0.5, 1.0])
+    found = text_outputs.measure(run, table, -1, against=table["against"])
+    assert (found.kl[[0, 3]].abs() < 1e-6).all()
+    assert (found.l2[[0, 3]] == 0).all()
+    from_x = directions.rows(where, {"isotropic": where.baseline("isotropic")}, [0.5, 1.0])
+    expected = text_outputs.measure(run, from_x, -1)
+    assert found.kl[1:3].allclose(expected.kl, atol=1e-5)
+    moved = run.resid[2].clone()
+    moved[:, -1] = starts["other"][:, 0]
+    again = directions.moves(where, {"a": starts["other"], "b": moved[:, -1:] + 1.0})
+    both = text_outputs.measure(run, again, -1)
+    assert (both.kl[0] - found.kl[3]).abs().max() > 1e-4  # not the distance from x
+
+
+def test_ratio_pairs_prompts() -> None:
+    lines = [
+        {"prompt": p, "direction": name, "kl": scale * (p + 1.0)}
+        for p in range(5)
+        for name, scale in (("a", 3.0), ("b", 2.0), ("b", 4.0))
+    ]
+    value, low, high = text_outputs.ratio(pd.DataFrame(lines), "a", "b")
+    assert (value, low, high) == pytest.approx((1, 1, 1))  # exactly proportional: no spread

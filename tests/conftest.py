@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 # Two processes that each use every core slow each other manyfold; children inherit the setting.
@@ -10,8 +11,13 @@ _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A notebook's cells run in one kernel, so in one worker."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+class OneKernelOneWorker(LoadScopeScheduling):
+    """Any worker takes any test, but a notebook's cells, or slow fixtures' tests, stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        return path if path.endswith((".ipynb", "test_runs.py")) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneKernelOneWorker | None:
+    return OneKernelOneWorker(config, log) if config.getvalue("dist") == "loadscope" else None

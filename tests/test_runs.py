@@ -17,8 +17,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from mi_helpers import notebooks, parameters, provenance, reference, render, runs, scorecard
 from mi_helpers.claims import KEYS, Record
 
-pytestmark = pytest.mark.xdist_group("runs")  # they share slow fixtures
-
 PARAMETERS = """SEED = 0  # of the prompts
 N: int = 3  # prompts
 RATE = 0.5  # share

@@ -78,9 +78,37 @@ def title_axes(
         figure.update_xaxes(title=x_title, **cell)
     figure.update_yaxes(title=y_title, col=1)
     if log_x:
-        figure.update_xaxes(type="log")
+        figure.update_xaxes(type="log", **log_ticks(figure, "x"))
     if log_y:
-        figure.update_yaxes(type="log")
+        figure.update_yaxes(type="log", **log_ticks(figure, "y"))
+
+
+def log_ticks(figure: go.Figure, axis: str) -> dict[str, Any]:
+    """Whole numbers on a logarithmic axis: 1, 2, 5 in each decade, or powers of ten if many."""
+    values = np.concatenate([np.asarray(trace[axis], dtype=float) for trace in figure.data])
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return {}
+    low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()))
+    if high - low > 4 or low < -4 or high > 5:
+        return {"dtick": max(1, round((high - low) / 8)), "exponentformat": "power"}
+    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    ticks = [step * 10.0**decade for decade in np.arange(low, high + 1) for step in steps]
+    return {"tickvals": ticks, "ticktext": [f"{tick:.10g}" for tick in ticks]}
+
+
+def is_text(column: pd.Series) -> bool:
+    """Names rather than quantities; plotly would read a head's name 9.6 as a number."""
+    return not pd.api.types.is_numeric_dtype(column)
+
+
+def standing_out(part: pd.DataFrame, x: str, y: str, most: int = 10) -> pd.Series:
+    """Which points are far enough out for a label in a picture without hover."""
+    distance = pd.Series(0.0, index=part.index)
+    for column in (x, y):
+        offset = (part[column] - part[column].median()).abs()
+        distance += (offset / (offset.max() or 1)) ** 2
+    return distance.rank(method="first", ascending=False) <= most
 
 
 def frame_maps(figure: go.Figure, panels: Panels, x_title: str, y_title: str) -> None:

@@ -28,6 +28,7 @@ from .panels import (
     colour_bar,
     finish,
     frame_maps,
+    is_text,
     label_ticks,
     legend,
     line_styles,
@@ -36,6 +37,7 @@ from .panels import (
     parts_by,
     require_columns,
     safe_text,
+    standing_out,
     title_axes,
     whole_ticks,
 )
@@ -90,6 +92,10 @@ def heatmap(
         label_ticks(figure.update_xaxes, labels, tickangle=-60)
     whole_ticks(figure.update_xaxes, table[x], skip=labels is not None)
     whole_ticks(figure.update_yaxes, table[y])
+    if is_text(table[x]):
+        figure.update_xaxes(type="category")
+    if is_text(table[y]):
+        figure.update_yaxes(type="category")
     frame_maps(figure, panels, x_title or axis_name(x), y_title or axis_name(y))
     low, high = table[value].min(), table[value].max()
     reach = max(abs(low), abs(high)) or 1.0
@@ -112,13 +118,17 @@ def lines(
     log_y: bool = False,
     markers: bool = True,
 ) -> go.Figure:
-    """`y` against `x`, a line for each value of `color`; `band` names the columns of its bounds."""
+    """`y` against `x`, a line for each value of `color`; `band` names the columns of its bounds.
+
+    Where x holds names, their order is that of the table, and points stand alone.
+    """
     require_columns(table, x, y, color, facet, *(band or ()))
     figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
-    styles = line_styles(table, color)
+    styles, named = line_styles(table, color), is_text(table[x])
+    mode = "markers" if named else "lines+markers" if markers else "lines"
     for number, (cell, panel) in enumerate(panels):
         for name, part in parts_by(panel, color):
-            part, (colour, dash) = part.sort_values(x), styles[name]
+            part, (colour, dash) = part if named else part.sort_values(x), styles[name]
             shared: dict[str, Any] = {"name": name, "legendgroup": name}
             if band:
                 low, high = (part[column].to_numpy(np.float32) for column in band)
@@ -138,14 +148,16 @@ def lines(
             trace = go.Scatter(
                 x=part[x],
                 y=part[y].to_numpy(np.float32),
-                mode="lines+markers" if markers else "lines",
-                marker={"size": 5},
+                mode=mode,
+                marker={"size": 9 if named else 5, "color": colour},
                 line={"color": colour, "width": 2, "dash": dash},
                 showlegend=color is not None and number == 0,
                 **shared,
             )
             figure.add_trace(trace, **cell)
     whole_ticks(figure.update_xaxes, table[x], skip=log_x)
+    if named:
+        figure.update_xaxes(type="category")
     title_axes(figure, panels, x_title or axis_name(x), y_title or axis_name(y), log_x, log_y)
     return finish(figure, title, legend(color))
 
@@ -164,19 +176,28 @@ def scatter(
     log_y: bool = False,
     diagonal: bool = False,
 ) -> go.Figure:
-    """A point for each row; `text` shows on hover; `diagonal` adds the line y = x."""
+    """A point for each row; `diagonal` adds the line y = x.
+
+    `text` shows on hover, and beside the ten points that stand out most.
+    """
     require_columns(table, x, y, color, text, facet)
     figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
     styles = line_styles(table, color)
     for number, (cell, panel) in enumerate(panels):
+        labelled = standing_out(panel, x, y)
         for name, part in parts_by(panel, color):
+            labels = None if text is None else [safe_text(t) for t in part[text]]
+            beside = labelled[part.index] if text else []
             trace = go.Scatter(
                 x=part[x].to_numpy(np.float32),
                 y=part[y].to_numpy(np.float32),
-                mode="markers",
+                mode="markers" if text is None else "markers+text",
                 name=name,
                 legendgroup=name,
-                text=None if text is None else [safe_text(t) for t in part[text]],
+                hovertext=labels,
+                text=[t if out else "" for t, out in zip(labels or [], beside, strict=True)],
+                textposition="top center",
+                textfont={"size": 11},
                 marker={"size": 7, "opacity": 0.75, "color": styles[name][0]},
                 showlegend=color is not None and number == 0,
             )

@@ -55,10 +55,15 @@ def suite_sharpness(
     read: str = "post",
 ) -> Float[np.ndarray, "pair checkpoint"]:
     """`chained_sharpness` of the same prompts in every checkpoint; pairs dropped anywhere are
-    dropped everywhere, so that rows stay paired."""
+    dropped everywhere, so that rows stay paired.
+
+    A checkpoint is a `path`, a directory or a name on the hub, with its `revision` there if the
+    table has that column. All must share the tokenizer that made the prompts.
+    """
+    revisions = checkpoints.get("revision", [None] * len(checkpoints))
     columns = [
-        chained_sharpness(load_model(path), tokens, layer, steps, read)
-        for path in checkpoints["path"]
+        chained_sharpness(load_model(path, revision=revision), tokens, layer, steps, read)
+        for path, revision in zip(checkpoints["path"], revisions, strict=True)
     ]
     table = torch.stack(columns, dim=1)
     return table[table.isfinite().all(1)].numpy()

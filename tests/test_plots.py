@@ -301,3 +301,38 @@ def test_a_process_draws_pngs_and_ends():
     for png in pngs:
         drawn, _, _ = pixels(base64.b64decode(png))
         assert drawn == pytest.approx(width * rendering.SCALE, abs=1)
+
+
+def test_names_on_an_axis_are_not_numbers():
+    heads = pd.DataFrame({"head": ["9.6", "10.0", "9.9"], "pos": [0, 0, 0], "v": [1.0, 2.0, 3.0]})
+    assert plots.heatmap(heads, "v", x="pos", y="head").layout.yaxis.type == "category"
+    figure = plots.lines(heads, "head", "v")
+    assert figure.layout.xaxis.type == "category"
+    assert list(figure.data[0].x) == ["9.6", "10.0", "9.9"]
+    assert figure.data[0].mode == "markers"
+
+
+def test_points_that_stand_out_are_labelled():
+    table = pd.DataFrame({"x": [0.01 * i for i in range(30)] + [9.0], "y": [0.0] * 31})
+    (points,) = plots.scatter(table.assign(name=range(31)), "x", "y", text="name").data
+    assert points.text[-1] == "30"
+    assert sum(text != "" for text in points.text) == 10
+    assert list(points.hovertext) == [str(i) for i in range(31)]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([25, 700], ["10", "20", "50", "100", "200", "500", "1000", "2000", "5000"]),
+        ([1, 9000], ["1", "10", "100", "1000", "10000"]),
+    ],
+)
+def test_logarithmic_ticks_are_whole_numbers(values, labels):
+    figure = plots.lines(pd.DataFrame({"x": values, "y": values}), "x", "y", log_x=True)
+    assert list(figure.layout.xaxis.ticktext) == labels
+
+
+def test_a_wide_logarithmic_axis_shows_powers():
+    figure = plots.lines(pd.DataFrame({"x": [1e-12, 1], "y": [0, 1]}), "x", "y", log_x=True)
+    assert figure.layout.xaxis.exponentformat == "power"
+    assert figure.layout.xaxis.dtick == 2

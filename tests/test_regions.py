@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -368,6 +369,22 @@ def test_text_pairs_of_unequal_length_are_left_out():
     model = tiny.bridge("llama")
     pairs = {"same": ("w1 w2", "w1 w3"), "longer": ("w1 w2", "w1 w3 w4")}
     assert list(texts.text_pairs(model, pairs)) == ["same"]
+
+
+def test_checkpoints_on_the_hub_are_loaded_by_revision(monkeypatch):
+    model, asked = tiny.bridge("llama"), []
+
+    def load(path, revision=None):
+        asked.append((path, revision))
+        return model
+
+    monkeypatch.setattr(region_suite, "load_model", load)
+    table = pd.DataFrame({"path": ["a/b", "a/b"], "revision": ["step1", "step8"]})
+    tokens = torch.randint(3, tiny.D_VOCAB, (4, 6), generator=torch.Generator().manual_seed(0))
+    found = region_suite.suite_sharpness(table, tokens, steps=5)
+    assert asked == [("a/b", "step1"), ("a/b", "step8")]
+    assert found.shape == (3, 2)
+    assert (found[:, 0] == found[:, 1]).all()
 
 
 def test_the_suite_loads_and_has_learnt():

@@ -26,6 +26,26 @@ class SparseAutoencoder(Protocol):
     def decode(self, feature_acts: Tensor) -> Tensor: ...
 
 
+class RandomDirections:
+    """A control and a stand-in for an autoencoder: `width` random directions, of which the `k` with
+    the largest positive projection fire on a token. The same seed gives the same directions."""
+
+    def __init__(self, d_model: int, width: int = 512, k: int = 16, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.W_dec = torch.nn.functional.normalize(
+            torch.randn(width, d_model, generator=generator), dim=1
+        )
+        self.k = k
+
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch feature"]:
+        projection = (x @ self.W_dec.to(x).T).relu()
+        least = projection.topk(self.k, dim=-1).values[..., -1:]
+        return projection * (projection >= least)
+
+    def decode(self, feature_acts: Float[Tensor, "*batch feature"]) -> Tensor:
+        return feature_acts @ self.W_dec.to(feature_acts)
+
+
 @dataclass(frozen=True, eq=False)
 class Firing:
     """How one layer's features fire on a stream of tokens.

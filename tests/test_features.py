@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_helpers import features
-from mi_helpers.feature_streams import Firing, collect, gather, residuals
+from mi_helpers.feature_streams import Firing, RandomDirections, collect, gather, residuals
 
 from . import tiny
 
@@ -252,3 +252,14 @@ def test_collect_is_encode_of_a_plain_forward(family):
         assert found[boundary].documents.tolist() == np.repeat(range(5), 6).tolist()
     with pytest.raises(ValueError, match="from 0 to 4"):
         residuals(model, tokens, [5])
+
+
+def test_random_directions_let_the_largest_fire():
+    directions = RandomDirections(32, width=20, k=3, seed=1)
+    x = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(0))
+    fires = directions.encode(x)
+    projection = x @ directions.W_dec.T
+    assert ((fires > 0).sum(-1) == 3).all()
+    torch.testing.assert_close(fires.topk(3).values, projection.topk(3).values)
+    torch.testing.assert_close(directions.W_dec.norm(dim=1), torch.ones(20))
+    assert directions.W_dec.equal(RandomDirections(32, width=20, seed=1).W_dec)

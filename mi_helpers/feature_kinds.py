@@ -6,6 +6,7 @@ Source: Balcells et al. 2024, arXiv 2410.08869 (pass-through, gates, disappearin
 next autoencoder's error). Gates on held-out text and equal-sized samples for entropies are ours.
 """
 
+from collections.abc import Collection, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -65,6 +66,35 @@ def share_interval(
     reached[resample, kept[side].to_numpy()[pair]] = True
     low, high = np.quantile(reached[:, live].mean(1), [0.025, 0.975])
     return float((best(table, side, len(live))[live] >= at_least_r).mean()), low, high
+
+
+def node_table(
+    tables: Mapping[tuple[int, int], pd.DataFrame], firing: Mapping[int, Firing],
+    found_gates: Mapping[int, Collection[int]] | None = None, passed: float = 0.95,
+    related: float = 0.4, at_least: int = 20,
+) -> pd.DataFrame:  # fmt: skip
+    """One row for each live feature: layer, feature, and `kinds`, the tuple of what is true of it.
+
+    passed through: a feature of the layer before or after has r ≥ `passed`; appearing, and
+    disappearing: none of the layer before, or after, has r ≥ `related`; gate: it is among
+    `found_gates` of its layer.
+    """
+    parts = []
+    for layer, stream in firing.items():
+        before = [best(t, "down", stream.width) for (_, b), t in tables.items() if b == layer]
+        after = [best(t, "up", stream.width) for (a, _), t in tables.items() if a == layer]
+        is_gate = np.isin(np.arange(stream.width), list((found_gates or {}).get(layer, ())))
+        masks = {
+            "passed through": np.any([r >= passed for r in before + after], axis=0),
+            "gate": is_gate,
+            "appearing": np.any([r < related for r in before], axis=0) & bool(before),
+            "disappearing": np.any([r < related for r in after], axis=0) & bool(after),
+        }
+        live = np.flatnonzero(alive(stream, at_least))
+        held = {kind: np.broadcast_to(mask, stream.width) for kind, mask in masks.items()}
+        kinds = [tuple(kind for kind, mask in held.items() if mask[f]) for f in live]
+        parts.append(pd.DataFrame({"layer": layer, "feature": live, "kinds": kinds}))
+    return pd.concat(parts, ignore_index=True)
 
 
 # --- Gates --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from scipy import sparse
@@ -123,6 +124,27 @@ def gather(batches: Iterable[Float[Tensor, "document pos feature"]]) -> Firing:
         raise ValueError("there is no batch of activations")
     documents = np.repeat(np.arange(len(lengths)), lengths)
     return Firing(sparse.vstack(parts, format="csr"), documents)
+
+
+def adjacent(known: pd.DataFrame, most: int = 4) -> pd.DataFrame:
+    """Of a table of autoencoders (name, kind, layer, and l0 if known), one local one for each of
+    at most `most` adjacent layers, those of the longest run of layers that are nearest its middle.
+
+    A layer that has several gives the one whose l0 is nearest the median of the layers that have
+    only one. Empty where fewer than two layers are adjacent.
+    """
+    local = known[known["kind"] == "local"].sort_values(["layer", "name"])
+    if "l0" in local and len(local):
+        single = ~local["layer"].duplicated(keep=False)
+        target = local.loc[single, "l0"].median() if single.any() else local["l0"].median()
+        local = local.assign(away=(local["l0"] - target).abs()).sort_values(["layer", "away"])
+    local = local.drop_duplicates("layer").reset_index(drop=True)
+    runs = (local["layer"].diff() != 1).cumsum()
+    if local.empty or runs.value_counts().max() < 2:
+        return local[["name", "layer"]][:0]
+    run = local[runs == runs.value_counts().idxmax()]
+    first = (len(run) - min(most, len(run))) // 2
+    return run[["name", "layer"]].iloc[first : first + most].reset_index(drop=True)
 
 
 @torch.no_grad()

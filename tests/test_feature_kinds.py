@@ -79,6 +79,20 @@ def test_share_interval_covers_the_share(planted, table):
     assert value == (features.best(table, "up", UP) >= 0.55).mean()
 
 
+def test_node_table_names_what_is_true_of_each_feature(planted, table):
+    up, down, _ = planted
+    nodes = kinds.node_table({(3, 4): table}, {3: up, 4: down}, {4: {7, 9}})
+    found = nodes.set_index(["layer", "feature"])["kinds"]
+    assert len(found) == UP + DOWN
+    assert found[3, 0] == ("passed through",)
+    assert found[4, 0] == ("passed through",)
+    assert found[3, 6] == ("disappearing",)
+    assert found[4, 7] == ("gate", "appearing")
+    assert found[4, 9] == ("gate",)
+    assert found[4, 12] == ()
+    assert found[4, 20] == ("appearing",)
+
+
 @pytest.mark.parametrize(("kind", "first_down", "first_up"), [("and", 6, 6), ("or", 9, 12)])
 def test_planted_gates_are_found_and_survive(planted, table, kind, first_down, first_up):
     up, down, _ = planted

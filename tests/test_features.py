@@ -1,13 +1,21 @@
 """Statistics of pairs of features against dense NumPy, nulls, and streams of every shape."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_helpers import features
-from mi_helpers.feature_streams import Firing, RandomDirections, collect, gather, residuals
+from mi_helpers.feature_streams import (
+    Firing,
+    RandomDirections,
+    adjacent,
+    collect,
+    gather,
+    residuals,
+)
 
 from . import tiny
 
@@ -263,3 +271,15 @@ def test_random_directions_let_the_largest_fire():
     torch.testing.assert_close(fires.topk(3).values, projection.topk(3).values)
     torch.testing.assert_close(directions.W_dec.norm(dim=1), torch.ones(20))
     assert directions.W_dec.equal(RandomDirections(32, width=20, seed=1).W_dec)
+
+
+def test_adjacent_takes_one_autoencoder_a_layer():
+    rows = [("a", "local", 3, 32.0), ("b", "local", 4, 10.0), ("c", "local", 4, 35.0)]
+    rows += [("d", "e2e", 5, 32.0), ("e", "local", 5, 30.0), ("f", "local", 8, 30.0)]
+    known = pd.DataFrame(rows, columns=["name", "kind", "layer", "l0"])
+    assert adjacent(known)["name"].tolist() == ["a", "c", "e"]
+    assert adjacent(known, most=2)["layer"].tolist() == [3, 4]
+    assert adjacent(known[known["layer"] == 8]).empty
+    assert adjacent(known[:0]).empty
+    all_layers = pd.DataFrame({"name": list("abcdefg"), "kind": "local", "layer": range(7)})
+    assert adjacent(all_layers, most=3)["layer"].tolist() == [2, 3, 4]

@@ -1,0 +1,54 @@
+"""Circuits: which edges between a model's parts carry a behaviour, and how well they do it alone.
+
+An edge runs from what a part writes (embedding, head, MLP) to what another reads (q, k or v of a
+head, MLP input, output). To remove an edge is to let its reader see the writer's value from the
+corrupted prompt, or zero, or a mean, while all other readers see the real one.
+
+1. `attribute` scores every edge: estimated from gradients (`eap`, `eap-ig`) or measured (`exact`).
+2. `top` and `greedy` make a `Circuit` of scores; `acdc` finds one by removing edges one at a time;
+   `subnetwork_probing` learns a mask, and `head_importance` scores whole nodes.
+3. `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is spelt out;
+   `curve` does so over sizes, `completeness` and `minimality` look for missing and idle parts.
+4. `draw` shows it.
+"""
+
+from .acdc import Discovery, acdc
+from .circuit_attribution import attribute
+from .circuit_drawing import draw
+from .circuit_evaluation import (
+    Ablation,
+    area,
+    completeness,
+    curve,
+    evaluate,
+    minimality,
+    overlap,
+    random_like,
+    roc,
+    summary,
+)
+from .circuit_graph import Circuit, Graph, greedy, top
+from .circuit_runs import CircuitRuns, record_runs
+
+__all__ = [
+    "Ablation",
+    "Circuit",
+    "CircuitRuns",
+    "Discovery",
+    "Graph",
+    "acdc",
+    "area",
+    "attribute",
+    "completeness",
+    "curve",
+    "draw",
+    "evaluate",
+    "greedy",
+    "minimality",
+    "overlap",
+    "random_like",
+    "record_runs",
+    "roc",
+    "summary",
+    "top",
+]

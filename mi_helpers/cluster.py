@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def local(jobs: int, device: str, folder: Path) -> Iterator[Spread]:
             "cls": distributed.Nanny,
             "options": {"nthreads": 1, "memory_limit": 0, "env": env, "silence_logs": "CRITICAL"},
         }
-        for index, env in enumerate(environments(jobs, device))
+        for index, env in enumerate(environments(jobs, gpus(device)))
     }
     options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}
     scheduler = {"cls": distributed.Scheduler, "options": options}
@@ -50,19 +50,26 @@ def local(jobs: int, device: str, folder: Path) -> Iterator[Spread]:
         yield spread(client, folder)
 
 
-def environments(jobs: int, device: str) -> list[dict[str, str]]:
+def gpus(device: str) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    if not device.startswith("cuda"):
+        return []
+    if allowed := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return allowed.split(",")
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def environments(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     """What each local worker's notebooks find in their environment: a GPU, a share of the cores.
 
-    A variable that is set already stays as it is.
+    OMP_NUM_THREADS stays as it is where it is set.
     """
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     shared = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    if not device.startswith("cuda"):
+    if not gpus:
         return [shared] * jobs
-    import torch
-
-    every = [str(index) for index in range(torch.cuda.device_count())]
-    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or every
     return [shared | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs)]
 
 

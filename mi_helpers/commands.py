@@ -121,7 +121,10 @@ def _folder(options: argparse.Namespace, root: Path) -> Path:
         raise ValueError("a sweep without a settings file needs a --name, to be found again by")
     if Path(name).name != name or name in ("..", "reference", "scorecard"):
         raise ValueError(f"a sweep's name is that of a folder in papermill_runs; got {name!r}")
-    return root / "papermill_runs" / name
+    folder = root / "papermill_runs" / name
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").exists():
+        raise ValueError(f"{folder} is there and holds no sweep; choose another --name")
+    return folder
 
 
 def _plan_line(work: sweeps.Sweep, to_do: int, retry: bool) -> str:

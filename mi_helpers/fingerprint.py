@@ -1,6 +1,7 @@
 """The hashes that tell whether a notebook, or code that it uses, has changed."""
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from .provenance import sha256
 
 PACKAGE = Path(__file__).parent
+_DATA = re.compile(r"""["'/]data["'/]""")  # how a module names the folder
 
 
 def source(path: Path) -> dict[str, str]:
@@ -26,21 +28,34 @@ def source(path: Path) -> dict[str, str]:
 
 
 def _code(text: str) -> str:
-    """The hash of every module that code names, of those they import, and of the package's data.
+    """The hash of every module that code names, and of those they import.
 
     Whatever word is a module's name counts as that module, so too much is taken, never too little.
+    The package's data counts as a whole where one of the modules reads from it.
     """
     modules = {path.stem: path for path in PACKAGE.glob("*.py")}
     words = {*re.findall(r"\w+", text), "__init__", "models", "claims"}
-    reached, new = set(), words & modules.keys()
+    files: set[Path] = set()
+    new = {modules[name] for name in words & modules.keys()}
     while new:
-        reached |= new
-        new = {name for module in new for name in _imports(modules[module])}
-        new = (new & modules.keys()) - reached
-    data = (path for path in (PACKAGE / "data").rglob("*") if path.is_file())
-    files = sorted(str(p.relative_to(PACKAGE)) for p in [*data, *(modules[m] for m in reached)])
-    lines = [f"{name} {sha256([PACKAGE / name])}" for name in files]
+        files |= new
+        names = set().union(*map(_imports, new))
+        new = {modules[name] for name in names & modules.keys()} - files
+    if any(_DATA.search(path.read_text(encoding="utf-8")) for path in files):
+        files |= {path for path in (PACKAGE / "data").rglob("*") if path.is_file()}
+    lines = [f"{path.relative_to(PACKAGE)} {_hash(path, _stamp(path))}" for path in sorted(files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.cache
+def _hash(path: Path, stamp: tuple[int, int]) -> str:
+    """A file's hash, taken again when its size or time of change differ."""
+    return sha256([path])
 
 
 def _imports(module: Path) -> set[str]:

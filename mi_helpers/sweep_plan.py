@@ -24,7 +24,7 @@ from typing import Any
 
 from . import fingerprint, notebooks, provenance
 from .claims import model_name
-from .parameters import all_values, assign
+from .parameters import Parameter, all_values, assign, convert, read
 
 KEYS = ("notebooks", "models", "seeds", "parameters")
 LIMIT = 500  # runs that start without being asked for twice
@@ -90,7 +90,10 @@ def resolve(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
         names = [str(name) for name in _several("models", found["models"])]
         found["models"] = [path for name in names for path in _models(name, base)]
     if "notebooks" in found:
-        names = [str(name) for name in _several("notebooks", found["notebooks"])]
+        names = [
+            f"{name:02d}" if isinstance(name, int) else str(name)  # YAML reads 03 as a number
+            for name in _several("notebooks", found["notebooks"])
+        ]
         files = {name: (base / name).resolve() for name in names if name.endswith(".ipynb")}
         found["notebooks"] = [
             str(files[name]) if name in files and files[name].is_file() else name for name in names
@@ -132,15 +135,18 @@ def make(
     """
     paths = notebooks.find(settings.get("notebooks", ()), root)
     grids = _grids(settings)
-    texts = {(name, text) for grid in grids for name, values in grid.items() for text in values}
-    table, notes = _convert(paths, sorted(texts))
-    wanted = list(itertools.islice(_requests(paths, grids, table), int(min(limit + 1, 10**9))))
-    if len(wanted) > limit:
-        most = len(paths) * sum(math.prod(map(len, grid.values())) for grid in grids)
+    known = {path: read(path) for path in paths}
+    asked = sum(
+        math.prod(len(set(texts)) for name, texts in grid.items() if name in known[path])
+        for path in paths
+        for grid in grids
+    )
+    if asked > limit:
         raise ValueError(
-            f"these settings ask for up to {most} runs; to start more than {limit}, give --yes"
+            f"these settings ask for {asked} runs; to start more than {limit}, give --yes"
         )
-    return list(_identify(wanted)), notes
+    table, notes = _convert(known, grids)
+    return list(_identify(list(_requests(paths, grids, table)))), notes
 
 
 def _grids(settings: Mapping[str, Any]) -> list[Grid]:
@@ -184,19 +190,28 @@ Converted = dict[tuple[str, str], dict[Path, dict[str, Any]]]
 
 
 def _convert(
-    paths: Sequence[Path], texts: Sequence[tuple[str, str]]
+    known: Mapping[Path, Mapping[str, Parameter]], grids: Sequence[Grid]
 ) -> tuple[Converted, list[str]]:
     """For each parameter and text, the value in each notebook that has the parameter."""
-    table, notes = {}, []
-    for name, text in texts:
-        try:
-            table[name, text], more = assign(paths, {name: text})
-        except ValueError as error:
-            if " is of type list" not in str(error):
-                raise
-            raise ValueError(f"{error}; one list for each run, so write [[1, 2]]") from None
-        notes += more
-    return table, list(dict.fromkeys(notes))
+    table: Converted = {}
+    notes: list[str] = []
+    for name, text in dict.fromkeys((n, t) for grid in grids for n in grid for t in grid[n]):
+        table[name, text] = {
+            path: {name: _value(path, parameters[name], text)} if name in parameters else {}
+            for path, parameters in known.items()
+        }
+        if text == next(t for n, t in table if n == name):  # once for each name
+            notes += assign(list(known), {name: text})[1]  # raises where no notebook has it
+    return table, notes
+
+
+def _value(path: Path, parameter: Parameter, text: str) -> Any:
+    try:
+        return convert(parameter, text)
+    except ValueError as error:
+        lists = " is of type list" in str(error)
+        hint = "; one list for each run, so write [[1, 2]]" if lists else ""
+        raise ValueError(f"{path.stem}: {error}{hint}") from None
 
 
 def _requests(

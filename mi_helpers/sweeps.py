@@ -46,12 +46,13 @@ class Outcome(NamedTuple):
     text: str = ""
 
 
+_EDITED = Outcome("edited", "notebook or package have changed; start the sweep again")
+
+
 class Sweep:
     """A sweep's folder and the jobs asked of it."""
 
     def __init__(self, folder: Path, jobs: list[Job]) -> None:
-        if folder.exists() and any(folder.iterdir()) and not (folder / "plan.json").exists():
-            raise ValueError(f"{folder} is there and holds no sweep; choose another --name")
         self.folder, self.jobs = folder, jobs
         self.states = {job.folder: state(folder, job) for job in jobs}
 
@@ -136,6 +137,8 @@ def carry_out(
         found = state(folder, job)
         if found == "done" or (found == "failed" and not retry):
             return Outcome(found, "by another sweep")
+        if _edited(job):
+            return _EDITED
         for abandoned in (folder / ".attempts").glob(f"{job.folder}.*"):
             shutil.rmtree(abandoned, ignore_errors=True)  # of a process that was killed
         attempt = Path(tempfile.mkdtemp(prefix=f"{job.folder}.", dir=folder / ".attempts"))
@@ -157,9 +160,8 @@ def _attempt(
     )
     if error and any(fault in error for fault in _DISK_FAULTS):
         raise OSError(f"{job}: {error}")
-    hashes = fingerprint.source(job.path)
-    if any(job.inputs[key] != found for key, found in hashes.items()):
-        return Outcome("edited", "notebook or package were edited after the sweep began")
+    if _edited(job):  # while it ran, so that nobody knows which version this is of
+        return _EDITED
     records: list[Any] = []
     try:
         records = scorecard.read_lines(lines) if error is None else []
@@ -185,6 +187,10 @@ def _attempt(
     return Outcome(
         "failed" if error else "done", error or f"{seconds:.0f} s, {len(records)} claims"
     )
+
+
+def _edited(job: Job) -> bool:
+    return any(job.inputs[key] != now for key, now in fingerprint.source(job.path).items())
 
 
 def fail(job: Job, folder: Path, error: str) -> Outcome:

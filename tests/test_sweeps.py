@@ -495,3 +495,29 @@ def test_the_options_of_the_command_line_take_the_place_of_the_files(
     assert runs.main(["sweep", "s.yml", "--plan", "--seeds", "5", "-p", "N=3", "-p", "N=4"]) == 0
     assert "plan: 2 runs" in capsys.readouterr().out
     assert commands.SUMMARY_S > 0
+
+
+def test_the_documented_slurm_workers_ask_for_one_gpu_and_one_run_at_a_time() -> None:
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    page = Path(__file__).parent.parent / "notebooks/sweeps/README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code.split("cluster.scale")[0], found)
+    script = found["cluster"].job_script()
+    found["cluster"].close()
+    assert isinstance(found["cluster"], jobqueue.SLURMCluster)
+    for part in ("--gres=gpu:1", "-t 04:00:00", "--cpus-per-task=4", "--nthreads 1"):
+        assert part in script
+    assert "export OMP_NUM_THREADS=4" in script
+
+
+def test_the_sweeps_that_come_with_the_notebooks_can_be_planned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Path(__file__).parent.parent
+    files = sorted((here / "notebooks/sweeps").glob("*.yml"))
+    assert files
+    monkeypatch.chdir(here)
+    for file in files:
+        assert runs.main(["sweep", str(file), "--name", "never-swept", "--plan"]) == 0
+        assert "plan: 7 runs (1 notebook, 7 models)" in capsys.readouterr().out

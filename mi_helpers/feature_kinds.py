@@ -17,7 +17,14 @@ from scipy import sparse
 from torch import Tensor
 
 from .feature_streams import Firing
-from .features import Threshold, best, firing_pattern, resampled_pearson, totals
+from .features import (
+    Threshold,
+    best,
+    firing_pattern,
+    resampled_fires,
+    resampled_pearson,
+    totals,
+)
 
 # --- Passed on, appearing, disappearing ---------------------------------------------------------
 
@@ -55,17 +62,23 @@ def share_interval(
     """The share of one side's live features with a partner of r ≥ `at_least_r`, and its 95 %
     interval over resampled documents.
 
-    Each resample takes the best of a feature's three strongest partners, not of all.
+    A resample counts the features that are live in it, and takes the best of each one's three
+    strongest partners, not of all. Noise carries more features over the bound on one side than on
+    the other, so the interval is the spread of the resampled shares about the share itself.
     """
-    live = alive(down if side == "down" else up, min_fires)
+    stream = down if side == "down" else up
+    live = alive(stream, min_fires)
     kept = table[live[table[side]]]
     kept = kept.sort_values("pearson", ascending=False).groupby(side).head(3)
-    r = resampled_pearson(up, down, kept, n, seed)
     reached = np.zeros((n, len(live)), bool)
+    r = resampled_pearson(up, down, kept, n, seed)
     resample, pair = np.nonzero(r >= at_least_r)
     reached[resample, kept[side].to_numpy()[pair]] = True
-    low, high = np.quantile(reached[:, live].mean(1), [0.025, 0.975])
-    return float((best(table, side, len(live))[live] >= at_least_r).mean()), low, high
+    also_live = live & (resampled_fires(stream, n, seed) >= min_fires)
+    shares = (reached & also_live).sum(1) / also_live.sum(1)
+    value = float((best(table, side, len(live))[live] >= at_least_r).mean())
+    low, high = value + np.quantile(shares - shares.mean(), [0.025, 0.975])
+    return value, max(0.0, float(low)), min(1.0, float(high))
 
 
 def node_table(
@@ -143,11 +156,11 @@ def truth(
         both = np.intersect1d(of_a, of_b, assume_unique=True)
         either = np.union1d(of_a, of_b)
         only = [np.setdiff1d(x, both, assume_unique=True) for x in (of_a, of_b)]
-        ones = [_share(of_d, x) for x in only]
+        ones = [_share(of_d, x) for x in only if len(x)] or [np.nan]
         outside = up.n_tokens - len(either)
         row = {
             "p_both": _share(of_d, both),
-            "p_one": np.nanmax(ones) if kind == "and" else np.nanmin(ones),
+            "p_one": max(ones) if kind == "and" else min(ones),
             "p_neither": (len(of_d) - _together(of_d, either)) / outside if outside else np.nan,
             "fires": len(of_d),
             "gate": _jaccard(of_d, both if kind == "and" else either),

@@ -154,18 +154,15 @@ def resampled_pearson(
 ) -> Float[np.ndarray, "resample pair"]:
     """Pearson's r of the pairs of a table over `n` resamples of the documents, drawn with
     replacement and whole, as neighbouring tokens are no independent draws."""
-    group = _grouping(up.documents)
+    group, weights = _resamples(up, n, seed)
     i, j = table["up"].to_numpy(), table["down"].to_numpy()
     x, y = up.values.astype(np.float64).tocsc(), down.values.astype(np.float64).tocsc()
-    n_documents = group.shape[0]
-    draws = np.random.default_rng(seed).integers(n_documents, size=(n, n_documents))
-    weights = np.stack([np.bincount(draw, minlength=n_documents) for draw in draws])
 
     def over(per_token: sparse.csc_array) -> np.ndarray:
         return weights @ (group @ per_token).toarray()
 
     lengths = weights @ group.sum(1)[:, None]
-    part = max(1, MEMORY // (8 * 8 * max(n, n_documents)))
+    part = max(1, MEMORY // (8 * 8 * max(weights.shape)))
     found = []
     for at in range(0, len(table), part):
         one, two = x[:, i[at : at + part]], y[:, j[at : at + part]]
@@ -174,6 +171,24 @@ def resampled_pearson(
         scale = np.sqrt(np.maximum(spread[0], 0) * np.maximum(spread[1], 0))
         found.append(_ratio(lengths * product - sum_x * sum_y, scale))
     return np.concatenate(found, axis=1) if found else np.zeros((n, 0))
+
+
+def resampled_fires(
+    stream: Firing, n: int = 200, seed: int = 0
+) -> Float[np.ndarray, "resample feature"]:
+    """On how many tokens each feature fires in each of the resamples of `resampled_pearson`."""
+    group, weights = _resamples(stream, n, seed)
+    return weights @ (group @ firing_pattern(stream, 0.0)).toarray()
+
+
+def _resamples(stream: Firing, n: int, seed: int) -> tuple[sparse.csr_array, np.ndarray]:
+    """What sums each document's tokens, [document, token], and how often each of them is drawn,
+    [resample, document]."""
+    number = np.unique(stream.documents, return_inverse=True)[1]
+    group = sparse.csr_array((np.ones(len(number)), (number, np.arange(len(number)))))
+    size = group.shape[0]
+    draws = np.random.default_rng(seed).integers(size, size=(n, size))
+    return group, np.stack([np.bincount(draw, minlength=size) for draw in draws])
 
 
 # --- Sums of pairs ------------------------------------------------------------------------------
@@ -226,13 +241,6 @@ def firing_pattern(chunk: Firing, threshold: Threshold) -> sparse.csr_array:
         pattern = pattern.copy()
         pattern.eliminate_zeros()
     return pattern
-
-
-def _grouping(documents: np.ndarray) -> sparse.csr_array:
-    """Sums the tokens of each document: [document, token]."""
-    number = np.unique(documents, return_inverse=True)[1]
-    ones = np.ones(len(documents))
-    return sparse.csr_array((ones, (number, np.arange(len(documents)))))
 
 
 def _take(of: Totals, features: np.ndarray) -> Totals:

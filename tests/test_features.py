@@ -158,6 +158,8 @@ def test_resampled_pearson_is_that_of_the_resampled_documents():
         x, y = up[draw].flatten(0, 1).numpy(), down[draw].flatten(0, 1).numpy()
         expected = reference(x, y)[1]["pearson"][table["up"], table["down"]]
         np.testing.assert_allclose(row, expected, atol=1e-6)
+    fires = features.resampled_fires(gather([down]), n=4, seed=3)
+    np.testing.assert_array_equal(fires, [(down[draw] > 0).sum((0, 1)).numpy() for draw in draws])
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Activations:
     """The activations to be pushed, and the real ones that baselines are made of.
 
     `x` holds the former, `real` all activations at the place; `own[i]` is where x[i] stands among
-    them, so that "another real activation" is another one.
+    them (-1: nowhere), so that "another real activation" is another one.
     """
 
     x: Float[Tensor, "token d"]
@@ -194,6 +194,7 @@ class Spot:
     run: Run
     layer: int
     pos: list[int]
+    real: Float[Tensor, "n d"] | None = None
 
     @cached_property
     def x(self) -> Float[Tensor, "prompt k d"]:
@@ -201,10 +202,13 @@ class Spot:
 
     @cached_property
     def activations(self) -> Activations:
+        x = self.x.flatten(0, 1)
+        if self.real is not None:
+            return Activations(x, self.real, torch.full((len(x),), -1))
         stream = self.run.resid[self.layer][:, 1:]
         n_prompts, n_pos = stream.shape[:2]
         own = torch.arange(n_prompts)[:, None] * n_pos + torch.tensor(self.pos) - 1
-        return Activations(self.x.flatten(0, 1), stream.flatten(0, 1), own.flatten())
+        return Activations(x, stream.flatten(0, 1), own.flatten())
 
     @property
     def length(self) -> float:
@@ -230,11 +234,17 @@ class Spot:
         return unit(chosen).unflatten(0, self.x.shape[:2]).to(self.x)
 
 
-def spot(run: Run, layer: int, pos: int | Sequence[int] | None = -1) -> Spot:
+def spot(
+    run: Run,
+    layer: int,
+    pos: int | Sequence[int] | None = -1,
+    real: Float[Tensor, "n d"] | None = None,
+) -> Spot:
     """Push at one position (the paper's single-position variant), at several, or, None, at all but
     position 0 at once (the paper's protocol; there the push is small beside a residual that long).
 
-    Raises ValueError for position 0, and for a layer or a position that does not exist.
+    Baselines are made of the run's own activations, or of `real`, from other texts. Raises
+    ValueError for position 0, and for a layer or a position that does not exist.
     """
     n_pos, n_layers = run.tokens.shape[1], run.model.cfg.n_layers
     if not 0 <= layer < n_layers:
@@ -243,7 +253,7 @@ def spot(run: Run, layer: int, pos: int | Sequence[int] | None = -1) -> Spot:
     found = sorted({p % n_pos for p in given if -n_pos <= p < n_pos})
     if not found or len(found) != len(given) or found[0] == 0:
         raise ValueError(f"positions are 1 to {n_pos - 1}, each once; got {pos}")
-    return Spot(run, layer, found)
+    return Spot(run, layer, found, real)
 
 
 def rows(

@@ -14,6 +14,8 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 from sae_lens.synthetic.training import train_toy_sae
 from torch import Tensor
 
+from .train_saes import progress
+
 
 @dataclass(frozen=True, eq=False)
 class Toy:
@@ -54,7 +56,8 @@ def train(of: Toy, samples: int = 400_000, seed: int = 0) -> BatchTopKTrainingSA
     )
     batch = 256
     decay = samples // (3 * batch)
-    train_toy_sae(sae, of.vectors, of.firing, samples, batch, lr=3e-3, lr_decay_steps=decay)
+    with progress(False):
+        train_toy_sae(sae, of.vectors, of.firing, samples, batch, lr=3e-3, lr_decay_steps=decay)
     return sae
 
 

@@ -96,16 +96,18 @@ def shipped_text(split: str = "held_out") -> Int[Tensor, "sequence pos"]:
 
 
 def text(
-    model: TransformerBridge, n: int, length: int = 128, seed: int = 0
+    model: TransformerBridge, n: int, length: int = 128, seed: int = 0, split: str = "held_out"
 ) -> Int[Tensor, "sequence pos"]:
     """`n` texts of `length` tokens, BOS included, that the model wrote: for the default model some
-    of those held out from the training of the shipped SAEs, otherwise fresh ones."""
+    of those of the shipped SAEs, "held_out" or "train"; otherwise fresh ones, others per split."""
+    if split not in ("held_out", "train"):
+        raise ValueError(f"split is 'held_out' or 'train', got {split!r}")
     if model.name == DEFAULT and (SHIPPED / "tokens.safetensors").is_file():
-        known = shipped_text()
+        known = shipped_text(split)
         if n <= len(known) and length <= known.shape[1]:
             order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
             return known[order[:n], :length]
-    return sample_prompts(model, n, length - 1, seed + 2000)
+    return sample_prompts(model, n, length - 1, 2 * seed + 2000 + (split == "train"))
 
 
 # --- Edits --------------------------------------------------------------------------------------

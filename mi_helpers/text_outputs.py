@@ -111,3 +111,9 @@ def ratio(
     interval over prompts; lines of one prompt are averaged first, so that prompts stay paired."""
     means = table.pivot_table(index="prompt", columns=by, values=value)[[above, below]]
     return bootstrap(means.to_numpy(float), lambda x: x[:, 0].mean() / x[:, 1].mean(), seed=seed)
+
+
+def spread(table: pd.DataFrame, by: list[str], value: str = "kl") -> pd.DataFrame:
+    """Median and quartiles of `value` over prompts: columns `by`, `low`, `median`, `high`."""
+    quartiles = table.groupby(by, sort=False)[value].quantile([0.25, 0.5, 0.75]).unstack()
+    return quartiles.set_axis(["low", "median", "high"], axis=1).reset_index()

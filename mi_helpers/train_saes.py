@@ -16,9 +16,10 @@ text by batch, local autoencoders by a quarter of their training, end-to-end one
 
 import argparse
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,7 @@ from jaxtyping import Float, Int
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, JumpReLUSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.training import sae_trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -42,6 +43,7 @@ from .sae_corpus import FINAL, Corpus, batches, collect
 BATCH = 512  # tokens in a step of local training
 CHECKPOINTS = 3  # kept on the way through one local training
 CALIBRATED_ON = 16_384  # tokens
+REPORTED_ON = 16  # held-out sequences on which losses are measured
 UNEMBEDDED = 32  # positions in a step of end-to-end training at which the output is compared
 
 
@@ -79,8 +81,24 @@ def scale_of(data: Float[Tensor, "token d"]) -> float:
     return math.sqrt(data.shape[1]) / float(data.norm(dim=-1).mean())
 
 
+@contextmanager
+def progress(shown: bool) -> Iterator[None]:
+    """The bar of sae-lens's trainer, or none: in a notebook it would stay in the stored output."""
+    bar = sae_trainer.tqdm
+    sae_trainer.tqdm = partial(bar, disable=not shown)
+    try:
+        yield
+    finally:
+        sae_trainer.tqdm = bar
+
+
 def train_local(
-    plan: Plan, data: Float[Tensor, "token d"], work: Path, samples: int, learning_rate: float
+    plan: Plan,
+    data: Float[Tensor, "token d"],
+    work: Path,
+    samples: int,
+    learning_rate: float,
+    bar: bool = False,
 ) -> Path:
     """Train to reconstruct `data`; returns the folder of the finished autoencoder, which works on
     activations scaled by `scale_of`."""
@@ -95,14 +113,15 @@ def train_local(
         lr_decay_steps=steps // 3, dead_feature_window=100,
         n_checkpoints=CHECKPOINTS, checkpoint_path=str(folder),
     )  # fmt: skip
-    trainer = SAETrainer(config, sae, data_provider=iter(()))
+    trainer = sae_trainer.SAETrainer(config, sae, data_provider=iter(()))
     if found := sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name)):
         sae.load_weights_from_checkpoint(found[-1])
         trainer.load_trainer_state(found[-1])
         trainer.n_training_steps = trainer.n_training_samples // BATCH
     rows = batches(data, BATCH, plan.seed, start=trainer.n_training_samples // BATCH)
     trainer.data_provider = (batch * scale for batch in rows)
-    trainer.fit()
+    with progress(bar):
+        trainer.fit()
     return _finish(sae, folder)
 
 
@@ -221,9 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--width", type=int, help="features; by default three times the width of the stream")
     add("--samples", type=int, default=250_000, help="tokens of local training, with repeats")
     add("--learning-rate", type=float, default=2e-3)
-    add("--steps-end-to-end", type=int, default=48)
+    add("--steps-end-to-end", type=int, default=96)
     add("--sequences-end-to-end", type=int, default=4, help="in a step")
-    add("--learning-rate-end-to-end", type=float, default=5e-4)
+    add("--learning-rate-end-to-end", type=float, default=1e-3)
     add("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     model = load_model(args.model)
@@ -251,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for one in plans:
         data = corpus.activations(one.layer)
         if one.kind == "local":
-            done = train_local(one, data, args.work, args.samples, args.learning_rate)
+            done = train_local(one, data, args.work, args.samples, args.learning_rate, bar=True)
         else:
             start = args.work / plan("local", middle, one.k).name / "done"
             done = train_end_to_end(
@@ -262,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             store(one, done, data, args.out / one.name)
         sae = saes.load(args.out / one.name)
         print(one.name, saes.fit(sae, held_out.activations(one.layer)), flush=True)
-    table = report(model, plans, args.out, corpus, held_out.read("tokens").long())
+    table = report(model, plans, args.out, corpus, held_out)
     (args.out / "quality.json").write_text(table.to_json(orient="records", indent=1) + "\n")
 
 
@@ -279,22 +298,20 @@ def split_text(
 
 
 def report(
-    model: TransformerBridge,
-    plans: Sequence[Plan],
-    out: Path,
-    corpus: Corpus,
-    held_out: Int[Tensor, "sequence pos"],
+    model: TransformerBridge, plans: Sequence[Plan], out: Path, corpus: Corpus, held_out: Corpus
 ) -> pd.DataFrame:
-    """What `saes.quality` says of each autoencoder on held-out text; `dead` is the share of its
-    features that are off on the whole training text."""
+    """What `saes.quality` says of each autoencoder on held-out text, its losses on the first
+    `REPORTED_ON` sequences; `dead` is the share of features that are off on all training text."""
     loaded = {plan.name: saes.load(out / plan.name) for plan in plans}
-    table = saes.quality(model, loaded, held_out)
+    table = saes.quality(model, loaded, held_out.read("tokens")[:REPORTED_ON].long())
     table.insert(1, "kind", [plan.kind for plan in plans])
     table.insert(3, "k", [plan.k for plan in plans])
-    table["dead"] = [
-        float((~saes.alive(loaded[plan.name], corpus.activations(plan.layer))).double().mean())
-        for plan in plans
-    ]
+    for n, plan in enumerate(plans):
+        sae = loaded[plan.name]
+        for name, value in saes.fit(sae, held_out.activations(plan.layer)).items():
+            table.loc[n, name] = value
+        on = saes.alive(sae, corpus.activations(plan.layer))
+        table.loc[n, "dead"] = float((~on).double().mean())
     return table.round(4)
 
 

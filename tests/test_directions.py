@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mi_helpers import directions, engine, sae_directions, text_outputs
+from mi_helpers import direction_explorer, directions, engine, sae_directions, text_outputs
 from mi_helpers.directions import Activations, Gaussian
 
 from . import tiny
@@ -303,3 +303,28 @@ def test_ratio_pairs_prompts() -> None:
     ]
     value, low, high = text_outputs.ratio(pd.DataFrame(lines), "a", "b")
     assert (value, low, high) == pytest.approx((1, 1, 1))  # exactly proportional: no spread
+
+
+def test_explorer_pushes_a_text() -> None:
+    model = tiny.bridge("llama")
+    text = "w1 w2 w3 w4 w5 w6"
+    kl, words = direction_explorer.push(model, text, "covariance", 2, 0.5)
+    assert kl > 0
+    assert list(words) == ["before", "after"]
+    assert direction_explorer.push(model, text, "zero", 2, 0.0)[0] == pytest.approx(0, abs=1e-6)
+    again, _ = direction_explorer.push(model, text, "unembedding", 2, 0.5)
+    assert again != kl
+    box = direction_explorer.explorer(model, text)
+    kind = next(child for child in box.children if getattr(child, "description", "") == "direction")
+    assert set(kind.options) == {*directions.BASELINES, "unembedding"}
+
+
+def test_real_activations_may_come_from_other_texts() -> None:
+    run = run_of()
+    other = torch.randn(50, 32, generator=seeded(3))
+    where = directions.spot(run, 2, None, real=other)
+    assert where.activations.gaussian.covariance.allclose(Gaussian.of(other).covariance)
+    target = where.baseline("real target")
+    steps = (other[None, None] - where.x[:, :, None]).double()
+    near = torch.cosine_similarity(steps, target[:, :, None].double(), dim=-1)
+    assert near.amax(-1).allclose(torch.ones(4, 9, dtype=torch.float64), atol=1e-5)

@@ -259,7 +259,7 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def _row_cosines(
-    decoders: tuple[Tensor, Tensor], table: pd.DataFrame, part: int = 1 << 16
+    decoders: tuple[Tensor, Tensor], table: pd.DataFrame, part: int = 1 << 11
 ) -> np.ndarray:
     """The cosine of the two decoder rows of each pair of a table."""
     up, down = (torch.nn.functional.normalize(rows.detach().float().cpu()) for rows in decoders)

@@ -1,4 +1,4 @@
-"""Small networks in which the right circuit is known: gates, a linear transformer, docstrings."""
+"""Small networks in which the right answer is known, or can be measured edge by edge."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,23 +11,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from .gates import Edge, Network
 from .models import load_model
+from .pairs import PromptPairs
+from .texts import sample_prompts
 from .train_docstring import tokenizer
-
-DOCSTRING = Path(__file__).parent / "data" / "docstring"
-
-
-def docstring_network() -> TransformerBridge:
-    """The attention-only network trained on docstrings by `train_docstring`; four layers of eight
-    heads. `prompts.docstring` makes its prompts."""
-    return load_model(DOCSTRING)
 
 
 def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
     """A random attention-only transformer that is linear in its embeddings.
 
     Queries and keys are zero, so that attention is uniform, and the norms' epsilon is so large that
-    they only scale. Each edge's effect is then its gradient times its change, exactly. It shares
-    the docstring network's tokenizer.
+    they only scale. Each edge's effect is then its gradient times its change, exactly. Its
+    tokenizer is that of `train_docstring`.
     """
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -45,6 +39,33 @@ def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
             elif ".c_attn." in name:
                 parameter[..., : 2 * config.n_embd] = 0
     return load_model(model, tokenizer=tokenizer())
+
+
+def small_decoder() -> TransformerBridge:
+    """The trained decoder of width 128 that `train_suite` made: four layers of eight heads in
+    pairs, with MLPs; small enough to measure each of its 1055 edges by itself."""
+    return load_model(Path(__file__).parent / "data" / "suite" / "d128-step1024")
+
+
+@torch.no_grad()
+def own_continuations(
+    model: TransformerBridge, n: int = 8, length: int = 12, seed: int = 0
+) -> PromptPairs:
+    """Pairs of texts that the model wrote: the answer is its own next token, the wrong answer its
+    next token after the other text. A task that every model does, whatever it was trained on.
+
+    Raises ValueError where the model continues nearly all its texts alike.
+    """
+    tokens = sample_prompts(model, 4 * n, length, seed)
+    clean, corrupted = tokens.chunk(2)
+    answers, wrong = (model(part)[:, -1].argmax(-1) for part in (clean, corrupted))
+    differ = (answers != wrong).nonzero().flatten()[:n]
+    if len(differ) < n:
+        raise ValueError(f"only {len(differ)} of {2 * n} pairs of texts have different next tokens")
+    parts = [x[differ] for x in (clean, corrupted, answers, wrong)]
+    texts = [model.tokenizer.batch_decode(part) for part in parts[:2]]
+    labels = [str(place) for place in range(tokens.shape[1])]
+    return PromptPairs("own continuations", *texts, *parts, labels)
 
 
 def gate_scores(

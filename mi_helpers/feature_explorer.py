@@ -162,7 +162,7 @@ def _layout(
     total = float(tall.sum())
     # Alternating offsets, so that neighbours in a tall column do not lie on each other.
     band = 0.1 if len(nodes) < 2000 else 0.2
-    shift = band * ((within * 0.618034) % 1 - 0.5)
+    shift = band * ((y.groupby(nodes["layer"]).rank() * 0.618034) % 1 - 0.5)
     columns = [1.1 * k / max(1, len(layers) - 1) for k in range(len(layers))]
     x = nodes["layer"].map(dict(zip(layers, columns, strict=True))) + shift
     return (x.round(4).tolist(), (y / total).round(5).tolist(), columns)

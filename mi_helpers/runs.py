@@ -252,6 +252,12 @@ def _diff(options: argparse.Namespace) -> int:
         scorecard.read(root / text if (root / text).is_dir() else Path(text))
         for text in (options.a, options.b)
     )
+    names = [{record["notebook"] for record in records} for records in (a, b)]
+    for text, only in ((options.a, names[0] - names[1]), (options.b, names[1] - names[0])):
+        if only:
+            print(f"only in {text}, left out: {', '.join(sorted(only))}")
+    both = names[0] & names[1]
+    a, b = ([record for record in records if record["notebook"] in both] for records in (a, b))
     changes = scorecard.compare(a, b)
     print(*changes, scorecard.summary(changes), sep="\n")
     return int(any(change.kind == "flip" for change in changes))

@@ -19,6 +19,7 @@ from .scorecard import Change
 from .sweep_plan import natural
 from .thumbnails import Thumbnail, make
 
+_PAPER = re.compile(r"\s*(arXiv \d{4}\.\d{4,5}|[^,(]*\b(?:19|20)\d\d)\b")
 MARKS = {True: "✔", False: "✘", None: "–"}
 
 
@@ -112,8 +113,8 @@ class Table:
 
 
 def papers(record: Record) -> list[str]:
-    """The papers in a claim's source, as "Wang et al. 2022"; or that there is none."""
-    parts = (re.match(r"\s*([^,(]*\b(?:19|20)\d\d)\b", p) for p in record["source"].split(";"))
+    """The papers in a claim's source, as "Wang et al. 2022" or by number; or that there is none."""
+    parts = (_PAPER.match(part) for part in record["source"].split(";"))
     return list(dict.fromkeys(part[1] for part in parts if part)) or ["beyond the papers"]
 
 

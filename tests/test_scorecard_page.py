@@ -127,6 +127,7 @@ def test_a_scorecard_with_variants_is_compared_run_by_run(root: Path) -> None:
         ("Zhang & Nanda 2023; Wang et al. 2022", ["Zhang & Nanda 2023", "Wang et al. 2022"]),
         ("nostalgebraist 2020", ["nostalgebraist 2020"]),
         ("Miller et al. 2024, arXiv 2407.08734", ["Miller et al. 2024"]),
+        ("arXiv 2004.10928, definition", ["arXiv 2004.10928"]),
         ("common observation on GPT-2; measured here", ["beyond the papers"]),
     ],
 )
@@ -353,6 +354,12 @@ def test_in_a_browser_the_page_filters_and_shows_its_figures(opened: Browser) ->
     )
     assert choose(opened, "paper", "") == 3
     assert choose(opened, "paper", "Zhang & Nanda 2023") == 1
+    assert choose(opened, "paper", "beyond the papers") == 1
+    heads = "[...document.querySelectorAll('thead th')].filter(h => !h.hidden).length"
+    assert opened.get(heads) == 3
+    assert choose(opened, "words", "nowhere to be found") == 0
+    assert opened.get(heads) == 1  # models without any of the claims that show are left out
+    assert choose(opened, "words", "") == 1
     assert choose(opened, "paper", "Wang et al. 2022") == 2
     assert choose(opened, "paper", "") == 3
     assert choose(opened, "words", "ALERT") == 2  # a claim's text, and another's reason

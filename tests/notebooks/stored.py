@@ -4,18 +4,25 @@ nbval executes each cell and compares its outputs with the stored ones. Three th
 - decimal numbers agree when they differ by less than 1 %, whole numbers when they are equal;
 - a figure is compared by its kinds of traces and its titles, not by its JSON or its pixels;
 - HTML is left out, since the plain text says the same, and so are progress bars and stderr.
+
+After its last cell, the claims that a notebook recorded go through `mi diff` against the reference.
 """
 
 import math
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell, IPyNbFile
 
+from mi_helpers import runs, scorecard
 from mi_helpers.render import PLOTLY, is_progress
 from tests.notebooks.listing import NOTEBOOKS
 
@@ -32,17 +39,50 @@ class StoredOutputs(pytest.File):
 
 
 class StoredNotebook(IPyNbFile):
-    """One notebook, executed in one kernel of this environment."""
+    """One notebook, executed in one kernel of this environment, which records its claims."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.skip_compare += ("text/html", "image/svg+xml")
+        self.claims = Path("claims.jsonl")
+
+    def setup(self) -> None:
+        self.claims = Path(tempfile.mkdtemp(prefix="claims-")) / "claims.jsonl"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(os.environ, "MI_SCORECARD", str(self.claims))
+            super().setup()
+
+    def teardown(self) -> None:
+        super().teardown()
+        shutil.rmtree(self.claims.parent, ignore_errors=True)
 
     def collect(self) -> Iterator[IPyNbCell]:
         for cell in super().collect():
             yield StoredCell.from_parent(
                 self, name=cell.name, cell_num=cell.cell_num, cell=cell.cell, options=cell.options
             )
+        for listed in NOTEBOOKS:
+            if listed.path == self.path:
+                folder = f"reference/{listed.model}"
+                yield Drift.from_parent(self, name="mi diff with the reference", reference=folder)
+
+
+class Drift(pytest.Item):
+    """What the cells recorded, compared with the reference by `mi diff`; a flip fails."""
+
+    def __init__(self, *, reference: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.reference = reference
+
+    def runtest(self) -> None:
+        assert isinstance(self.parent, StoredNotebook)
+        claims = self.parent.claims
+        if not claims.exists():
+            pytest.skip("the cells that check claims did not run")
+        folder = claims.parent / "recorded"
+        scorecard.write(folder, scorecard.read_lines(claims), {})
+        if runs.main(["diff", self.reference, str(folder)]) != 0:
+            pytest.fail("claims flipped, see above", pytrace=False)
 
 
 class StoredCell(IPyNbCell):

@@ -1,7 +1,9 @@
 """The tests of notebooks find what they are for: each is shown a notebook with that fault."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -9,7 +11,10 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbval.plugin import NbCellError
 
+from mi_helpers import reference
+from mi_helpers.claims import Record
 from mi_helpers.render import PLOTLY
+from tests.notebooks import stored
 from tests.notebooks.policies import POLICIES
 from tests.notebooks.stored import StoredCell, StoredNotebook, settle
 from tests.notebooks.test_policies import unlisted
@@ -194,3 +199,28 @@ def test_nbval_compares_what_should_agree(cells: list[StoredCell], index: int) -
     else:
         with pytest.raises(NbCellError):
             cells[index].runtest()
+
+
+def test_a_flipped_claim_fails_after_the_last_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    path = tmp_path / "notebooks/00_stored.ipynb"
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=[new_code_cell("1", execution_count=1)]), path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stored, "NOTEBOOKS", [SimpleNamespace(path=path, model="toy")])
+    notebook = StoredNotebook.from_parent(request.session, path=path)
+    *_, drift = notebook.collect()
+    notebook.claims = tmp_path / "claims.jsonl"
+    with pytest.raises(pytest.skip.Exception):
+        drift.runtest()
+    claim = Record(
+        id="00.a", notebook="00_stored", model="toy", says="s", source="p", value=1.0, low=None,
+        high=None, rule="r", holds=True, why=None, seed=0,
+    )  # fmt: skip
+    reference.save(tmp_path, [claim], {"00_stored": {}}, {})
+    notebook.claims.write_text(json.dumps(claim) + "\n")
+    drift.runtest()
+    notebook.claims.write_text(json.dumps({**claim, "holds": False}) + "\n")
+    with pytest.raises(pytest.fail.Exception):
+        drift.runtest()

@@ -1,0 +1,95 @@
+"""What a sweep costs besides its notebooks: `python -m tests.benchmarks.sweep`, about a minute.
+
+Prints JSON: seconds to plan and to summarise 1000 recorded runs (20 models, 50 seeds, 20 claims
+each, thumbnails in every fifth), and seconds for each of ten runs of a notebook of no work, with
+the part that its own kernel took.
+"""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mi_helpers import provenance, runs, sweep_plan, sweeps
+from tests.sweeping import CHECK, MODEL, PARAMETERS, Executor, write_model, write_notebook
+
+
+def recorded(root: Path, models: int = 20, seeds: int = 50, claims: int = 20) -> dict[str, Any]:
+    """Seconds to plan and to summarise a sweep of which every run is there."""
+    write_notebook(root / "notebooks/00_toy.ipynb", MODEL, "1")
+    for number in range(models):
+        write_model(root / f"models/m{number}")
+    settings = {"models": [f"{root}/models/*"], "seeds": list(range(seeds))}
+    jobs, _ = sweep_plan.make(sweep_plan.resolve(settings, root), root, limit=float("inf"))
+    work = sweeps.Sweep(root / "papermill_runs/s", jobs)
+    work.record_plan()
+    with pytest.MonkeyPatch.context() as patch:
+        record = Executor(patch).record  # for what it writes; no notebook runs here
+    picture = os.urandom(4000)
+    for number, job in enumerate(jobs):
+        folder = work.folder / "runs" / job.folder
+        folder.mkdir(parents=True)
+        one = record("00_toy", job.inputs["parameters"])
+        names = [f"figure-{n}.webp" for n in range(1, 9)] if number % 5 == 0 else []
+        for name in names:
+            (folder / name).write_bytes(picture)
+        run = {
+            "identity": job.identity, "inputs": job.inputs, "error": None, "traceback": None,
+            "seconds": 1.0, "made_with": {}, "figures": [{"file": n, "title": ""} for n in names],
+            "records": [{**one, "id": f"00.c{n}"} for n in range(claims)],
+        }  # fmt: skip
+        (folder / "run.json").write_text(json.dumps(run))
+    started = time.monotonic()
+    with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
+        arguments = ["sweep", "--models", "models/*", "--seeds", *map(str, range(seeds))]
+        planned = runs.main([*arguments, "--name", "s", "--yes", "--plan"])
+        middle = time.monotonic()
+        done = runs.main([*arguments, "--name", "s", "--yes"])
+    assert (planned, done) == (0, 0)
+    plan, whole = middle - started, time.monotonic() - middle
+    size = (work.folder / "scorecard.html").stat().st_size
+    return {"runs": len(jobs), "plan_s": plan, "plan_and_summarise_s": whole, "page_MB": size / 1e6}
+
+
+def overhead(root: Path, n: int = 10) -> dict[str, Any]:
+    """Seconds of a run of a notebook that does nothing to speak of, without and with its kernel."""
+    write_notebook(root / "notebooks/00_toy.ipynb", PARAMETERS, CHECK)
+    settings = {"seeds": list(range(n))}
+    work = sweeps.Sweep(root / "papermill_runs/s", sweep_plan.make(settings, root)[0])
+    work.record_plan()
+    made_with = provenance.environment(root)
+    started, cpu = time.monotonic(), os.times()
+    outcomes = [o for _, o in work.work(sweeps.in_turn, minutes=5, made_with=made_with)]
+    whole, after = time.monotonic() - started, os.times()
+    assert [outcome.state for outcome in outcomes] == ["done"] * n
+    used = sum(after[:4]) - sum(cpu[:4])
+    alone = []
+    for job in work.jobs:
+        (path,) = (work.folder / "runs" / job.folder).glob("*.ipynb")
+        alone.append(json.loads(path.read_text())["metadata"]["papermill"]["duration"])
+    return {
+        "runs": n,
+        "run_s": whole / n,
+        "papermill_and_kernel_s": sum(alone) / n,
+        "overhead_s": (whole - sum(alone)) / n,
+        "cpu_s": used / n,
+    }
+
+
+def main() -> None:
+    """Run both and print a line of JSON for each."""
+    for measure in (recorded, overhead):
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(Path(folder).resolve())
+        rounded = {key: round(value, 2) for key, value in found.items()}
+        print(json.dumps({"measure": measure.__name__, **rounded}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

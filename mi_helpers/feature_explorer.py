@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,16 @@ def explorer(
     cards: Mapping[tuple[int, int], Card],
     title: str = "Features across layers",
     about: str = "",
-    statistic: str = "Pearson's r",
+    statistics: Mapping[str, str] = MappingProxyType({"Pearson's r": "weight"}),
     height: int = 640,
 ) -> Explorer:
     """The explorer of a graph.
 
     `nodes`: layer, feature, and if known community (-1 for none) and kinds (a collection of names
     out of KINDS); `joined`: a table as from `feature_graph.edges`, of which the edges between
-    these nodes are shown; `cards`: one for each (layer, feature). Raises ValueError for a repeated
-    node, an unknown kind, and a node without a card.
+    these nodes are shown; `cards`: one for each (layer, feature); `statistics`: the similarities
+    to choose from, each with its column of `joined`. Raises ValueError for a repeated node, an
+    unknown kind, a node without a card, and a similarity without its column.
     """
     nodes = _checked(nodes, cards)
     layers = sorted(nodes["layer"].unique().tolist())
@@ -73,7 +75,9 @@ def explorer(
         for layer, feature in (("layer", "up"), ("next", "down"))
     ]
     inside = [n for n, pair in enumerate(zip(*ends, strict=True)) if min(pair) >= 0]
-    weights = joined["weight"].round(3).tolist()
+    if missing := set(statistics.values()) - set(joined.columns):
+        raise ValueError(f"no column {sorted(missing)}; the edges have {list(joined.columns)}")
+    weights = [joined[column].iloc[inside].round(3).tolist() for column in statistics.values()]
     found = [cards[key] for key in number]
     words = _Numbers()
     x, y, columns = _layout(nodes, layers)
@@ -81,7 +85,8 @@ def explorer(
         "layers": layers,
         "kinds": KINDS,
         "columns": columns,
-        "least": math.floor(100 * min((weights[n] for n in inside), default=0.0)) / 100,
+        "statistics": list(statistics),
+        "least": [math.floor(100 * min(column, default=0.0)) / 100 for column in weights],
         "about": about,
         "nodes": {
             "layer": [layers.index(layer) for layer in nodes["layer"]],
@@ -97,12 +102,12 @@ def explorer(
         "edges": {
             "source": [ends[0][n] for n in inside],
             "target": [ends[1][n] for n in inside],
-            "weight": [weights[n] for n in inside],
+            "weights": weights,
         },
         "cards": [_packed(card, words) for card in found],
     }
     data["words"] = list(words)
-    return Explorer(_page(title, statistic, data), len(nodes), len(inside), height)
+    return Explorer(_page(title, data), len(nodes), len(inside), height)
 
 
 def _checked(nodes: pd.DataFrame, cards: Mapping[tuple[int, int], Card]) -> pd.DataFrame:
@@ -168,12 +173,11 @@ def _layout(
     return (x.round(4).tolist(), (y / total).round(5).tolist(), columns)
 
 
-def _page(title: str, statistic: str, data: dict[str, Any]) -> str:
+def _page(title: str, data: dict[str, Any]) -> str:
     # "<" would let a text end the script element that holds the data.
     inert = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return Template(_asset("explorer.html")).substitute(
         title=html.escape(title),
-        statistic=html.escape(statistic),
         data=inert,
         graphology=_asset("graphology.umd.min.js").split("\n//# sourceMappingURL")[0],
         sigma=_asset("sigma.min.js"),

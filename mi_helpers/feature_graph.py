@@ -9,7 +9,7 @@ Source: Balcells et al. 2024, arXiv 2410.08869; the checks are ours.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import igraph
@@ -23,19 +23,22 @@ Chain = list[tuple[int, int, float]]
 
 
 def edges(
-    tables: Mapping[tuple[int, int], pd.DataFrame], at_least: float, statistic: str = "pearson"
+    tables: Mapping[tuple[int, int], pd.DataFrame],
+    at_least: float,
+    statistic: str = "pearson",
+    keep: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """One row for each pair similar enough: layer, up, next, down, weight. `tables` maps a layer
-    and the next one to their `features.pairs`."""
+    """One row for each pair similar enough: layer, up, next, down, weight (the statistic), and the
+    columns that `keep` names. `tables` maps a layer and the next one to their `features.pairs`."""
     parts = []
     for (layer, following), table in sorted(tables.items()):
-        kept = table.loc[table[statistic] >= at_least, ["up", "down", statistic]]
-        kept = kept.rename(columns={statistic: "weight"})
-        parts.append(kept.assign(layer=layer, next=following))
+        kept = table.loc[table[statistic] >= at_least, ["up", "down", *keep]]
+        weight = table.loc[kept.index, statistic]
+        parts.append(kept.assign(layer=layer, next=following, weight=weight))
     found = pd.concat(parts, ignore_index=True)
     if found.empty:
         raise ValueError(f"no pair reaches {statistic} ≥ {at_least}")
-    return found[["layer", "up", "next", "down", "weight"]]
+    return found[["layer", "up", "next", "down", "weight", *keep]]
 
 
 @dataclass(frozen=True)

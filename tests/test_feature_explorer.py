@@ -19,6 +19,9 @@ from .test_features import Random
 MARKUP = "</script><img src=x onerror='document.title=\"owned\"'>"
 
 
+STATISTICS = {"Pearson's r": "weight", "Jaccard": "jaccard"}
+
+
 # --- Cards --------------------------------------------------------------------------------------
 
 
@@ -70,6 +73,7 @@ def graph(n=40, n_edges=150, layers=4, seed=0):
         parts.append(part.drop_duplicates(["up", "down"]))
     joined = pd.concat(parts, ignore_index=True)
     joined["weight"] = rng.uniform(0.4, 1, len(joined)).round(3)
+    joined["jaccard"] = rng.uniform(0.1, 1, len(joined)).round(3)
     found = {}
     for layer, feature in zip(nodes["layer"], nodes["feature"], strict=True):
         words = ("·once", "·upon", f"·w{layer}x{feature}", MARKUP, "·end")
@@ -89,7 +93,7 @@ def test_the_page_holds_the_graph_and_nothing_reaches_out():
     made = feature_explorer.explorer(nodes, joined, found, title=MARKUP, about="text")
     data = data_of(made.page)
     assert len(data["nodes"]["layer"]) == len(nodes) == made.features
-    assert len(data["edges"]["weight"]) == len(joined) == made.edges
+    assert len(data["edges"]["source"]) == len(joined) == made.edges
     for e, row in enumerate(joined.itertuples()):
         source, target = data["edges"]["source"][e], data["edges"]["target"][e]
         assert data["layers"][data["nodes"]["layer"][source]] == row.layer
@@ -125,6 +129,8 @@ def test_the_explorer_refuses():
         feature_explorer.explorer(nodes.assign(kinds=[("odd",)] * len(nodes)), joined, found)
     with pytest.raises(ValueError, match=r"no card for 1 features.*\(10, 0\)"):
         feature_explorer.explorer(nodes, joined, {k: v for k, v in found.items() if k != (10, 0)})
+    with pytest.raises(ValueError, match=r"no column \['odd'\]"):
+        feature_explorer.explorer(nodes, joined, found, statistics={"Odd": "odd"})
     with pytest.raises(ValueError, match="no feature"):
         feature_explorer.explorer(nodes[:0], joined, found)
 
@@ -137,7 +143,7 @@ def page(tmp_path_factory):
     if not browser.available():
         pytest.skip("no Chrome or Chromium on this machine")
     nodes, joined, texts = graph()
-    made = feature_explorer.explorer(nodes, joined, texts, title=MARKUP)
+    made = feature_explorer.explorer(nodes, joined, texts, title=MARKUP, statistics=STATISTICS)
     found = browser.Page(made.save(tmp_path_factory.mktemp("page") / "explorer.html"))
     yield found
     found.close()
@@ -257,6 +263,25 @@ def test_neighbours_are_listed_strongest_first(page):
     assert listed[1] == [20 + f for f in after["down"].tolist()[::-1]]
 
 
+def test_another_similarity_can_be_chosen(page):
+    joined = graph()[1]
+    choose = "byId('statistic').value = {}; byId('statistic').dispatchEvent(new Event('change'))"
+    search(page, "11/2")
+    page.key("Enter")
+    page.js(choose.format(1))
+    after = joined[(joined["layer"] == 11) & (joined["up"] == 2)].sort_values("jaccard")
+    listed = page.js("[...document.querySelectorAll('.two section:last-child button')]"
+                     ".map(b => b.textContent.split(' ')[0])")  # fmt: skip
+    assert listed == [f"{value:.2f}" for value in after["jaccard"][::-1]]
+    assert float(page.js("byId('least').min")) == pytest.approx(joined["jaccard"].min(), abs=0.01)
+    page.js("byId('least').value = 0.5; byId('least').dispatchEvent(new Event('input'))")
+    assert page.js("byId('count').textContent").endswith(
+        f"{(joined['jaccard'] >= 0.5).sum()} edges"
+    )
+    page.js(choose.format(0))
+    assert page.js("byId('count').textContent").endswith(f"{len(joined)} edges")
+
+
 def test_filters_by_similarity_and_kind(page):
     nodes, joined, _ = graph()
     count = "byId('count').textContent"
@@ -286,11 +311,11 @@ def test_a_community_can_be_shown_alone(page):
 
 def test_every_control_is_reached_by_tab(page):
     reached = set()
-    for _ in range(12):
+    for _ in range(14):
         page.key("Tab")
         reached.add(page.js("document.activeElement.id || document.activeElement.dataset.kind"))
     kinds = {*feature_explorer.KINDS, "others"}
-    assert {"query", "least", "colour", "graph", *kinds} <= reached
+    assert {"query", "statistic", "least", "colour", "graph", *kinds} <= reached
 
 
 def test_the_picture_has_nodes_and_edges(page):

@@ -2,12 +2,19 @@
 
 The peer is what one does without sparsity: for each batch of tokens, one matrix product of the
 activations and one of the firing patterns, added up over all pairs, in blocks that fit in memory.
-Its time is linear in tokens (each batch is one product of one size), so it is timed on a few and
-scaled; the record says on how many.
+Its time is linear in tokens and in upstream features (each batch is one product of one size), so it
+is timed on a few of both and scaled; the record says on how many. Times are processor seconds on
+one thread, so that a busy machine does not enter; the dense product could use further cores, where
+ours uses one, so `ratio_two_cores` halves the ratio.
+
+`python -m tests.benchmarks.features` prints the records, a minute to ten each;
+`… 24576x1048576` only that width and number of tokens.
 """
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,6 +57,12 @@ def dense_sums(up: Firing, down: Firing, block: int) -> tuple[torch.Tensor, torc
     return product, together
 
 
+def seconds(work: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of `work`, and the processor seconds that it took."""
+    start = time.process_time()
+    return work(), time.process_time() - start
+
+
 def measure(
     width: int, n_tokens: int, active: int = 60, dense_tokens: int = 4096
 ) -> dict[str, Any]:
@@ -57,15 +70,17 @@ def measure(
     up, down = (stream(n_tokens, width, active, seed) for seed in (0, 1))
     process = psutil.Process()
     held = process.memory_info().rss / 1e6
-    table, seconds, added = timed(lambda: features.pairs(up, down, keep={"pearson": 0.1}))
+    (table, ours), _, added = timed(
+        lambda: seconds(lambda: features.pairs(up, down, keep={"pearson": 0.1}))
+    )
     few = [Firing(s.values[:dense_tokens], s.documents[:dense_tokens]) for s in (up, down)]
     block = min(width, 2048)
-    (product, together), dense_s, _ = timed(lambda: dense_sums(few[0], few[1], block))
+    (product, together), dense = seconds(lambda: dense_sums(few[0], few[1], block))
     exact = (few[0].values[:, :block].astype(np.float64).T @ few[1].values).toarray()
     counts = features.pairs(few[0], few[1], min_together=1)
     counts = counts[counts["up"] < block]
     found = together.numpy()[counts["up"], counts["down"]]
-    scaled = dense_s * (width / block) * (n_tokens / dense_tokens)
+    scaled = dense * (width / block) * (n_tokens / dense_tokens)
     return {
         "work": "feature_pairs",
         "device": "cpu",
@@ -75,19 +90,21 @@ def measure(
         "rows": n_tokens,
         "active_per_token": round(up.values.nnz / n_tokens, 1),
         "pairs_kept": len(table),
-        "ours_s": round(seconds, 2),
+        "ours_cpu_s": round(ours, 2),
         "process_mb": round(held + added),
         "peer": "dense streaming product, float32",
-        "peer_s": round(scaled, 1),
+        "peer_cpu_s": round(scaled, 1),
         "peer_tokens_timed": dense_tokens,
         "peer_features_timed": block,
-        "ratio": round(scaled / seconds, 1),
+        "ratio": round(scaled / ours, 1),
+        "ratio_two_cores": round(scaled / ours / 2, 1),
         "counts_equal": bool((found == counts["together"]).all() and found.sum() == together.sum()),
         "max_relative_diff": float(f"{np.abs(product.numpy() - exact).max() / exact.max():.1e}"),
     }
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     sizes = [tuple(map(int, size.split("x"))) for size in sys.argv[1:]]
     for width, n_tokens in sizes or [(4096, 1 << 17), (24576, 1 << 17), (24576, 1 << 20)]:
         print(json.dumps(measure(width, n_tokens)), flush=True)

@@ -15,16 +15,23 @@ function make(tag, text, properties = {}) {
 
 // --- State ---------------------------------------------------------------------------------------
 
-const state = { selected: null, least: data.least, kinds: new Set(kinds.map((_, k) => k)), others: true, colour: "community", community: null, path: new Set() };
+const state = { selected: null, least: data.least[0], kinds: new Set(kinds.map((_, k) => k)), others: true, colour: "community", community: null, path: new Set() };
 
-// Edges of each node, strongest first; an edge goes from a layer to a later one.
+// Edges of each node, strongest first by the chosen statistic; an edge goes to a later layer.
 const before = nodes.layer.map(() => []), after = nodes.layer.map(() => []);
-edges.weight.map((_, e) => e).sort((a, b) => edges.weight[b] - edges.weight[a]).forEach((e) => {
-  after[edges.source[e]].push(e);
-  before[edges.target[e]].push(e);
-});
+let weight = edges.weights[0];
+
+function rank() {
+  before.forEach((list) => { list.length = 0; });
+  after.forEach((list) => { list.length = 0; });
+  weight.map((_, e) => e).sort((a, b) => weight[b] - weight[a]).forEach((e) => {
+    after[edges.source[e]].push(e);
+    before[edges.target[e]].push(e);
+  });
+}
+
 const visible = (n) => (nodes.kinds[n] ? kinds.some((_, k) => nodes.kinds[n] & (1 << k) && state.kinds.has(k)) : state.others);
-const kept = (e) => edges.weight[e] >= state.least && visible(edges.source[e]) && visible(edges.target[e]);
+const kept = (e) => weight[e] >= state.least && visible(edges.source[e]) && visible(edges.target[e]);
 const strongest = (list) => list.find(kept);
 
 function chain(n) {
@@ -46,10 +53,10 @@ function colourOf(n) {
 }
 
 const shrink = Math.max(0.35, Math.min(1, Math.sqrt(1200 / nodes.layer.length)));
-const pale = `rgba(0, 0, 0, ${Math.max(0.03, Math.min(0.25, 500 / (1 + edges.weight.length))).toFixed(3)})`;
+const pale = `rgba(0, 0, 0, ${Math.max(0.03, Math.min(0.25, 500 / (1 + weight.length))).toFixed(3)})`;
 const graph = new graphology.MultiDirectedGraph();
 nodes.layer.forEach((_, n) => graph.addNode(n, { x: nodes.x[n], y: nodes.y[n], size: shrink * nodes.size[n], label: `${name(n)} ${nodes.word[n]}` }));
-edges.weight.forEach((_, e) => graph.addEdgeWithKey(e, edges.source[e], edges.target[e]));
+weight.forEach((_, e) => graph.addEdgeWithKey(e, edges.source[e], edges.target[e]));
 
 let renderer = null;
 const near = new Set();
@@ -76,7 +83,7 @@ function drawEdge(key, attributes) {
 }
 
 function draw() {
-  const shown = edges.weight.reduce((sum, _, e) => sum + kept(e), 0);
+  const shown = weight.reduce((sum, _, e) => sum + kept(e), 0);
   const features = nodes.layer.reduce((sum, _, n) => sum + visible(n), 0);
   byId("count").textContent = `${features} features, ${shown} edges`;
   byId("shown").textContent = state.least.toFixed(2);
@@ -107,7 +114,7 @@ function start() {
     renderer = new Sigma(graph, byId("graph"), {
       nodeProgramClasses: { point: NodePointProgram }, defaultNodeType: "point",
       edgeProgramClasses: { thin: EdgeLineProgram, thick: EdgeRectangleProgram }, defaultEdgeType: "thin",
-      nodeReducer: drawNode, edgeReducer: drawEdge, zIndex: true, hideEdgesOnMove: edges.weight.length > 20000,
+      nodeReducer: drawNode, edgeReducer: drawEdge, zIndex: true, hideEdgesOnMove: weight.length > 20000,
       hideLabelsOnMove: true, labelRenderedSizeThreshold: 7, labelSize: 12, minCameraRatio: 0.01, maxCameraRatio: 3, itemSizesReference: "screen",
       autoRescale: true, stagePadding: 30,
     });
@@ -147,7 +154,7 @@ function list(title, which, other) {
   const found = make("section");
   const some = which.filter(kept);
   found.append(make("h3", `${title} (${some.length})`));
-  some.slice(0, 12).forEach((e) => found.append(go(other[e], `${edges.weight[e].toFixed(2)}  ${name(other[e])} ${nodes.word[other[e]]}`)));
+  some.slice(0, 12).forEach((e) => found.append(go(other[e], `${weight[e].toFixed(2)}  ${name(other[e])} ${nodes.word[other[e]]}`)));
   if (!some.length) found.append(make("p", "none as similar as that", { className: "note" }));
   return found;
 }
@@ -255,7 +262,15 @@ function step(key) {
 
 function wire() {
   const least = byId("least");
-  Object.assign(least, { min: data.least, value: data.least });
+  const choose = (k) => {
+    weight = edges.weights[k];
+    state.least = data.least[k];
+    Object.assign(least, { min: data.least[k], value: data.least[k] });
+    rank();
+  };
+  byId("statistic").append(...data.statistics.map((text, k) => make("option", text, { value: k })));
+  byId("statistic").onchange = (event) => { choose(Number(event.target.value)); update(); };
+  choose(0);
   least.oninput = () => { state.least = Number(least.value); update(); };
   kinds.forEach((kind, k) => addBox(kind, (on) => (on ? state.kinds.add(k) : state.kinds.delete(k))));
   addBox("others", (on) => { state.others = on; });

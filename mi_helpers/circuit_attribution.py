@@ -94,6 +94,21 @@ def attribute(
     return graph.table({"score": scores / len(pairs)})
 
 
+def head_importance(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores of whole nodes from the scores of their edges: sender, layer, score, importance.
+
+    `score` is the sum over a node's edges. With "eap" it is exactly the gradient at the node times
+    its change, since a node's gradient is the sum of its readers'. `importance` is its absolute
+    value over the root of the sum of squares in its layer (the embedding is a layer by itself).
+    Source: Michel, Levy & Neubig 2019, arXiv 1905.10650; as in Conmy et al. 2023, appendix D.2.
+    """
+    table = scores.groupby("sender", sort=False, as_index=False)["score"].sum()
+    layer = table["sender"].str.extract(r"[AM](\d+)")[0].astype(float).fillna(-1).astype(int)
+    table.insert(1, "layer", layer)
+    norm = table["score"].pow(2).groupby(layer).transform("sum").pow(0.5)
+    return table.assign(importance=table["score"].abs() / norm.where(norm > 0, 1.0))
+
+
 def _gradient_passes(
     method: Method, steps: int, clean: "Pass", source: Source, function: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[float, "Pass"]]:

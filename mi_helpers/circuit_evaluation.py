@@ -278,13 +278,18 @@ def minimality(
     return table.assign(change=table["value"] - values[0])
 
 
-def random_like(circuit: Circuit, seed: int = 0) -> Circuit:
-    """A circuit of as many edges, each drawn from those into the same layer's receivers."""
+def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Circuit:
+    """A circuit of as many edges at random, as many into each layer's receivers; with `same_nodes`
+    drawn from the edges among the circuit's own nodes. Raises ValueError for `same_nodes` of a
+    circuit that is not pruned, whose edges may end at nodes that it does not have."""
+    if same_nodes and len(circuit.pruned()) < len(circuit):
+        raise ValueError("prune the circuit first: some of its edges lie on no path")
     graph, rng = circuit.graph, np.random.default_rng(seed)
+    among = Circuit.between(graph, circuit.nodes).kept if same_nodes else graph.exists
     kept = torch.zeros_like(graph.exists)
     for group in graph.groups:
         columns = slice(group.receivers.start, group.receivers.stop)
-        places = graph.exists[:, columns].nonzero().numpy()
+        places = among[:, columns].nonzero().numpy()
         n = int(circuit.kept[:, columns].sum())
         for u, r in places[rng.choice(len(places), n, replace=False)]:
             kept[u, group.receivers.start + r] = True

@@ -62,10 +62,17 @@ def own_continuations(
     differ = (answers != wrong).nonzero().flatten()[:n]
     if len(differ) < n:
         raise ValueError(f"only {len(differ)} of {2 * n} pairs of texts have different next tokens")
-    parts = [x[differ] for x in (clean, corrupted, answers, wrong)]
-    texts = [model.tokenizer.batch_decode(part) for part in parts[:2]]
-    labels = [str(place) for place in range(tokens.shape[1])]
-    return PromptPairs("own continuations", *texts, *parts, labels)
+    clean, corrupted = clean[differ], corrupted[differ]
+    return PromptPairs(
+        task="own continuations",
+        clean=model.tokenizer.batch_decode(clean),
+        corrupted=model.tokenizer.batch_decode(corrupted),
+        clean_tokens=clean,
+        corrupted_tokens=corrupted,
+        answers=answers[differ],
+        wrong=wrong[differ],
+        labels=[str(place) for place in range(tokens.shape[1])],
+    )
 
 
 def gate_scores(

@@ -173,12 +173,9 @@ class Wiring:
     ) -> "Part":
         """The new streams of some receivers; one for all that have the same edges."""
         n, at = group.parents, self._read_at(group, part[0])
-        if change.requires_grad:
-            chosen, which = part, list(range(len(part)))
-        else:
-            _, inverse = torch.unique(new.removed[:n, part], dim=1, return_inverse=True)
-            which = inverse.tolist()
-            chosen = [part[which.index(i)] for i in range(max(which) + 1)]
+        _, inverse = torch.unique(new.removed[:n, part], dim=1, return_inverse=True)
+        which = inverse.tolist()
+        chosen = [part[which.index(i)] for i in range(max(which) + 1)]
         streams = torch.stack([old.streams.get(r, point[:, at]) for r in chosen])
         share, shift = change[:n, chosen], self.shift[:n, :, at]
         rows = _used(share)

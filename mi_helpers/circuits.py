@@ -5,15 +5,15 @@ head, MLP input, output). To remove an edge is to let its reader see the writer'
 corrupted prompt, or zero, or a mean, while all other readers see the real one.
 
 1. `attribute` scores every edge: estimated from gradients (`eap`, `eap-ig`) or measured (`exact`).
-2. `top` and `greedy` make a `Circuit` of scores; `acdc` finds one by removing edges one at a time;
-   `subnetwork_probing` learns a mask, and `head_importance` scores whole nodes.
+   `head_importance` sums the scores of a node's edges.
+2. `top` and `greedy` make a `Circuit` of scores; `acdc` finds one by removing edges one at a time.
 3. `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is spelt out;
    `curve` does so over sizes, `completeness` and `minimality` look for missing and idle parts.
 4. `draw` shows it.
 """
 
 from .acdc import Discovery, acdc
-from .circuit_attribution import attribute
+from .circuit_attribution import attribute, head_importance
 from .circuit_drawing import draw
 from .circuit_evaluation import (
     Ablation,
@@ -44,6 +44,7 @@ __all__ = [
     "draw",
     "evaluate",
     "greedy",
+    "head_importance",
     "minimality",
     "overlap",
     "random_like",

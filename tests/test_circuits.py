@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from mi_helpers import circuits, load_model
+from mi_helpers import circuits, load_model, patching
 from mi_helpers.acdc import visits
 from mi_helpers.circuit_graph import Circuit, Graph, greedy, top
 from mi_helpers.circuit_runs import CircuitRuns, record_runs
 from mi_helpers.circuit_toys import gate_scores, linear_transformer
 from mi_helpers.gates import OR, TWO_CHAINS
+from mi_helpers.metrics import logit_diff
 from mi_helpers.prompts import docstring
 from tests import tiny
 from tests.circuit_reference import edge_logits, pairs
@@ -211,6 +212,21 @@ def test_integrated_gradients_meet_the_definition():
         circuits.attribute(model, PAIRS, "eap-ig", steps=0)
     with pytest.raises(ValueError, match="no gradient"):
         circuits.attribute(model, PAIRS, metric="rank")
+
+
+def test_the_edges_of_a_head_sum_to_its_own_attribution():
+    """An independent path to the same number: attribution patching of z."""
+    model = tiny.bridge("llama")
+    nodes = circuits.head_importance(circuits.attribute(model, PAIRS)).set_index("sender")
+    whole = patching.attribution(model, PAIRS, "z", direction="noise", normalise=False)
+    logits = model(PAIRS.clean_tokens)[:, -1]
+    clean = float(logit_diff(logits, PAIRS.answers, PAIRS.wrong).mean())
+    for row in whole.itertuples():
+        found = nodes.loc[f"A{row.layer}.{row.head}", "score"]
+        assert found == pytest.approx(row.logit_diff - clean, abs=2e-5)
+    assert nodes.groupby("layer")["importance"].apply(lambda x: (x**2).sum()).to_list() == (
+        pytest.approx([1.0] * 5)
+    )
 
 
 def test_exact_scores_only_the_edges_asked_for():
@@ -415,6 +431,15 @@ def test_a_random_circuit_has_as_many_edges_in_each_layer():
         columns = slice(group.receivers.start, group.receivers.stop)
         assert other.kept[:, columns].sum() == circuit.kept[:, columns].sum()
     assert other.edges != circuit.edges
+    with pytest.raises(ValueError, match="prune"):
+        circuits.random_like(other, same_nodes=True)
+    generator = np.random.default_rng(0)
+    scores = pd.DataFrame({"edge": graph.edges, "score": generator.normal(size=len(graph.edges))})
+    grown = greedy(graph, scores, 60).pruned()
+    same = circuits.random_like(grown, seed=3, same_nodes=True)
+    assert len(same) == len(grown)
+    assert set(same.nodes) <= set(grown.nodes)
+    assert same.edges != grown.edges
 
 
 # Drawing

@@ -122,4 +122,36 @@ NOTEBOOKS: tuple[Listed, ...] = (
             }
         ),
     ),
+    Listed(
+        "08_circuit_discovery",
+        changed={
+            "SEED": "1",
+            "N_PROMPTS": "3",
+            "N_SMALL": "4",
+            "STEPS": "2",
+            "SIZE": "40",
+            "N_EXACT": "3",
+        },
+        families=("gpt2", "llama"),
+        model_free=frozenset(
+            {
+                "08.edge-counts",
+                "08.or-gate-acdc",
+                "08.or-gate-saturated",
+                "08.linear-exact",
+                "08.eap-size",
+                "08.ig-size",
+                "08.eap-auc",
+                "08.ig-auc",
+                "08.acdc-auc",
+                "08.kl-zero-gradient",
+            }
+        ),
+    ),
+    Listed(
+        "09_circuit_evaluation",
+        changed={"SEED": "1", "N_PROMPTS": "3", "STEPS": "2", "SIZE": "60", "N_SUBSETS": "3"},
+        families=("gpt2", "gpt_neox", "qwen2"),
+        model_free=frozenset({"09.minimal", "09.incomplete"}),
+    ),
 )

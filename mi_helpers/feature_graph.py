@@ -77,25 +77,24 @@ def communities(joined: pd.DataFrame, resolution: float = 1.0, seed: int = 0) ->
 _ENDS = (("layer", "up"), ("next", "down"))
 
 
-def rewired(joined: pd.DataFrame, seed: int = 0, tries: int = 200) -> pd.DataFrame:
+def rewired(joined: pd.DataFrame, seed: int = 0, rounds: int = 5) -> pd.DataFrame:
     """The null: each feature keeps its number of edges to the next layer and from the one before,
-    but whom it is joined to is drawn at random. No pair is joined twice.
+    but whom it is joined to is drawn at random; no pair is joined twice.
 
-    Raises RuntimeError where the degrees leave no room for that.
+    `rounds` times as many pairs of edges as there are edges swap their downstream ends, unless
+    that joined a pair twice (Maslov & Sneppen 2002).
     """
     rng = np.random.default_rng(seed)
     parts = []
     for _, part in joined.groupby("layer"):
-        up, down = part["up"].to_numpy(), rng.permutation(part["down"].to_numpy())
-        for _ in range(tries):
-            twice = pd.DataFrame({"up": up, "down": down}).duplicated().to_numpy()
-            if not twice.any():
-                break
-            others = rng.choice(len(up), min(len(up), 2 * int(twice.sum()) + 2), replace=False)
-            place = np.union1d(np.flatnonzero(twice), others)
-            down[place] = rng.permutation(down[place])
-        else:
-            raise RuntimeError("the graph is too dense to be rewired: use a higher threshold")
+        up, down = part["up"].tolist(), part["down"].tolist()
+        taken = set(zip(up, down, strict=True))
+        for i, j in rng.integers(len(up), size=(rounds * len(up), 2)).tolist():
+            new = (up[i], down[j]), (up[j], down[i])
+            if taken.isdisjoint(new):
+                taken -= {(up[i], down[i]), (up[j], down[j])}
+                taken.update(new)
+                down[i], down[j] = down[j], down[i]
         parts.append(part.assign(down=down))
     return pd.concat(parts)
 

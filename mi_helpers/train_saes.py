@@ -43,7 +43,7 @@ from .sae_corpus import FINAL, Corpus, batches, collect
 BATCH = 512  # tokens in a step of local training
 CHECKPOINTS = 3  # kept on the way through one local training
 CALIBRATED_ON = 16_384  # tokens
-REPORTED_ON = 16  # held-out sequences on which losses are measured
+REPORTED_ON = 8  # held-out sequences on which losses are measured
 UNEMBEDDED = 32  # positions in a step of end-to-end training at which the output is compared
 
 
@@ -240,8 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--width", type=int, help="features; by default three times the width of the stream")
     add("--samples", type=int, default=250_000, help="tokens of local training, with repeats")
     add("--learning-rate", type=float, default=2e-3)
-    add("--steps-end-to-end", type=int, default=96)
-    add("--sequences-end-to-end", type=int, default=4, help="in a step")
+    add("--steps-end-to-end", type=int, default=56)
+    add("--sequences-end-to-end", type=int, default=3, help="in a step")
     add("--learning-rate-end-to-end", type=float, default=1e-3)
     add("--seed", type=int, default=0)
     args = parser.parse_args(arguments)

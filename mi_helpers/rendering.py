@@ -16,6 +16,7 @@ import warnings
 import zlib
 from collections.abc import Coroutine
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from typing import Any
 
 from plotly.io.base_renderers import MimetypeRenderer
@@ -83,12 +84,18 @@ def squeeze(png: bytes) -> bytes:
     return squeezed
 
 
+@dataclass
+class _Shared:
+    chrome: Chrome | None = None
+    gave_up: bool = False
+
+
 class InteractiveAndStatic(MimetypeRenderer):
     """Plotly's JSON for pages that run scripts, and a PNG for those that do not."""
 
     def __init__(self) -> None:
-        self._chrome: Chrome | None = None
-        self._gave_up = False
+        # Plotly draws with a shallow copy of its renderer: what copies share lies in one object.
+        self._shared = _Shared()
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, Any]:
         bundle: dict[str, Any] = {"application/vnd.plotly.v1+json": fig_dict}
@@ -96,16 +103,17 @@ class InteractiveAndStatic(MimetypeRenderer):
         return bundle if png is None else bundle | {"image/png": base64.b64encode(png).decode()}
 
     def _png(self, figure: dict[str, Any]) -> bytes | None:
-        if self._gave_up:
+        shared = self._shared
+        if shared.gave_up:
             return None
         try:
-            if self._chrome is None or self._chrome.process != os.getpid():  # none, or a parent's
-                self._chrome = Chrome()
-            return self._chrome.png(figure)
+            if shared.chrome is None or shared.chrome.process != os.getpid():  # none, or a parent's
+                shared.chrome = Chrome()
+            return shared.chrome.png(figure)
         except Exception as error:  # whatever stops it, the interactive figure is still there
-            self._gave_up = True
-            if self._chrome is not None:
-                self._chrome.close()
+            shared.gave_up = True
+            if shared.chrome is not None:
+                shared.chrome.close()
             why = str(next(iter(error.args), type(error).__name__)).split("\n")[0]
             warnings.warn(
                 f"Figures are interactive only, without PNG: {why} (Debian and Ubuntu: "

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -210,8 +211,8 @@ def test_colours_can_be_told_apart():
 def renderer():
     fresh = rendering.InteractiveAndStatic()
     yield fresh
-    if fresh._chrome is not None:
-        fresh._chrome.close()
+    if fresh._shared.chrome is not None:
+        fresh._shared.chrome.close()
 
 
 def test_the_renderer_is_the_default():
@@ -278,8 +279,31 @@ def test_squeezing_a_png_keeps_its_picture():
     assert len(squeezed) < len(png) / 2
 
 
+def test_all_figures_share_one_browser(monkeypatch):
+    """However plotly reaches its renderer, which it copies for every figure."""
+    started = []
+
+    class Fake:
+        process = os.getpid()
+
+        def __init__(self):
+            started.append(self)
+
+        def png(self, figure):
+            return b"png"
+
+    monkeypatch.setattr(rendering, "Chrome", Fake)
+    fresh = rendering.InteractiveAndStatic()
+    monkeypatch.setitem(pio.renderers, "mi", fresh)
+    figure = plots.lines(pd.DataFrame({"x": [0, 1], "y": [0, 1]}), "x", "y")
+    for _ in range(3):
+        assert "image/png" in figure._repr_mimebundle_()
+    assert len(started) == 1
+
+
 DRAW = """
 import json
+import os
 from mi_helpers import panels, plots, rendering
 import pandas as pd, plotly.io as pio
 figure = plots.lines(pd.DataFrame({"x": [0, 1], "y": [0, 1]}), "x", "y")

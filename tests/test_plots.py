@@ -293,8 +293,7 @@ def test_all_figures_share_one_browser(monkeypatch):
             return b"png"
 
     monkeypatch.setattr(rendering, "Chrome", Fake)
-    fresh = rendering.InteractiveAndStatic()
-    monkeypatch.setitem(pio.renderers, "mi", fresh)
+    monkeypatch.setattr(pio.renderers["mi"], "_shared", rendering._Shared())
     figure = plots.lines(pd.DataFrame({"x": [0, 1], "y": [0, 1]}), "x", "y")
     for _ in range(3):
         assert "image/png" in figure._repr_mimebundle_()

@@ -10,6 +10,7 @@ A worker that dies takes its notebook with it, and its run goes to another worke
 
 import asyncio
 import contextlib
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,8 +134,8 @@ def spread(client: Any, folder: Path) -> Spread:
                 try:
                     outcome = future.result()
                 except distributed.KilledWorker as error:
-                    died = f"the worker died each time it ran this notebook: {error}"
-                    outcome = fail(futures[future], folder, died.splitlines()[0])
+                    died = f"all {error.allowed_failures + 1} workers died that ran this notebook"
+                    outcome = fail(futures[future], folder, died)
                 except distributed.CancelledError as error:
                     raise OSError(
                         "the scheduler is gone; what is finished is kept: start the sweep again"
@@ -152,4 +153,7 @@ def _distributed() -> Any:
         import distributed
     except ImportError as error:
         raise ValueError("--jobs and --scheduler need dask: pip install -e '.[cluster]'") from error
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado"):  # what matters is raised as well
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     return distributed

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from . import notebooks, provenance, reference, scorecard_table, sweep_plan, sweeps
 from .scorecard import tally
+from .scorecard_markdown import write_readme
 
 Add = Callable[[Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 SUMMARY_S = 30.0  # seconds between two scorecards of a sweep at work
@@ -76,7 +77,6 @@ def sweep(options: argparse.Namespace) -> int:
 def scorecard(options: argparse.Namespace) -> int:
     """Write the scorecard of a set of runs as HTML, Markdown and JSON."""
     from . import scorecard_page
-    from .scorecard_markdown import write_readme
 
     root = notebooks.find_root()
     if options.readme and not write_readme(root):
@@ -193,6 +193,7 @@ def _report(work: sweeps.Sweep, table: Any, root: Path, save: bool) -> int:
     lines += [str(entry.change) for entry in table.changes]
     if save:
         lines += [f"saved {folder}" for folder in _save_reference(work.folder, root)]
+        write_readme(root)
     failed = work.count("failed")
     if failed:
         lines.append(f"{failed} runs failed; their tracebacks are in runs/…/run.json")

@@ -21,6 +21,7 @@ from . import notebooks, provenance, reference, scorecard
 from .claims import Record, model_name
 from .commands import add_to
 from .parameters import all_values, assign
+from .scorecard_markdown import write_readme
 
 
 class Run:
@@ -222,13 +223,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _render(options: argparse.Namespace) -> int:
     from . import render
-    from .scorecard_markdown import write_readme
 
     render.require_browser()
     finished = run(options.notebooks, minutes=options.timeout)
     faults = render.store(finished)
     code = _report(finished, save_reference=not faults)
-    write_readme(finished.root)
     for fault in faults:
         print(f"NOT STORED {fault}")
     return code or int(bool(faults))
@@ -241,6 +240,7 @@ def _report(finished: Run, save_reference: bool) -> int:
     if save_reference:
         made = (finished.records, finished.outcomes, finished.made_with)
         lines += [f"saved {folder}" for folder in reference.save(finished.root, *made)]
+        write_readme(finished.root)
     lines += [f"FAILED {name}: {error}" for name, error in finished.failures.items()]
     print(*filter(None, lines), f"outputs: {finished.folder}", sep="\n")
     return 1 if finished.failures else 0

@@ -9,6 +9,7 @@ import base64
 import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from . import scorecard
@@ -265,14 +266,9 @@ def _figures(table: Table, base: Path) -> Html:
         runs = [run for (name, _), run in shown.items() if name == notebook]
         found = [(run, run.thumbnails()[: left // len(runs)]) for run in runs]
         left -= sum(len(pictures) for _, pictures in found)
-        rows = []
-        for index in range(max(len(pictures) for _, pictures in found)):
-            cells = [
-                _picture(run, pictures[index].title, pictures[index].webp, base)
-                for run, pictures in found
-                if index < len(pictures)
-            ]
-            rows.append(tag("div", *cells, class_="strip"))
+        drawn = [[_picture(run, *picture, base) for picture in pictures] for run, pictures in found]
+        strips = drawn if len(drawn) == 1 else zip_longest(*drawn, fillvalue=tag("figure"))
+        rows = [tag("div", *strip, class_="strip") for strip in strips if strip]
         if rows:
             summary = tag("summary", _title(notebook))
             sections.append(tag("details", summary, *rows, class_="figures"))

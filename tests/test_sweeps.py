@@ -521,3 +521,33 @@ def test_the_sweeps_that_come_with_the_notebooks_can_be_planned(
     for file in files:
         assert runs.main(["sweep", str(file), "--name", "never-swept", "--plan"]) == 0
         assert "plan: 7 runs (1 notebook, 7 models)" in capsys.readouterr().out
+
+
+def test_a_notebook_that_kills_its_workers_is_a_failed_run_and_a_lost_scheduler_an_error(
+    one: sweeps.Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    from distributed import CancelledError, KilledWorker
+
+    fault: Exception = KilledWorker("task", None, 3)  # type: ignore[arg-type]
+
+    class Client:
+        """A client whose only job never comes back."""
+
+        def submit(self, *arguments: Any, **options: Any) -> "Client":
+            return self
+
+        def result(self) -> None:
+            raise fault
+
+        def cancel(self, futures: list["Client"]) -> None:
+            pass
+
+    monkeypatch.setattr("distributed.as_completed", list)
+    spread = cluster.spread(Client(), one.folder)
+    ((_, outcome),) = one.work(spread, minutes=1)
+    assert outcome == ("failed", "all 4 workers died that ran this notebook")
+    assert sweeps.state(one.folder, one.jobs[0]) == "failed"
+    fault = CancelledError("lost")
+    with pytest.raises(OSError, match="the scheduler is gone"):
+        list(spread(one.jobs, lambda job: sweeps.Outcome("done")))

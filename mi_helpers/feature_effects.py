@@ -24,15 +24,23 @@ def sample_bins(
     table: pd.DataFrame, bounds: Sequence[float], n: int, column: str = "pearson", seed: int = 0
 ) -> pd.DataFrame:
     """At most `n` pairs for each bin of a column, drawn at random: the rows, with a column `bin`
-    that holds the bin's lower bound. Bounds rise; the last bin includes its upper one."""
+    that holds the bin's lower bound. Bounds rise; the last bin includes its upper one.
+
+    Whether a pair is drawn depends on its own features and the pairs of its bin alone, so that
+    rounding, which moves a pair across a bound, does not change what is drawn elsewhere.
+    """
     if list(bounds) != sorted(set(bounds)) or len(bounds) < 2:
         raise ValueError(f"bounds rise and are two or more, got {list(bounds)}")
     values = table[column].to_numpy()
     inside = table[(values >= bounds[0]) & (values <= bounds[-1])]
     number = np.searchsorted(bounds, inside[column], side="right") - 1
     number = number.clip(max=len(bounds) - 2)
-    drawn = inside.assign(bin=np.asarray(bounds)[number]).sample(frac=1, random_state=seed)
-    return drawn.groupby("bin").head(n).sort_values("bin", ignore_index=True)
+    name = inside["up"].to_numpy(np.uint64) << np.uint64(32) | inside["down"].to_numpy(np.uint64)
+    order = pd.util.hash_array(name ^ pd.util.hash_array(np.array([seed], np.uint64)))
+    drawn = inside.assign(bin=np.asarray(bounds)[number], order=order).sort_values("order")
+    return (drawn.groupby("bin").head(n).sort_values(["bin", "order"], ignore_index=True)).drop(
+        columns="order"
+    )
 
 
 @torch.no_grad()
@@ -56,8 +64,9 @@ def ablations(
     ups = torch.cat([_activations(up_sae, x, chosen["up"]) for x in before.split(16)])
     after = torch.cat([step(x) for x in before.split(16)])
     downs = torch.cat([_activations(down_sae, x, chosen["down"]) for x in after.split(16)])
-    rng = np.random.default_rng(seed)
-    places = [_texts(ups[..., k], downs[..., k], documents, rng) for k in range(len(chosen))]
+    names = chosen[["up", "down"]].astype(int).to_numpy().tolist()
+    draws = [np.random.default_rng([seed, *name]) for name in names]
+    places = [_texts(ups[..., k], downs[..., k], documents, rng) for k, rng in enumerate(draws)]
     drop, tokens = np.full(len(chosen), np.nan), np.zeros(len(chosen), int)
     for low in range(0, len(chosen), at_once):
         numbers = [k for k in range(low, min(low + at_once, len(chosen))) if len(places[k])]

@@ -164,6 +164,10 @@ def test_bins():
     assert (found["pearson"] >= found["bin"]).all()
     assert (found[found["bin"] == 0.1]["pearson"] < 0.5).all()
     assert found.equals(feature_effects.sample_bins(table, [0.1, 0.5, 1.0], 7))
+    fewer = feature_effects.sample_bins(table[table["pearson"] < 0.7], [0.1, 0.5, 1.0], 7)
+    low = [part[part["bin"] == 0.1].reset_index(drop=True) for part in (found, fewer)]
+    assert low[0].equals(low[1])
+    assert not found.equals(feature_effects.sample_bins(table, [0.1, 0.5, 1.0], 7, seed=1))
     assert 1.0 in feature_effects.sample_bins(table, [0.5, 1.0], 99)["pearson"].tolist()
     with pytest.raises(ValueError, match="rise"):
         feature_effects.sample_bins(table, [0.5, 0.1], 7)

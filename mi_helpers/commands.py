@@ -192,7 +192,7 @@ def _report(work: sweeps.Sweep, table: Any, root: Path, save: bool) -> int:
     lines = [tally(table.records)] if table.records else ["no run has finished yet"]
     lines += [str(entry.change) for entry in table.changes]
     if save:
-        lines += [f"saved {folder}" for folder in _save_reference(work.folder, root)]
+        lines += [f"saved {folder}" for folder in _save_reference(work, root)]
         write_readme(root)
     failed = work.count("failed")
     if failed:
@@ -201,10 +201,10 @@ def _report(work: sweeps.Sweep, table: Any, root: Path, save: bool) -> int:
     return int(failed > 0 or work.count("done") < len(work.jobs))
 
 
-def _save_reference(folder: Path, root: Path) -> list[Path]:
-    """Commit a sweep's claims as the references of their models."""
-    names = dict.fromkeys(sweeps.read_plan(folder).values())
-    runs = [sweeps.read_run(p) for n in names if (p := folder / "runs" / n).is_dir()]
+def _save_reference(work: sweeps.Sweep, root: Path) -> list[Path]:
+    """Commit the claims of the runs that were asked for as the references of their models."""
+    done = [job.folder for job in work.jobs if work.states[job.folder] == "done"]
+    runs = [sweeps.read_run(work.folder / "runs" / name) for name in done]
     runs = [run for run in runs if run["records"]]
     twice = Counter((run["inputs"]["notebook"], run["records"][0]["model"]) for run in runs)
     if several := [" on ".join(key) for key, n in twice.items() if n > 1]:

@@ -82,7 +82,7 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_if_undisturbed(
     before: dict[str, int] = {}
     for _ in range(KILLS):
         process = start(fresh)
-        time.sleep(moments.uniform(0.3, 4))
+        time.sleep(moments.uniform(0.3, 3))
         process.send_signal(signal.SIGKILL)
         process.wait()
         for folder in (fresh / "papermill_runs/s/runs").glob("*"):

@@ -10,6 +10,7 @@ from .circuit_graph import Circuit, Graph
 from .panels import COLOURS
 
 LEVELS = 5  # widths of edges, and stops of the slider
+_UNIT = 75  # pixels from head to head
 _PORT = {"q": -0.16, "k": 0.0, "v": 0.16}  # where an edge enters a head
 Point = tuple[float, float]
 
@@ -44,13 +45,14 @@ def draw(
     if scores is not None and lines["level"].nunique() > 1:
         figure.update_layout(sliders=[_slider(lines)])
     rows = len({y for _, y in at.values()})
-    wide = max(x for x, _ in at.values()) - min(x for x, _ in at.values())
-    figure.update_xaxes(visible=False)
+    xs = [x for trace in figure.data for x in trace.x if x is not None]
+    middle, wide = (min(xs) + max(xs)) / 2, max(max(xs) - min(xs) + 1.2, 6.0)
+    figure.update_xaxes(visible=False, range=[middle - wide / 2, middle + wide / 2])
     figure.update_yaxes(visible=False)
     return figure.update_layout(
         title=title,
-        width=int(min(1100, max(520, 75 * wide + 160))),
-        height=int(min(1000, 42 * rows + 140)),
+        width=int(min(1100, _UNIT * wide + 40)),
+        height=int(min(1000, 50 * rows + 140)),
         margin={"l": 20, "r": 20, "t": 50 if title else 20, "b": 20},
         plot_bgcolor="white",
         hovermode="closest",
@@ -171,9 +173,10 @@ def _add_nodes(figure: go.Figure, circuit: Circuit, at: dict[str, Point]) -> Non
         hoverinfo="text",
         showlegend=False,
         marker={
-            "size": 30,
+            "size": [30 if "." in name or name[0] == "M" else 42 for name in names],
             "symbol": ["circle" if head else "square" for head in heads],
             "color": colours,
+            "opacity": 1,
             "line": {"color": "#555555", "width": 1},
         },
     )

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from .sweep_plan import Job
-from .sweeps import Outcome, fail
+from .sweeps import Outcome, Spread, fail
 
 ANSWER_S = 5  # seconds that a scheduler may take to answer
-Spread = Callable[[Iterable[Job], Callable[[Job], Outcome]], Iterator[tuple[Job, Outcome]]]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from . import notebooks, provenance, reference, scorecard_table, sweep_plan, sweeps
 from .scorecard import tally
 from .scorecard_markdown import write_readme
+from .scorecard_table import Table
 
 Add = Callable[[Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 SUMMARY_S = 30.0  # seconds between two scorecards of a sweep at work
@@ -132,16 +133,19 @@ def _plan_line(work: sweeps.Sweep, to_do: int, retry: bool) -> str:
     parts = [f"{work.count('done')} finished before", f"{to_do} to do"]
     if failed:
         parts.insert(1, f"{failed} failed before{'' if retry else ' (--retry repeats them)'}")
-    several = len({job.path for job in work.jobs})
-    models = {job.inputs["parameters"].get("MODEL") for job in work.jobs}
-    size = f"{several} notebook{'s' * (several > 1)}, {len(models)} model{'s' * (len(models) > 1)}"
-    return f"plan: {len(work.jobs)} runs ({size}): {', '.join(parts)}"
+    sizes = {
+        "run": len(work.jobs),
+        "notebook": len({job.path for job in work.jobs}),
+        "model": len({job.inputs["parameters"].get("MODEL") for job in work.jobs} - {None}),
+    }
+    words = [f"{n} {word}{'s' * (n > 1)}" for word, n in sizes.items() if n]
+    return f"plan: {', '.join(words)}: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
 def _workers(
     options: argparse.Namespace, root: Path, folder: Path, to_do: int
-) -> Iterator[tuple[Any, dict[str, Any] | None]]:
+) -> Iterator[tuple[sweeps.Spread, dict[str, Any] | None]]:
     """How runs are spread, and what they are made with where that is known beforehand."""
     if options.scheduler:
         from . import cluster
@@ -160,7 +164,7 @@ def _workers(
 
 def _work(
     work: sweeps.Sweep,
-    spread: Any,
+    spread: sweeps.Spread,
     made_with: dict[str, Any] | None,
     to_do: int,
     options: argparse.Namespace,
@@ -178,7 +182,7 @@ def _work(
                 told = time.monotonic()
 
 
-def _summarise(folder: Path, root: Path) -> scorecard_table.Table:
+def _summarise(folder: Path, root: Path) -> Table:
     """Write the sweep's scorecard anew from what is in its folder."""
     from . import scorecard_page
 
@@ -188,7 +192,8 @@ def _summarise(folder: Path, root: Path) -> scorecard_table.Table:
     return table
 
 
-def _report(work: sweeps.Sweep, table: Any, root: Path, save: bool) -> int:
+def _report(work: sweeps.Sweep, table: Table, root: Path, save: bool) -> int:
+    """Print what holds, what changed and what failed; 1 when a run failed or is missing."""
     lines = [tally(table.records)] if table.records else ["no run has finished yet"]
     lines += [str(entry.change) for entry in table.changes]
     if save:
@@ -196,7 +201,7 @@ def _report(work: sweeps.Sweep, table: Any, root: Path, save: bool) -> int:
         write_readme(root)
     failed = work.count("failed")
     if failed:
-        lines.append(f"{failed} runs failed; their tracebacks are in runs/…/run.json")
+        lines.append(f"failed: {failed}, with their tracebacks in runs/…/run.json")
     print(*lines, f"scorecard: {work.folder / 'scorecard.html'}", sep="\n")
     return int(failed > 0 or work.count("done") < len(work.jobs))
 

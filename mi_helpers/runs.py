@@ -28,7 +28,8 @@ class Run:
     """A run's folder, the outcome of each of its notebooks, and their claims."""
 
     def __init__(self, root: Path, name: str | None) -> None:
-        if name is not None and (Path(name).name != name or name in ("", "..", "reference")):
+        taken = ("", "..", "reference", "scorecard")
+        if name is not None and (Path(name).name != name or name in taken):
             raise ValueError(f"a run's name is a new folder's, not 'reference'; got {name!r}")
         self.root = root
         self.folder = root / "papermill_runs" / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))

@@ -46,6 +46,8 @@ class Outcome(NamedTuple):
     text: str = ""
 
 
+# Calls a function on jobs, wherever, and yields the outcomes as they come.
+Spread = Callable[[Iterable[Job], Callable[[Job], Outcome]], Iterator[tuple[Job, Outcome]]]
 _EDITED = Outcome("edited", "notebook or package have changed; start the sweep again")
 
 
@@ -75,7 +77,7 @@ class Sweep:
 
     def work(
         self,
-        spread: Callable[[Iterable[Job], Callable[[Job], Outcome]], Iterator[tuple[Job, Outcome]]],
+        spread: Spread,
         *,
         minutes: float,
         retry: bool = False,
@@ -197,10 +199,12 @@ def fail(job: Job, folder: Path, error: str) -> Outcome:
     """Record a job that brought down whatever worked on it."""
     record: dict[str, Any] = {"seconds": 0.0, "made_with": {}, "figures": [], "records": []}
     record |= {"identity": job.identity, "inputs": job.inputs, "error": error, "traceback": error}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".failed-") as attempt:
+    for name in ("runs", ".attempts"):
+        (folder / name).mkdir(exist_ok=True)
+    attempts = folder / ".attempts"
+    with tempfile.TemporaryDirectory(dir=attempts, prefix=f"{job.folder}.") as attempt:
         kept = Path(attempt, "result")
         kept.mkdir()
-        (folder / "runs").mkdir(exist_ok=True)
         _install(kept, folder / "runs" / job.folder, record)
     return Outcome("failed", error)
 
@@ -219,6 +223,8 @@ def _install(kept: Path, target: Path, record: dict[str, Any]) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

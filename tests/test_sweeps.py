@@ -239,7 +239,7 @@ def test_finished_runs_are_not_repeated_and_failed_ones_only_when_asked(
 ) -> None:
     assert go("--seeds", "0", "1") == 1
     out = capsys.readouterr().out
-    assert "plan: 4 runs (2 notebooks, 2 models): 0 finished before, 4 to do" in out
+    assert "plan: 4 runs, 2 notebooks, 1 model: 0 finished before, 4 to do" in out
     assert "failed  01_bad MODEL=a-2 SEED=0: cell 1: ValueError: no" in out
     assert sorted(executor.calls) == ["00_toy 0", "00_toy 1", "01_bad 0", "01_bad 1"]
     first = kept(root)
@@ -491,9 +491,9 @@ def test_the_options_of_the_command_line_take_the_place_of_the_files(
 ) -> None:
     (root / "s.yml").write_text("notebooks: [00]\nseeds: [0, 1]\nparameters: {N: [1, 2]}\n")
     assert runs.main(["sweep", "s.yml", "--plan"]) == 0
-    assert "plan: 4 runs" in capsys.readouterr().out
+    assert "plan: 4 runs, 1 notebook: 0" in capsys.readouterr().out
     assert runs.main(["sweep", "s.yml", "--plan", "--seeds", "5", "-p", "N=3", "-p", "N=4"]) == 0
-    assert "plan: 2 runs" in capsys.readouterr().out
+    assert "plan: 2 runs, 1 notebook: 0" in capsys.readouterr().out
     assert commands.SUMMARY_S > 0
 
 
@@ -520,7 +520,7 @@ def test_the_sweeps_that_come_with_the_notebooks_can_be_planned(
     monkeypatch.chdir(here)
     for file in files:
         assert runs.main(["sweep", str(file), "--name", "never-swept", "--plan"]) == 0
-        assert "plan: 7 runs (1 notebook, 7 models)" in capsys.readouterr().out
+        assert "plan: 7 runs, 1 notebook, 7 models: " in capsys.readouterr().out
 
 
 def test_a_notebook_that_kills_its_workers_is_a_failed_run_and_a_lost_scheduler_an_error(

@@ -34,11 +34,9 @@ def local(jobs: int, device: str, folder: Path) -> Iterator[Spread]:
         folder: the sweep's.
     """
     distributed = _distributed()
+    own = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "silence_logs": "CRITICAL"}
     workers = {
-        index: {
-            "cls": distributed.Nanny,
-            "options": {"nthreads": 1, "memory_limit": 0, "env": env, "silence_logs": "CRITICAL"},
-        }
+        index: {"cls": distributed.Nanny, "options": own | {"env": env}}
         for index, env in enumerate(environments(jobs, gpus(device)))
     }
     options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}

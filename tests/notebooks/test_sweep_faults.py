@@ -32,7 +32,6 @@ with open("executions", "a") as file:  # beside the notebooks
 )
 GRID = ["-p", "N=3", "-p", "N=4", "--seeds", "0", "1"]
 KILLS = 10
-pytestmark = pytest.mark.xdist_group("sweep_faults")  # they share a sweep that ran through
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,33 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from .gates import Edge, Network
 from .models import load_model
 from .pairs import PromptPairs
 from .texts import sample_prompts
-from .train_docstring import tokenizer
+from .words import ARGUMENTS, WORDS
+
+_TOKEN = r'"""|\w+|[^\w ]'  # a word, a triple quote, a line break or one sign; spaces are dropped
+_SIGNS = ("def", "self", "(", ")", ",", ":", "\n", '"""', "param", "The", "the")
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for every word and sign of `prompts.docstring`."""
+    known = ["<s>", "<unk>", *_SIGNS, *ARGUMENTS.split(), *WORDS.split()]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(known))}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), "removed", invert=True)
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="<s>", pad_token="<s>", unk_token="<unk>"
+    )
 
 
 def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
@@ -21,11 +39,11 @@ def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
 
     Queries and keys are zero, so that attention is uniform, and the norms' epsilon is so large that
     they only scale. Each edge's effect is then its gradient times its change, exactly. Its
-    tokenizer is that of `train_docstring`.
+    tokenizer is `word_tokenizer`.
     """
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=len(tokenizer()), n_positions=64, n_embd=32, n_layer=n_layers, n_head=4,
+        vocab_size=len(word_tokenizer()), n_positions=64, n_embd=32, n_layer=n_layers, n_head=4,
         n_inner=1, layer_norm_epsilon=1e8, bos_token_id=0, eos_token_id=0, pad_token_id=0,
         initializer_range=0.5, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
@@ -38,7 +56,7 @@ def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
                 parameter.zero_()
             elif ".c_attn." in name:
                 parameter[..., : 2 * config.n_embd] = 0
-    return load_model(model, tokenizer=tokenizer())
+    return load_model(model, tokenizer=word_tokenizer())
 
 
 def small_decoder() -> TransformerBridge:

@@ -154,4 +154,17 @@ NOTEBOOKS: tuple[Listed, ...] = (
         families=("gpt2", "gpt_neox", "qwen2"),
         model_free=frozenset({"09.minimal", "09.incomplete"}),
     ),
+    Listed(
+        "10_features_across_layers",
+        changed={
+            "SEED": "1",
+            "N_TEXTS": "60",
+            "N_HELD_OUT": "12",
+            "LENGTH": "32",
+            "MIN_TOGETHER": "5",
+            "N_PAIRS": "2",
+            "N_SHOWN": "12",
+        },
+        families=("gpt2", "gemma2"),
+    ),
 )

@@ -77,6 +77,12 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"03.training", "03.size", "03.untrained-suite-straight"}),
     ),
     Listed(
+        "04_sensitive_directions",
+        changed={"SEED": "1", "N_PROMPTS": "6", "CONTEXT": "24", "N_DRAWS": "1"},
+        families=("gpt2", "gemma2"),
+        model_free=frozenset({"04.covariance-is-asked-for"}),
+    ),
+    Listed(
         "06_interaction_basis",
         changed={
             "SEED": "1",

@@ -47,10 +47,12 @@ def totals(stream: Stream, threshold: Threshold = 0.0) -> Totals:
     """How often each feature fires (above `threshold`), its sum, sum of squares and maximum."""
     parts = []
     for chunk in _chunks(stream):
-        values = chunk.values.astype(np.float64)
-        largest = values.max(axis=0).toarray().ravel() if chunk.n_tokens else np.zeros(chunk.width)
-        fires = firing_pattern(chunk, threshold).sum(0)
-        parts.append(Totals(fires, values.sum(0), values.power(2).sum(0), largest))
+        of, width = chunk.values.indices, chunk.width
+        data = chunk.values.data.astype(np.float64)
+        fires = np.bincount(of[data > np.broadcast_to(threshold, width)[of]], minlength=width)
+        total, squares = (np.bincount(of, x, width) for x in (data, data**2))
+        largest = chunk.values.max(axis=0).toarray().ravel() if len(data) else np.zeros(width)
+        parts.append(Totals(fires, total, squares, largest))
     fires, total, squares, largest = (np.stack(column) for column in zip(*parts, strict=True))
     return Totals(fires.sum(0), total.sum(0), squares.sum(0), largest.max(0))
 
@@ -202,25 +204,37 @@ def _blocks(
     max_memory: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs that fire together often enough, a block of upstream features at a time."""
-    sides = _chunks(up), _chunks(down)
-    widths = sides[0][0].width, sides[1][0].width
-    size = max(1, min(widths[0], max_memory // (40 * widths[1])))  # bytes of a pair, at worst
-    for low in range(0, widths[0], size):
-        block = slice(low, min(low + size, widths[0]))
-        shape = (block.stop - low, widths[1])
-        together, product = np.zeros(shape, np.int32), np.zeros(shape)
-        for one, two in zip(*sides, strict=True):
-            fires = [firing_pattern(c, t) for c, t in zip((one, two), thresholds, strict=True)]
-            _add(together, fires[0], fires[1], block)
-            _add(product, one.values.astype(np.float64), two.values.astype(np.float64), block)
+    chunks, width = _chunks(up), _chunks(up)[0].width
+    # A stream in one piece is made ready once; chunks are, one at a time, for each block.
+    ready = [_ready(down, thresholds[1])] if isinstance(down, Firing) else None
+    out = _chunks(down)[0].width
+    size = max(1, min(width, max_memory // (40 * out)))  # bytes of a pair, at worst
+    for low in range(0, width, size):
+        block = slice(low, min(low + size, width))
+        together = np.zeros((block.stop - low, out), np.int32)
+        product = np.zeros(together.shape)
+        level = np.broadcast_to(thresholds[0], width)[block]
+        for k, chunk in enumerate(chunks):
+            some = Firing(chunk.values[:, block], chunk.documents)
+            ones = _ready(some, level)
+            others = ready[0] if ready else _ready(_chunks(down)[k], thresholds[1])
+            _add(together, ones[0], others[0])
+            _add(product, ones[1], others[1])
         i, j = np.nonzero(together >= min_together)
         yield i + low, j, together[i, j], product[i, j]
 
 
-def _add(into: np.ndarray, up: sparse.csr_array, down: sparse.csr_array, block: slice) -> None:
-    """Add up[:, block].T @ down."""
-    found = (up[:, block].T.tocsr() @ down).tocoo()
+def _add(into: np.ndarray, up: sparse.csr_array, down: sparse.csr_array) -> None:
+    """Add up.T @ down."""
+    found = (up.T.tocsr() @ down).tocoo()
     into[found.row, found.col] += found.data
+
+
+def _ready(chunk: Firing, threshold: Threshold) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """Where features fire, as int32, and their activations as float64, on the same indices."""
+    values = chunk.values
+    parts = values.data.astype(np.float64), values.indices, values.indptr
+    return firing_pattern(chunk, threshold), sparse.csr_array(parts, values.shape)
 
 
 def _chunks(stream: Stream) -> Sequence[Firing]:

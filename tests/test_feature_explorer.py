@@ -13,7 +13,7 @@ from mi_helpers import feature_explorer
 from mi_helpers.feature_cards import Card, Context, cards
 from mi_helpers.feature_streams import gather
 
-from . import browser, tiny
+from . import tiny
 from .test_features import Random
 
 MARKUP = "</script><img src=x onerror='document.title=\"owned\"'>"
@@ -140,6 +140,9 @@ def test_the_explorer_refuses():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
+    pytest.importorskip("choreographer")  # of the notebooks' extra
+    from . import browser
+
     if not browser.available():
         pytest.skip("no Chrome or Chromium on this machine")
     nodes, joined, texts = graph()

@@ -285,12 +285,15 @@ def test_the_readmes_summary_is_that_of_the_committed_references() -> None:
 class Browser:
     """A page in a headless Chrome or Chromium, spoken to through choreographer."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self) -> None:
         from choreographer import Browser as Headless
 
         self._loop = asyncio.new_event_loop()
         self._browser = Headless(headless=True, enable_sandbox=False)
         self._run(self._browser.open())
+
+    def show(self, file: Path) -> None:
+        """Open a file and wait until it is there."""
         self._tab = self._run(self._browser.create_tab("about:blank"))
         self._send("Page.enable")
         self._send("Emulation.setDeviceMetricsOverride", width=1400, height=900,
@@ -330,9 +333,12 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     root = make_runs(tmp_path_factory.mktemp("opened"))
     add_figures(root / "papermill_runs/a0")
     page, _, _ = scorecard_page.write(collect(root, "a0", "a1", "b"), root / "out")
-    browser = Browser(page)
-    yield browser
-    browser.close()
+    browser = Browser()
+    try:
+        browser.show(page)
+        yield browser
+    finally:
+        browser.close()  # one left open would keep this process from ending
 
 
 def choose(browser: Browser, id: str, value: str) -> int:

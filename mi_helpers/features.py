@@ -25,6 +25,7 @@ from torch import Tensor
 from .feature_streams import Firing
 
 MEMORY = 1 << 29  # bytes for the pairs of one block
+AT_ONCE = 1 << 16  # tokens summed together
 STATISTICS = (
     "pearson", "jaccard", "sufficiency", "necessity", "mutual_information", "cosine",
 )  # fmt: skip
@@ -47,12 +48,14 @@ def totals(stream: Stream, threshold: Threshold = 0.0) -> Totals:
     """How often each feature fires (above `threshold`), its sum, sum of squares and maximum."""
     parts = []
     for chunk in _chunks(stream):
-        of, width = chunk.values.indices, chunk.width
-        data = chunk.values.data.astype(np.float64)
-        fires = np.bincount(of[data > np.broadcast_to(threshold, width)[of]], minlength=width)
-        total, squares = (np.bincount(of, x, width) for x in (data, data**2))
-        largest = chunk.values.max(axis=0).toarray().ravel() if len(data) else np.zeros(width)
-        parts.append(Totals(fires, total, squares, largest))
+        width = chunk.width
+        for low in range(0, max(1, chunk.n_tokens), AT_ONCE):
+            some = chunk.values[low : low + AT_ONCE]
+            of, data = some.indices, some.data.astype(np.float64)
+            fires = np.bincount(of[data > np.broadcast_to(threshold, width)[of]], minlength=width)
+            total, squares = (np.bincount(of, x, width) for x in (data, data**2))
+            largest = some.max(axis=0).toarray().ravel() if len(data) else np.zeros(width)
+            parts.append(Totals(fires, total, squares, largest))
     fires, total, squares, largest = (np.stack(column) for column in zip(*parts, strict=True))
     return Totals(fires.sum(0), total.sum(0), squares.sum(0), largest.max(0))
 

@@ -83,6 +83,19 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"04.covariance-is-asked-for"}),
     ),
     Listed(
+        "05_sparse_autoencoders",
+        changed={
+            "SEED": "1",
+            "N_TEXTS": "12",
+            "CONTEXT": "48",
+            "TOY_SAMPLES": "8000",
+            "TRAIN_SAMPLES": "4096",
+            "N_FEATURES": "3",
+        },
+        families=("gpt2", "gemma2"),
+        model_free=frozenset({"05.toy-recovered", "05.toy-not-by-pca", "05.toy-needs-sparsity"}),
+    ),
+    Listed(
         "06_interaction_basis",
         changed={
             "SEED": "1",

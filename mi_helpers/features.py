@@ -25,7 +25,7 @@ from torch import Tensor
 from .feature_streams import Firing
 
 MEMORY = 1 << 29  # bytes for the pairs of one block
-AT_ONCE = 1 << 16  # tokens summed together
+AT_ONCE = 1 << 18  # tokens, or pairs, that are worked on together
 STATISTICS = (
     "pearson", "jaccard", "sufficiency", "necessity", "mutual_information", "cosine",
 )  # fmt: skip
@@ -206,7 +206,7 @@ def _blocks(
     min_together: int,
     max_memory: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs that fire together often enough, a block of upstream features at a time."""
+    """Pairs that fire together often enough, of some upstream features at a time."""
     chunks, width = _chunks(up), _chunks(up)[0].width
     # A stream in one piece is made ready once; chunks are, one at a time, for each block.
     ready = [_ready(down, thresholds[1])] if isinstance(down, Firing) else None
@@ -223,8 +223,10 @@ def _blocks(
             others = ready[0] if ready else _ready(_chunks(down)[k], thresholds[1])
             _add(together, ones[0], others[0])
             _add(product, ones[1], others[1])
-        i, j = np.nonzero(together >= min_together)
-        yield i + low, j, together[i, j], product[i, j]
+        rows = max(1, AT_ONCE // out)  # the statistics of a pair take more than its sums
+        for first in range(0, len(together), rows):
+            i, j = np.nonzero(together[first : first + rows] >= min_together)
+            yield i + low + first, j, together[i + first, j], product[i + first, j]
 
 
 def _add(into: np.ndarray, up: sparse.csr_array, down: sparse.csr_array) -> None:

@@ -7,8 +7,9 @@ is timed on a few of both and scaled; the record says on how many. Times are pro
 one thread, so that a busy machine does not enter; the dense product could use further cores, where
 ours uses one, so `ratio_two_cores` halves the ratio.
 
-Measured on one core: 24 576 features by 24 576 over 1 048 576 tokens of 60 features each took 169 s,
-222 times less than the dense product would, and 3.2 GB (the process, both streams included).
+Measured on one core: 24 576 by 24 576 features over 1 048 576 tokens, 60 firing on each, took 169 s,
+222 times less than the dense product would. The process had 3.2 GB at the first block, which has
+the most pairs, both streams included.
 
 `python -m tests.benchmarks.features` prints the records, a minute to ten each;
 `… 24576x1048576` only that width and number of tokens.

@@ -8,16 +8,16 @@ that of decoder rows within one layer.
 Source: Balcells et al. 2024, arXiv 2410.08869; the checks are ours.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import igraph
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from .modularity import leiden
 
 Chain = list[tuple[int, int, float]]
 
@@ -56,22 +56,11 @@ class Communities:
 
 def communities(joined: pd.DataFrame, resolution: float = 1.0, seed: int = 0) -> Communities:
     """Leiden communities of a table of `edges`, by weighted modularity."""
-    ends = [list(zip(joined[a], joined[b], strict=True)) for a, b in _ENDS]
-    names = sorted({*ends[0], *ends[1]})
-    number = {name: index for index, name in enumerate(names)}
-    pairs = [(number[a], number[b]) for a, b in zip(*ends, strict=True)]
-    graph, weights = igraph.Graph(len(names), pairs), joined["weight"].tolist()
-    igraph.set_random_number_generator(random.Random(seed))
-    try:
-        found = graph.community_leiden(
-            "modularity", weights=weights, resolution=resolution, n_iterations=10
-        )
-    finally:
-        igraph.set_random_number_generator(random)
-    nodes = pd.DataFrame(names, columns=["layer", "feature"]).assign(community=found.membership)
-    by_size = nodes["community"].value_counts(sort=True).index
-    nodes["community"] = nodes["community"].map({c: rank for rank, c in enumerate(by_size)})
-    return Communities(nodes, graph.modularity(found.membership, weights=weights))
+    ends = [zip(joined[layer], joined[feature], strict=True) for layer, feature in _ENDS]
+    weighted = list(zip(*ends, joined["weight"].tolist(), strict=True))
+    names, found, quality = leiden(weighted, resolution=resolution, seed=seed)
+    nodes = pd.DataFrame(names, columns=["layer", "feature"]).assign(community=found)
+    return Communities(nodes, quality)
 
 
 _ENDS = (("layer", "up"), ("next", "down"))

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Node = tuple[int, int]  # the layer or boundary, and the feature
+
 
 @dataclass(frozen=True)
 class Modules:
@@ -35,7 +37,7 @@ def modules(
     when edges are ablated. Raises if no edge is left.
     """
     least = [smallest] * len(interactions) if isinstance(smallest, int | float) else smallest
-    rows: list[tuple[tuple[int, int], tuple[int, int], float]] = []
+    rows: list[tuple[Node, Node, float]] = []
     for section, (E, bound) in enumerate(zip(interactions, least, strict=True)):
         if bound <= 0:
             raise ValueError(f"smallest must be positive, got {bound} for section {section}")
@@ -44,10 +46,27 @@ def modules(
             rows.append(((section, j), (section + 1, i), logs[i, j].item()))
     if not rows:
         raise ValueError("no edge is larger than `smallest`")
-    names = sorted({end for source, target, _ in rows for end in (source, target)})
+    names, found, quality = leiden(rows, resolution=resolution, iterations=iterations, seed=seed)
+    nodes = pd.DataFrame(names, columns=["boundary", "feature"]).assign(module=found)
+    return Modules(nodes, quality)
+
+
+def leiden(
+    edges: Sequence[tuple[Node, Node, float]],
+    *,
+    resolution: float = 1.0,
+    iterations: int = 10,
+    seed: int = 0,
+) -> tuple[list[Node], list[int], float]:
+    """Leiden communities of weighted edges: (node, node, weight), a node being a pair of numbers.
+
+    Returns the nodes in order, the community of each, numbered by size from 0, and Newman's
+    modularity of the partition, at resolution 1, on the same weights (Traag et al. 2019).
+    """
+    names = sorted({end for a, b, _ in edges for end in (a, b)})
     number = {name: index for index, name in enumerate(names)}
-    graph = igraph.Graph(len(names), [(number[a], number[b]) for a, b, _ in rows])
-    weights = [weight for _, _, weight in rows]
+    graph = igraph.Graph(len(names), [(number[a], number[b]) for a, b, _ in edges])
+    weights = [weight for *_, weight in edges]
     igraph.set_random_number_generator(random.Random(seed))
     try:
         found = graph.community_leiden(
@@ -55,7 +74,7 @@ def modules(
         )
     finally:
         igraph.set_random_number_generator(random)
-    nodes = pd.DataFrame(names, columns=["boundary", "feature"]).assign(module=found.membership)
-    by_size = nodes["module"].value_counts(sort=True).index
-    nodes["module"] = nodes["module"].map({m: rank for rank, m in enumerate(by_size)})
-    return Modules(nodes, graph.modularity(found.membership, weights=weights))
+    by_size = pd.Series(found.membership).value_counts(sort=True).index
+    rank = {community: rank for rank, community in enumerate(by_size)}
+    quality = graph.modularity(found.membership, weights=weights)
+    return names, [rank[community] for community in found.membership], quality

@@ -149,7 +149,7 @@ def legend(color: str | None) -> dict[str, Any]:
 def line_styles(table: pd.DataFrame, color: str | None) -> dict[str, tuple[str, str]]:
     """Colour and dash for each value of a column; many numbers get a scale, many words dashes."""
     names = [name for name, _ in parts_by(table, color)]
-    if len(names) > len(COLOURS) and pd.api.types.is_numeric_dtype(table[color]):
+    if len(names) > len(COLOURS) and not is_text(table[color]):
         order = np.argsort(np.argsort(table[color].drop_duplicates().to_numpy()))
         shades = sample_colorscale(SEQUENTIAL, list(order / (len(names) - 1)))
         return {name: (shade, "solid") for name, shade in zip(names, shades, strict=True)}
@@ -178,12 +178,14 @@ def parts_by(table: pd.DataFrame, column: str | None) -> list[tuple[str, pd.Data
 def ordered(column: pd.Series) -> list[Any]:
     """A column's distinct values: numbers by size, words by first appearance."""
     values = column.drop_duplicates()
-    return list(values.sort_values() if pd.api.types.is_numeric_dtype(column) else values)
+    return list(values if is_text(column) else values.sort_values())
 
 
 def whole_ticks(update: Any, column: pd.Series, skip: bool = False) -> None:
-    """Ticks at whole numbers only, for layers and heads."""
-    if not skip and pd.api.types.is_integer_dtype(column):
+    """Ticks at whole numbers only, for layers and heads; names stay names."""
+    if is_text(column):
+        update(type="category")
+    elif not skip and pd.api.types.is_integer_dtype(column):
         span = int(column.max() - column.min())
         update(tick0=0, dtick=1 if span <= 12 else 5 if span <= 60 else 10 ** len(str(span)) // 100)
 

@@ -92,10 +92,6 @@ def heatmap(
         label_ticks(figure.update_xaxes, labels, tickangle=-60)
     whole_ticks(figure.update_xaxes, table[x], skip=labels is not None)
     whole_ticks(figure.update_yaxes, table[y])
-    if is_text(table[x]):
-        figure.update_xaxes(type="category")
-    if is_text(table[y]):
-        figure.update_yaxes(type="category")
     frame_maps(figure, panels, x_title or axis_name(x), y_title or axis_name(y))
     low, high = table[value].min(), table[value].max()
     reach = max(abs(low), abs(high)) or 1.0
@@ -156,8 +152,6 @@ def lines(
             )
             figure.add_trace(trace, **cell)
     whole_ticks(figure.update_xaxes, table[x], skip=log_x)
-    if named:
-        figure.update_xaxes(type="category")
     title_axes(figure, panels, x_title or axis_name(x), y_title or axis_name(y), log_x, log_y)
     return finish(figure, title, legend(color))
 

@@ -11,13 +11,13 @@ JumpReLU ones in its own file format, in float16. A folder's name says what is i
 ``local-15-k32`` reads the stream before layer 15 and has 32 features on at a time, on average.
 
 What is finished stays in ``--work`` and is found again, so that an interrupted run goes on: the
-text by batch, local autoencoders by a quarter of their training, end-to-end ones whole.
+text by batch, autoencoders by a quarter of their training, end-to-end ones by an eighth.
 """
 
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,20 +31,17 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training import sae_trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from . import engine, saes
+from . import sae_end_to_end, saes
 from .interventions import hook_name
 from .models import DEFAULT, load_model
-from .recording import forward_as
-from .sae_corpus import FINAL, Corpus, batches, collect
+from .sae_corpus import Corpus, batches, collect
 
 BATCH = 512  # tokens in a step of local training
 CHECKPOINTS = 3  # kept on the way through one local training
 CALIBRATED_ON = 16_384  # tokens
 REPORTED_ON = 8  # held-out sequences on which losses are measured
-UNEMBEDDED = 32  # positions in a step of end-to-end training at which the output is compared
 
 
 @dataclass(frozen=True)
@@ -130,68 +127,24 @@ def train_end_to_end(
     start: Path,
     model: TransformerBridge,
     corpus: Corpus,
+    held_out: Corpus,
     work: Path,
     steps: int,
     sequences: int,
     learning_rate: float,
 ) -> Path:
-    """Train for the model's output, from the local autoencoder in `start`.
-
-    Each step takes some sequences, writes the reconstruction at all positions but 0, runs the
-    layers above, and compares the output at `UNEMBEDDED` positions with the model's own.
-    """
+    """Train for the model's output, from the local autoencoder in `start`; returns the folder of
+    the finished autoencoder, which works on activations scaled by `scale_of`."""
     folder = work / plan.name
     if (folder / "done").is_dir():
         return folder / "done"
-    sae, streams = plan.new(), corpus.read(str(plan.layer))
+    sae, scale = plan.new(), scale_of(corpus.activations(plan.layer))
     sae.load_weights_from_checkpoint(start)
-    scale, final = scale_of(corpus.activations(plan.layer)), corpus.read(FINAL)
-    tokens = corpus.read("tokens")[:, : streams.shape[1]].long()
-    optimiser = torch.optim.Adam(sae.parameters(), lr=learning_rate)
-    generator = torch.Generator().manual_seed(plan.seed)
-    losses = []
-    for step in (bar := tqdm(range(steps), desc=plan.name)):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 8, 3 * (steps - step) / steps)
-        rows = torch.randint(len(tokens), (sequences,), generator=generator)
-        where = 1 + torch.randperm(tokens.shape[1] - 1, generator=generator)[:UNEMBEDDED]
-        loss = output_kl(model, sae, scale, plan.layer, tokens[rows], streams[rows],
-                         final[rows][:, where], where)  # fmt: skip
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-        optimiser.step()
-        losses.append(loss.item())
-        bar.set_postfix(kl=round(sum(losses[-16:]) / len(losses[-16:]), 4))
+    texts, judged = (sae_end_to_end.Passages.of(c, plan.layer) for c in (corpus, held_out))
+    sae_end_to_end.train(
+        model, sae, scale, texts, judged, folder, steps, sequences, learning_rate, plan.seed
+    )
     return _finish(sae, folder)
-
-
-def output_kl(
-    model: TransformerBridge,
-    sae: BatchTopKTrainingSAE,
-    scale: float,
-    layer: int,
-    tokens: Int[Tensor, "sequence pos"],
-    stream: Float[Tensor, "sequence pos d"],
-    final: Float[Tensor, "sequence k d"],
-    where: Int[Tensor, "k"],
-) -> Float[Tensor, ""]:
-    """Mean KL(original ‖ with the reconstruction written before `layer`), in nats, at `where`.
-
-    Only the layers from `layer` on are run; `final` is what leaves the last one, unedited.
-    """
-    device = model.cfg.device
-    stream = stream.to(device)
-    written = torch.cat([stream[:, :1], sae(stream[:, 1:] * scale) / scale], dim=1)
-    with ExitStack() as stack:
-        for block in model.blocks[:layer]:
-            stack.enter_context(forward_as(block, lambda *_, **__: written))
-        logits = model.original_model(
-            input_ids=tokens.to(device), use_cache=False, logits_to_keep=where.to(device)
-        ).logits
-    log_p = engine.unembed(model, final.to(device)).log_softmax(-1).flatten(0, 1)
-    log_q = logits.log_softmax(-1).flatten(0, 1)
-    return torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
 def _finish(sae: BatchTopKTrainingSAE, folder: Path) -> Path:
@@ -240,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--width", type=int, help="features; by default three times the width of the stream")
     add("--samples", type=int, default=250_000, help="tokens of local training, with repeats")
     add("--learning-rate", type=float, default=2e-3)
-    add("--steps-end-to-end", type=int, default=400)
+    add("--steps-end-to-end", type=int, default=160)
     add("--sequences-end-to-end", type=int, default=4, help="in a step")
-    add("--learning-rate-end-to-end", type=float, default=5e-4)
+    add("--learning-rate-end-to-end", type=float, default=3e-4)
     add("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     model = load_model(args.model)
@@ -274,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             start = args.work / plan("local", middle, one.k).name / "done"
             done = train_end_to_end(
-                one, start, model, corpus, args.work, args.steps_end_to_end,
+                one, start, model, corpus, held_out, args.work, args.steps_end_to_end,
                 args.sequences_end_to_end, args.learning_rate_end_to_end,
             )  # fmt: skip
         if not (args.out / one.name).is_dir():

@@ -3,6 +3,7 @@ with known features."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +18,9 @@ from . import tiny
 
 pytest.importorskip("sae_lens")
 
-from mi_helpers import sae_corpus, sae_toy, train_saes
+from sae_lens import BatchTopKTrainingSAE
+
+from mi_helpers import sae_corpus, sae_end_to_end, sae_toy, train_saes
 
 SMALL = [
     *("--sequences", "40", "--held-out", "8", "--length", "24", "--layers", "1", "2"),
@@ -93,6 +96,69 @@ def test_interrupted_training_goes_on(trained: Path, tmp_path: Path) -> None:
     for key, weight in first.items():
         assert weight.allclose(second[key], atol=1e-5), key
     assert train_saes.train_local(plan, data, tmp_path / "whole", 4096, 1e-3) == whole
+
+
+def passages(trained: Path, n: int = 6) -> sae_end_to_end.Passages:
+    corpus = sae_corpus.Corpus((trained / "work" / "train" / "batch-000.safetensors",))
+    return sae_end_to_end.Passages.of(corpus, 2).take(torch.arange(n))
+
+
+def started(trained: Path) -> BatchTopKTrainingSAE:
+    """The finished local autoencoder of k 4, ready for training end to end."""
+    sae = train_saes.Plan("e2e", 2, 4, 32, 48, "tiny").new()
+    sae.load_weights_from_checkpoint(trained / "work" / "local-2-k4" / "done")
+    return sae
+
+
+def test_output_kl(trained: Path) -> None:
+    """Zero for a perfect reconstruction; otherwise that of a plain forward pass with a hook."""
+    model, texts, where = tiny.bridge("llama"), passages(trained), torch.tensor([1, 5, 22])
+    assert sae_end_to_end.output_kl(model, torch.nn.Identity(), 3.0, texts, where).abs() < 1e-5
+    sae = started(trained).requires_grad_(False)
+    kl = sae_end_to_end.output_kl(model, sae, 0.5, texts, where)
+
+    def write(value: torch.Tensor, hook: object) -> torch.Tensor:
+        value[:, 1:] = sae(value[:, 1:] * 0.5) / 0.5
+        return value
+
+    before = model(texts.tokens)[:, where].log_softmax(-1)
+    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_pre", write)]):
+        after = model(texts.tokens)[:, where].log_softmax(-1)
+    assert kl == pytest.approx(float((before.exp() * (before - after)).sum(-1).mean()), abs=1e-4)
+
+
+def fit(trained: Path, sae: BatchTopKTrainingSAE, folder: Path, steps: int = 24) -> list[float]:
+    model, texts = tiny.bridge("llama"), passages(trained)
+    return sae_end_to_end.train(model, sae, 1.0, texts, texts, folder, steps, 6, 3e-3)
+
+
+def test_end_to_end_training_fits_a_fixed_batch(trained: Path, tmp_path: Path) -> None:
+    found = fit(trained, started(trained), tmp_path)
+    assert len(found) == 1 + sae_end_to_end.CHECKPOINTS
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_interrupted_end_to_end_training_goes_on(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stopped after a checkpoint ends with the weights of an uninterrupted training."""
+    whole, part = started(trained), started(trained)
+    fit(trained, whole, tmp_path / "whole")
+    true, calls = sae_end_to_end.output_kl, iter(range(20))
+
+    def stopped(*args: Any) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return true(*args)
+
+    monkeypatch.setattr(sae_end_to_end, "output_kl", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(trained, part, tmp_path / "part")
+    monkeypatch.undo()
+    again = started(trained)
+    assert len(fit(trained, again, tmp_path / "part")) < 1 + sae_end_to_end.CHECKPOINTS
+    for (name, weight), other in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert weight.allclose(other, atol=1e-5), name
 
 
 def test_corpus_is_what_the_model_computes(tmp_path: Path) -> None:

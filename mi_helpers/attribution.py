@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from . import metrics
 from .base_runs import BaseRuns, Direction, ensure, normalised
 from .coordinates import coordinates
 from .engine import Run
@@ -54,7 +55,8 @@ def attribution(
     runs = ensure(model, pairs, runs, [site])
     base, source = runs.ordered(direction)
     names = [metric] if isinstance(metric, str) else {"metric": metric}
-    ((name, function),) = runs.functions(names).items()
+    built = metrics.build(pairs, names, runs.clean.logits()) if isinstance(names, list) else names
+    ((name, function),) = built.items()
     alphas = [0.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
     sums: dict[int, Tensor] = {}
     for alpha in alphas:

@@ -6,6 +6,7 @@ restore the behaviour. Noising patches the other way round: it asks what is nece
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -38,9 +39,17 @@ class BaseRuns:
         return both if direction == "denoise" else both[::-1]
 
     def functions(self, names: Metrics) -> dict[str, Any]:
-        """Metrics by name, bound to the pairs' answers; `kl` compares with the clean run."""
+        """Metrics by name, bound to the pairs' answers; `kl` compares with the clean run.
+
+        Alone, the logit difference is given the logits of the answers and no others.
+        """
         if isinstance(names, Mapping):
             return dict(names)
+        if list(names) == ["logit_diff"]:
+            both = torch.stack([self.pairs.answers, self.pairs.wrong])
+            tokens, (answers, wrong) = both.unique(return_inverse=True)
+            function = partial(metrics.logit_diff, answers=answers, wrong=wrong)
+            return {"logit_diff": engine.Metric(function, tokens=tokens)}
         return dict(metrics.build(self.pairs, names, reference=self.clean.logits()))
 
     def scores(self, names: Metrics) -> pd.DataFrame:

@@ -5,7 +5,8 @@ A row of the table says where to intervene (`site`, `layer`, `pos`, `head`) and 
 row on top of a recorded run and adds one column per metric. Five savings make it fast:
 
 1. Layers. An edit at layer L leaves every earlier layer as it was: the row joins the batch at
-   layer L, from the stored residual. Holds for every edit.
+   layer L, from the stored residual. Holds for every edit. Layers after the last one that is
+   edited or read are not run.
 2. Positions. Attention is causal, so an edit at position p leaves every earlier position as it
    was: the row carries only the positions from p to the last one that a metric reads, and attends
    to the recorded keys and values before p. An edit of all positions saves nothing here.
@@ -149,20 +150,22 @@ def _forward(
     base: Run, packing: Packing, edits: list[list[Edit]], reads: Iterable[Read], prompts: slice
 ) -> dict[tuple, Float[Tensor, "row prompt k d_model"]]:
     """Run one packing on some of the prompts; the stream at the positions and layers of `reads`."""
-    one, n_layers = _Pass(base, packing, prompts), base.model.cfg.n_layers
+    one, reads = _Pass(base, packing, prompts), list(reads)
     hidden = base.resid[0][:0, : packing.width]
     found = {read.key: one.read(read, hidden, -1) for read in reads}
     due: dict[tuple[str, int], list[Edit]] = defaultdict(list)
+    last = max(read.boundary for read in reads)  # no block after it is run
     for edit in (edit for segment in packing.segments for edit in edits[segment.row]):
         in_stream = edit.place.site in ("resid_pre", "resid_post")
         key = ("stream", edit.boundary) if in_stream else (edit.place.site, edit.place.layer)
         due[key].append(edit)
-    for layer in range(packing.first_layer, n_layers + 1):
+        last = max(last, edit.boundary + (not in_stream))
+    for layer in range(packing.first_layer, last + 1):
         hidden = one.join(hidden, layer)
         for edit in due["stream", layer]:
             one.make(edit, hidden, hidden)
         found |= {r.key: one.read(r, hidden, layer) for r in reads if r.boundary == layer}
-        if layer < n_layers:
+        if layer < last:
             with ExitStack() as stack:
                 for site in ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out"):
                     if here := due[site, layer]:

@@ -141,12 +141,14 @@ class Metric:
     `fn` gets [row, prompt, d_vocab] logits, or with `site="resid_post"` the [row, prompt, d_model]
     residual that leaves `layer`, and returns [row, prompt]. `pos` is one position, a list of them
     (`fn` then gets [row, prompt, k, ...]), or a tensor [prompt] or [prompt, k] with each prompt's.
+    With `tokens`, only their logits are computed, and `fn` gets these in place of all d_vocab.
     """
 
     fn: Callable[[Tensor], Float[Tensor, "row prompt"]]
     pos: int | Sequence[int] | Int[Tensor, "prompt *k"] = -1
     site: str = "logits"
     layer: int = -1
+    tokens: Int[Tensor, "token"] | None = None
 
 
 @dataclass(eq=False)

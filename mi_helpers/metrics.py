@@ -104,12 +104,15 @@ def kl(
     log_p = reference.log_softmax(-1)
     p = log_p.exp()
     # With c = logits - reference, centred so that E_p[c] = 0, KL = log E_p[exp(c)].
-    c = torch.where(log_p.isinf(), 0.0, logits - reference)
-    c = c - (p * c).sum(-1, keepdim=True)
+    c = logits - reference
+    if log_p.isinf().any():
+        c = torch.where(log_p.isinf(), 0.0, c)
+    c = c - _mean(c, p).unsqueeze(-1)
     # exp(c) - 1 - c is never negative, so its mean keeps the digits of a small KL; where a token's
     # log-odds rose by more than 10, exp(c) could overflow and the plain form is exact enough.
-    careful = (p * (c.clamp_max(10).expm1() - c)).sum(-1).log1p()
-    return torch.where(c.amax(-1) < 10, careful, (log_p + c).logsumexp(-1))
+    near = c.detach().amax(-1) < 10
+    careful = _mean((c if near.all() else c.clamp_max(10)).expm1() - c, p).log1p()
+    return careful if near.all() else torch.where(near, careful, (log_p + c).logsumexp(-1))
 
 
 def prob_diff(
@@ -203,6 +206,13 @@ def _pick(
         )
     index = tokens.to(logits.device).expand(logits.shape[:-1]).unsqueeze(-1)
     return logits.gather(-1, index).squeeze(-1)
+
+
+def _mean(
+    values: Float[Tensor, "*row prompt vocab"], p: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, "*row prompt"]:
+    """The mean over the vocabulary under each prompt's distribution."""
+    return torch.einsum("...pv,pv->...p", values, p)
 
 
 def _check(logits: Tensor, name: str = "logits") -> Tensor:

@@ -70,6 +70,7 @@ def path_patch(
        of an MLP. The model's own norms do this, so nothing is linearised.
     2. All receivers get what was kept, together, and everything else runs freely.
     The receiver "logits" needs the first run alone: the last norm reads the stream that it left.
+    With everything later frozen, that is the clean stream and the sender's own change of it.
 
     Args:
         senders: heads "layer.head", MLPs "mlp3", or "heads" or "mlps": all that come before the
@@ -120,7 +121,10 @@ def path_patch(
         for (sender, end), relay in relays.items():
             yield _line(starts.index(sender), end, where, relay.give())
 
-    rows = pd.DataFrame(frozen())
+    if to_logits and mlps == "frozen":
+        rows = pd.DataFrame(_arrivals(base, source, starts, where))
+    else:
+        rows = pd.DataFrame(frozen())
     if not to_logits:
         read = engine.Metric(lambda x: x[..., 0], pos=where[-1], site="resid_post", layer=stop - 1)
         engine.run(base, rows, {"stream": read})
@@ -153,6 +157,25 @@ def _senders(
         lost = [node.name for node in nodes if node not in found]
         raise ValueError(f"no receiver comes after the senders {lost}")
     return found
+
+
+def _arrivals(base: engine.Run, source: engine.Run, senders: list[Node], pos: list[int]) -> Rows:
+    """Rows that add to the last stream what each sender, by itself, changed in its own layer's."""
+    relays = [_Relay(base, source, pos) for _ in senders]
+    for layer in sorted({sender.layer for sender in senders}):
+        leaves, lines = Node("", "resid_post", layer, None), []
+        for row, sender in enumerate(senders):
+            if sender.layer == layer:
+                lines.append(_line(row, sender, pos, engine.patch(source)))
+                lines.append(_line(row, leaves, pos, relays[row].keep_change()))
+                if sender.site == "z":
+                    own_mlp = Node("", "mlp_out", layer, None)
+                    lines.append(_line(row, own_mlp, pos, engine.patch(base)))
+        read = engine.Metric(lambda x: x[..., 0], pos=pos[-1], site="resid_post", layer=layer)
+        engine.run(base, pd.DataFrame(lines), {"stream": read})
+    last = Node("", "resid_post", base.model.cfg.n_layers - 1, None)
+    for row, relay in enumerate(relays):
+        yield _line(row, last, pos, relay.add_change())
 
 
 def _positions(pos: int | Sequence[int] | None, n_pos: int) -> list[int]:
@@ -196,3 +219,18 @@ class _Relay:
 
         same: Callable[[engine.Run], int] = self.source.agrees_before
         return Write("received", new, same_before=same)
+
+    def keep_change(self) -> Write:
+        def new(current: Tensor, place: Place) -> Tensor:
+            value, columns = self._at(place, current)
+            value[:, columns] = current - place.of(self.base)
+            return current
+
+        return Write("keep", new, same_before=lambda run: run.tokens.shape[1])
+
+    def add_change(self) -> Write:
+        def new(current: Tensor, place: Place) -> Tensor:
+            value, columns = self._at(place, current)
+            return current + value[:, columns]
+
+        return Write("sent", new, same_before=self.source.agrees_before)

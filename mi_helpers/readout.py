@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from .interventions import Metric
 from .recording import Run, unembed
+
+CPU_BYTES = 2**27  # larger tensors are mapped anew each time, which costs as much as their use
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,7 @@ class Read:
     logits: bool
     pos: Int[Tensor, "prompt k"]
     single: bool
+    tokens: Int[Tensor, "token"] | None
 
     @staticmethod
     def of(base: Run, name: str, metric: Metric | Callable[[Tensor], Tensor]) -> "Read":
@@ -45,7 +49,7 @@ class Read:
         )
         boundary = n_layers if metric.site == "logits" else metric.layer % n_layers + 1
         pos = pos.reshape(n_prompts, -1) % n_pos
-        return Read(metric.fn, boundary, metric.site == "logits", pos, single)
+        return Read(metric.fn, boundary, metric.site == "logits", pos, single, metric.tokens)
 
     @cached_property
     def key(self) -> tuple[int, bytes]:
@@ -66,6 +70,8 @@ class Results:
         self.columns = {n: torch.full((n_rows, len(base.tokens)), torch.nan) for n in reads}
         self.kept: dict[str, list[Tensor | None]] = {n: [None] * n_rows for n in reads}
         k = max(read.pos.numel() for read in reads.values())
+        if base.resid[0].device.type == "cpu":
+            budget = min(budget, CPU_BYTES)
         size = base.resid[0].element_size() * 4  # the logits, and what a metric makes of them
         self.rows_at_once = max(1, budget // (size * k * base.model.cfg.d_vocab))
 
@@ -73,13 +79,14 @@ class Results:
         """Measure `rows`; a row not in `found` is as in the base run."""
         for start in range(0, len(rows), self.rows_at_once):
             chunk = slice(start, start + self.rows_at_once)
-            logits: dict[tuple, Tensor] = {}
+            logits: dict[Any, Tensor] = {}
             for name, read in self.reads.items():
                 seen = found[read.key][chunk] if found else read.base_value(self.base)[None]
                 if read.logits:
-                    if read.key not in logits:
-                        logits[read.key] = unembed(self.base.model, seen)
-                    seen = logits[read.key]
+                    key = (read.key, None if read.tokens is None else id(read.tokens))
+                    if key not in logits:
+                        logits[key] = unembed(self.base.model, seen, read.tokens)
+                    seen = logits[key]
                 self._measure(name, read, rows[chunk], seen)
 
     def _measure(self, name: str, read: Read, rows: list[int], seen: Tensor) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -132,11 +132,19 @@ def record(
 
 @torch.no_grad()
 def unembed(
-    model: TransformerBridge, resid: Float[Tensor, "*batch d_model"]
+    model: TransformerBridge,
+    resid: Float[Tensor, "*batch d_model"],
+    tokens: Int[Tensor, "token"] | None = None,
 ) -> Float[Tensor, "*batch d_vocab"]:
-    """Logits of final residuals, by the model's own last norm, unembedding and soft cap."""
+    """Logits of final residuals, by the model's own last norm, unembedding and soft cap; of all
+    tokens of the vocabulary, or of some."""
     flat = resid.reshape(-1, 1, resid.shape[-1])
     with ExitStack() as stack:
+        if tokens is not None:
+            whole = model.unembed.original_component
+            bias = None if whole.bias is None else whole.bias[tokens]
+            part = partial(torch.nn.functional.linear, weight=whole.weight[tokens], bias=bias)
+            stack.enter_context(forward_as(model.unembed, part))
         for block in model.blocks:
             stack.enter_context(forward_as(block, lambda *_, **__: flat))
         token = torch.zeros(1, 1, dtype=torch.long, device=resid.device)

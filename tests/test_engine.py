@@ -193,6 +193,26 @@ def test_many_vectors_on_one_prompt(family):
         assert (fast[number, :, 0] - expected).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_chosen_tokens_have_the_logits_that_all_have(family):
+    base, tokens = engine.record(tiny.bridge(family), prompts()[0]), torch.tensor([3, 90, 17])
+    found = engine.unembed(base.model, base.resid[-1], tokens)
+    torch.testing.assert_close(found, base.logits(slice(None))[..., tokens], atol=1e-5, rtol=1e-5)
+    assert engine.unembed(base.model, base.resid[-1]).shape[-1] == base.model.cfg.d_vocab_out
+
+
+def test_no_block_runs_after_the_last_one_that_is_read():
+    model, (clean, corrupted) = tiny.bridge("llama"), prompts()
+    base, other = engine.record(model, clean), engine.record(model, corrupted)
+    rows = [{"site": "resid_pre", "layer": 0, "pos": 4, "write": engine.patch(other)}]
+    metric = engine.Metric(lambda x: x.norm(dim=-1), site="resid_post", layer=1)
+    ran = []
+    see = [(f"blocks.{n}.hook_resid_pre", lambda *_, n=n, **__: ran.append(n)) for n in range(4)]
+    with model.hooks(fwd_hooks=see):
+        engine.run(base, table(rows), {"norm": metric})
+    assert ran == [0, 1]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "gpt_neox"])
 def test_residual_reads_at_later_layers(family):
     model, (clean, corrupted) = tiny.bridge(family), prompts()

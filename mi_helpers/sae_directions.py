@@ -6,6 +6,7 @@ pathological). How much more depends on what "random" means, which is why every 
 `directions` comes at length ‖e‖ too (Lee & Heimersheim 2024, arXiv 2410.12555).
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -26,12 +27,15 @@ class Autoencoder(Protocol):
 
 
 @torch.no_grad()
-def points(where: Spot, sae: Autoencoder, seed: int = 0) -> dict[str, Tensor]:
+def points(
+    where: Spot, sae: Autoencoder, seed: int = 0, baselines: Iterable[str] = tuple(MIXTURE)
+) -> dict[str, Tensor]:
     """Where an SAE puts x, and the controls that are as far from x, or at the same angle.
 
-    With e = x_SAE - x: `SAE` is x_SAE; `ε isotropic`, `ε covariance` and `ε real` go ‖e‖ along
-    the mixture baselines; `θ isotropic` has the cosine with x and the length of x_SAE and is random
-    otherwise; `length only` is x with the length of x_SAE; `SAE, length of x` is x_SAE with x's.
+    With e = x_SAE - x: `SAE` is x_SAE; `ε isotropic`, `ε covariance`, … go ‖e‖ along `baselines`,
+    any of `directions.BASELINES`; `θ isotropic` has the cosine with x and the length of x_SAE and
+    is random otherwise; `length only` is x with the length of x_SAE; `SAE, length of x` is x_SAE
+    with x's.
     """
     x = where.x
     close = sae.decode(sae.encode(x)).to(x)
@@ -41,7 +45,7 @@ def points(where: Spot, sae: Autoencoder, seed: int = 0) -> dict[str, Tensor]:
     aside = where.baseline("isotropic", seed + 1)
     aside = unit(aside - (aside * unit(x)).sum(-1, keepdim=True) * unit(x))
     turned = cosine * unit(x) + (1 - cosine**2).clamp(min=0).sqrt() * aside
-    matched = {f"ε {name}": x + error * where.baseline(name, seed) for name in MIXTURE}
+    matched = {f"ε {name}": x + error * where.baseline(name, seed) for name in baselines}
     return {
         "SAE": close,
         **matched,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from huggingface_hub import hf_hub_download
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
@@ -36,6 +37,7 @@ SHIPPED = Path(__file__).parent / "data" / "saes"
 PUBLISHED = {  # releases of sae-lens by model, for the stream before each layer
     "gpt2": ("gpt2-small-res-jb", "blocks.{layer}.hook_resid_pre", range(12)),
 }
+END_TO_END = "apollo-research/e2e-saes-gpt2"  # on the hub, not in sae-lens; Braun et al. 2024
 
 
 # --- Finding and loading ------------------------------------------------------------------------
@@ -43,22 +45,26 @@ PUBLISHED = {  # releases of sae-lens by model, for the stream before each layer
 
 def available(model: TransformerBridge, folder: str | Path | None = None) -> pd.DataFrame:
     """The SAEs known for a model, one a row: `name` (for `load`), `kind` ("local" or "e2e") and
-    `layer`; for those that `train_saes` made also what `quality` found. `folder`: what that command
-    wrote for this model; without it, shipped and published ones. Empty where there is none."""
+    `layer`; `k`, if known, is the same for those of about the same sparsity; for those that
+    `train_saes` made also what `quality` found. `folder`: what that command wrote for this model;
+    without it, shipped and published ones. Empty where there is none."""
     if folder or (model.name == DEFAULT and (SHIPPED / "quality.json").is_file()):
         table = pd.read_json(Path(folder or SHIPPED) / "quality.json")
         return table.assign(name=[str(Path(folder) / n) if folder else n for n in table["name"]])
     release, point, layers = PUBLISHED.get(model.name, ("", "", range(0)))
-    rows = [
-        {"name": f"{release}/{point.format(layer=layer)}", "kind": "local", "layer": layer}
-        for layer in layers
-    ]
-    return pd.DataFrame(rows, columns=["name", "kind", "layer"])
+    rows = [(f"{release}/{point.format(layer=layer)}", "local", layer, None) for layer in layers]
+    if model.name == "gpt2":
+        for layer in (2, 6, 10):
+            for kind in ("local", "e2e"):
+                name = f"{END_TO_END}/{kind}_similar_l0_layer_{layer}"
+                rows.append((name, kind, layer, "similar L0"))
+    return pd.DataFrame(rows, columns=["name", "kind", "layer", "k"])
 
 
 def load(name: str | Path, device: str = "cpu") -> "SAE[Any]":
-    """An SAE in float32: a shipped one by name ("local-15-k32"), one on disk by its folder, or a
-    published one by "release/id" as sae-lens knows it.
+    """An SAE in float32: a shipped one by name ("local-15-k32"), one on disk by its folder, a
+    published one by "release/id" as sae-lens knows it, or one of `END_TO_END` by
+    "apollo-research/e2e-saes-gpt2/file" without its ending.
 
     Raises ImportError, saying what to install, without sae-lens; ValueError for an unknown name.
     """
@@ -72,6 +78,8 @@ def load(name: str | Path, device: str = "cpu") -> "SAE[Any]":
     folder = shipped if shipped.is_dir() else Path(name)
     if (folder / "cfg.json").is_file():
         sae = SAE.load_from_disk(folder, device=device, dtype="float32")
+    elif str(name).startswith(END_TO_END):
+        sae = _of_braun(str(name).removeprefix(f"{END_TO_END}/")).to(device)
     elif "/" in str(name):
         release, _, sae_id = str(name).partition("/")
         sae = SAE.from_pretrained(release, sae_id, device=device)
@@ -79,6 +87,28 @@ def load(name: str | Path, device: str = "cpu") -> "SAE[Any]":
         known = sorted(path.parent.name for path in SHIPPED.glob("*/cfg.json"))
         raise ValueError(f"no SAE {str(name)!r}; shipped: {', '.join(known)}")
     return sae.eval().requires_grad_(False)
+
+
+def _of_braun(name: str) -> "SAE[Any]":
+    """An SAE of `END_TO_END`, whose files hold a linear encoder with a ReLU and a linear decoder
+    (format: ApolloResearch/e2e_sae, `scripts/upload_to_hf.py`)."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    if not (found := re.fullmatch(r"(local|e2e|downstream)_similar_(l0|ce)_layer_(\d+)", name)):
+        raise ValueError(f"no SAE {name!r} in {END_TO_END}; its names: e2e_similar_l0_layer_6, …")
+    weights = torch.load(hf_hub_download(END_TO_END, f"{name}.pt"), "cpu", weights_only=True)
+    d_sae, d_in = weights["encoder.weight"].shape
+    point = hook_name("resid_pre", int(found[3]))
+    about = SAEMetadata(model_name="gpt2", hook_name=point, kind=found[1])
+    sae = StandardSAE(StandardSAEConfig(
+        d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, metadata=about
+    ))  # fmt: skip
+    sae.load_state_dict({
+        "W_enc": weights["encoder.weight"].T, "b_enc": weights["encoder.bias"],
+        "W_dec": weights["decoder.weight"].T, "b_dec": weights["decoder.bias"],
+    })  # fmt: skip
+    return sae
 
 
 def layer_of(sae: "SAE[Any]") -> int:

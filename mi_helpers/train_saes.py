@@ -212,12 +212,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     small = {"train": corpus.tokens(), "held_out": held_out.tokens()}
     save_file(small, args.out / "tokens.safetensors")
 
+    # A seed for each layer: from the same random start, features of two layers that have moved
+    # little would be taken for the same feature.
+    in_order = sorted(layers, key=lambda layer: layer != middle)
+
     def plan(kind: str, layer: int, k: int) -> Plan:
-        width = args.width or 3 * model.cfg.d_model
-        return Plan(kind, layer, k, model.cfg.d_model, width, model.name, args.seed)
+        width, seed = args.width or 3 * model.cfg.d_model, args.seed + in_order.index(layer)
+        return Plan(kind, layer, k, model.cfg.d_model, width, model.name, seed)
 
     first, *others = args.k
-    plans = [plan("local", layer, first) for layer in sorted(layers, key=lambda x: x != middle)]
+    plans = [plan("local", layer, first) for layer in in_order]
     plans += [plan("local", middle, k) for k in others]
     plans += [plan("e2e", middle, k) for k in args.k_end_to_end]
     for one in plans:

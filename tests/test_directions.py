@@ -234,10 +234,11 @@ class FourFeatures:
 def test_points_of_an_autoencoder() -> None:
     where = directions.spot(run_of(), 1, None)
     sae = FourFeatures(torch.full((4,), -5.0))
-    found, x = sae_directions.points(where, sae), where.x
+    assert {"ε isotropic", "ε covariance", "ε real"} < set(sae_directions.points(where, sae))
+    found, x = sae_directions.points(where, sae, baselines=directions.BASELINES), where.x
     error = (found["SAE"] - x).norm(dim=-1)
     assert found["SAE"].equal(sae.decode(sae.encode(x)))
-    for name in ("isotropic", "covariance", "real"):
+    for name in directions.BASELINES:
         step = found[f"ε {name}"] - x
         assert step.norm(dim=-1).allclose(error, rtol=1e-4)
         assert directions.unit(step).allclose(where.baseline(name), atol=1e-4)

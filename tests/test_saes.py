@@ -3,6 +3,7 @@ with known features."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -62,6 +63,8 @@ def test_training_stores_what_was_asked_for(trained: Path) -> None:
     assert held_out(trained).shape == (8, 24)
     text = (out / "local-2-k4" / "cfg.json").read_text()
     assert str(trained) not in text  # no path of this machine
+    seeds = {name: saes.load(out / name).cfg.metadata.seed for name in names}
+    assert len({seeds["local-1-k4"], seeds["local-2-k4"]}) == 2  # another start for each layer
 
 
 def test_end_to_end_training_lowers_the_kl(trained: Path) -> None:
@@ -260,6 +263,27 @@ def test_loading_says_what_is_wrong(trained: Path, monkeypatch: pytest.MonkeyPat
 
 def test_available_is_empty_for_other_models() -> None:
     assert saes.available(tiny.bridge("gpt2")).empty
+
+
+def test_published_saes_of_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names, and the file format of the end-to-end family against its plain arithmetic."""
+    known = saes.available(SimpleNamespace(name="gpt2"))  # type: ignore[arg-type]
+    assert known["name"].iloc[6] == "gpt2-small-res-jb/blocks.6.hook_resid_pre"
+    name = "apollo-research/e2e-saes-gpt2/e2e_similar_l0_layer_6"
+    row = known.set_index("name").loc[name]
+    assert (row["kind"], row["layer"]) == ("e2e", 6)
+    assert known.groupby(["layer", "k"])["kind"].agg(set).map({"local", "e2e"}.__eq__).all()
+
+    encoder, decoder = torch.nn.Linear(5, 9), torch.nn.Linear(9, 5)
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    weights |= {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
+    torch.save(weights, tmp_path / "e2e_similar_l0_layer_6.pt")
+    monkeypatch.setattr(saes, "hf_hub_download", lambda _, file: tmp_path / file)
+    sae, x = saes.load(name), torch.randn(7, 5)
+    assert sae(x).allclose(decoder(encoder(x).relu()), atol=1e-6)
+    assert saes.layer_of(sae) == 6
+    with pytest.raises(ValueError, match="no SAE 'e2e_layer_6'"):
+        saes.load("apollo-research/e2e-saes-gpt2/e2e_layer_6")
 
 
 @pytest.mark.skipif(not SHIPPED, reason="the autoencoders are not in this checkout")

@@ -52,7 +52,9 @@ def available(model: TransformerBridge, folder: str | Path | None = None) -> pd.
         table = pd.read_json(Path(folder or SHIPPED) / "quality.json")
         return table.assign(name=[str(Path(folder) / n) if folder else n for n in table["name"]])
     release, point, layers = PUBLISHED.get(model.name, ("", "", range(0)))
-    rows = [(f"{release}/{point.format(layer=layer)}", "local", layer, None) for layer in layers]
+    rows: list[tuple[str, str, int, str | None]] = [
+        (f"{release}/{point.format(layer=layer)}", "local", layer, None) for layer in layers
+    ]
     if model.name == "gpt2":
         for layer in (2, 6, 10):
             for kind in ("local", "e2e"):

@@ -285,3 +285,5 @@ def test_adjacent_takes_one_autoencoder_a_layer():
     assert adjacent(known[:0]).empty
     all_layers = pd.DataFrame({"name": list("abcdefg"), "kind": "local", "layer": range(7)})
     assert adjacent(all_layers, most=3)["layer"].tolist() == [2, 3, 4]
+    twice = pd.DataFrame({"name": ["z", "b", "a"], "kind": "local", "layer": [0, 1, 0]})
+    assert adjacent(twice)["name"].tolist() == ["z", "b"]  # without l0: the first

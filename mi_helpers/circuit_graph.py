@@ -166,8 +166,8 @@ class Graph:
 
 
 def _short_run(model: TransformerBridge) -> Run:
-    """Three tokens, and whether the stream is what edges take it for: heads and MLPs are its
-    summands, and heads read its norm."""
+    """Six tokens, and whether the stream is what edges take it for: heads and MLPs are its
+    summands, and heads read its norm. Six, since a tiny network's MLP may be silent for some."""
     block = model.blocks[0]
     refusal = ValueError(
         f"{model.cfg.architecture} has norms behind its blocks or in unusual places: its heads are "
@@ -175,7 +175,7 @@ def _short_run(model: TransformerBridge) -> Run:
     )
     if not all(hasattr(block, name) for name in ("ln1", "attn", "mlp")):
         raise refusal
-    tokens = torch.arange(3, device=model.cfg.device)[None] % model.cfg.d_vocab
+    tokens = torch.arange(6, device=model.cfg.device)[None] % model.cfg.d_vocab
     run = record(model, tokens, sites=("q", "z", "mlp_out"))
     query = projection(block.attn, "q")
     weight, bias = projection(block.attn, "o")

@@ -2,14 +2,21 @@
 
 Source: Conmy, Mavor-Parker, Lynch, Heimersheim & Garriga-Alonso 2023, arXiv 2304.14997,
 algorithm 1.
+
+Each trial stands on the removals that were accepted before it, so trials have an order. They share
+a batch nevertheless: every row guesses how the trials before it end. The guesses are checked from
+the first row on, and behind the first wrong one the rest is run again, so that every decision is
+the one that trials one by one would make.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -17,14 +24,17 @@ from .circuit_attribution import Metric
 from .circuit_graph import Circuit, Graph
 from .circuit_runs import CircuitRuns, ensure_runs
 from .circuit_senders import Value
+from .circuit_wiring import State, Wiring
 from .pairs import PromptPairs
 
 Order = Literal["descending", "ascending"]
+Units = Literal["edges", "nodes", "heads"]
 
 
 @dataclass(frozen=True, eq=False)
 class Discovery:
-    """What ACDC found, and its trials: edge, change (of the loss by this removal), removed."""
+    """What ACDC found, and its trials: edge (or node), change (of the loss by this removal),
+    removed."""
 
     circuit: Circuit
     trials: pd.DataFrame
@@ -39,6 +49,8 @@ def acdc(
     value: Value = "resample",
     heads: Order = "descending",
     runs: CircuitRuns | None = None,
+    units: Units = "edges",
+    max_memory: int = 64 * 10**6,
 ) -> Discovery:
     """Remove every edge whose removal raises the loss by less than `threshold`.
 
@@ -54,33 +66,130 @@ def acdc(
             is the loss; a function of the last position's logits [row, prompt, vocab] is a loss.
         value: what a removed edge carries, see `circuit_runs.ablated`.
         runs: recorded runs of these pairs, to be used again.
+        units: what one trial removes. "nodes" takes all edges out of a node at once, from the last
+            layer to the embedding, and "heads" those of heads alone: far fewer trials.
+        max_memory: bytes for the trials that share a batch, beyond one; that one takes what it
+            takes (`Wiring.row_memory`). It does not change what is found.
     """
     runs = ensure_runs(model, pairs, runs)
-    graph, wiring, function = runs.graph, runs.wiring(value), runs.function(metric)
+    graph, function = runs.graph, runs.function(metric)
     sign = 1 if callable(metric) or metric == "kl" else -1
-    state, lines = wiring.start(), []
-    loss = sign * float(function(wiring.logits(state)[None]).mean())
-    removed = (~graph.exists).to(state.removed)
-    state.removed = removed.clone()
-    for receiver, senders in tqdm(
-        list(visits(graph, heads)), desc="receivers", leave=False, disable=len(graph.edges) < 2000
-    ):
-        _, live = graph.live((removed < 1).cpu())
-        if not live[receiver]:
-            removed[:, receiver] = 1
-            continue
-        for sender in senders:
-            trial = removed.clone()
-            trial[sender, receiver] = 1
-            new = wiring.remove(trial, state)
-            after = sign * float(function(wiring.logits(new)[None]).mean())
-            accepted = after - loss < threshold
-            edge = f"{graph.senders[sender]} -> {graph.receivers[receiver]}"
-            lines.append({"edge": edge, "change": after - loss, "removed": accepted})
-            if accepted:
-                state, removed, loss = new, trial, after
-    circuit = Circuit(graph, (removed < 1).cpu() & graph.exists)
-    return Discovery(circuit, pd.DataFrame(lines))
+
+    def losses(logits: Float[Tensor, "row prompt d_vocab"]) -> list[float]:
+        return [sign * x for x in function(logits).mean(-1).tolist()]
+
+    batches = list(trials(graph, heads, units))
+    total = sum(len(batch) for _, batch in batches)
+    with tqdm(total=total, desc="ACDC", leave=False, disable=total < 200) as bar:
+        search = _Search(runs.wiring(value), losses, threshold, max_memory, bar)
+        for place, batch in batches:
+            search.decide(place, batch)
+    removed = search.removed
+    _, live = graph.live(removed < 1)
+    kept = graph.exists & (removed < 1) & torch.from_numpy(live)
+    return Discovery(Circuit(graph, kept), pd.DataFrame(search.lines))
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Edges that are removed together: those from a sender to one receiver, or to all (None)."""
+
+    name: str
+    sender: int
+    receiver: int | None
+
+    def without(self, removed: Float[Tensor, "sender receiver"]) -> Tensor:
+        removed = removed.clone()
+        removed[self.sender, slice(None) if self.receiver is None else self.receiver] = 1
+        return removed
+
+
+@dataclass(eq=False)
+class _Search:
+    """The state of the search, and the trials so far."""
+
+    wiring: Wiring
+    losses: Callable[[Tensor], list[float]]
+    threshold: float
+    max_memory: int
+    bar: tqdm
+    lines: list[dict] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        graph = self.wiring.graph
+        self.state: State = self.wiring.start()
+        (self.loss,) = self.losses(self.wiring.logits(self.state))
+        self.removed = (~graph.exists).float()
+        self.state.removed = self.removed[None].clone()
+
+    def decide(self, place: int, batch: Sequence[Trial]) -> None:
+        """Make these trials, which start at a group of receivers (its number) or later."""
+        graph, left = self.wiring.graph, list[Trial]()
+        senders, receivers = graph.live(self.removed < 1)
+        for trial in batch:
+            matters = senders[trial.sender] if trial.receiver is None else receivers[trial.receiver]
+            if matters:
+                left.append(trial)
+            else:
+                self.removed = trial.without(self.removed)
+        window = max(1, self.max_memory // self.wiring.row_memory(graph.groups[place]))
+        guesses, n = [True] * len(left), len(left)
+        while left:
+            done, guesses = self._together(left[:window], guesses[:window], guesses[window:])
+            left = left[done:]
+            self.bar.update(done)
+        self.bar.update(len(batch) - n)
+
+    def _together(
+        self, batch: Sequence[Trial], guesses: list[bool], later: list[bool]
+    ) -> tuple[int, list[bool]]:
+        """Run trials as rows that guess which of the earlier ones are removed. Returns how many of
+        them are decided, and guesses for those left over."""
+        masks, removed = [], self.removed
+        for trial, guess in zip(batch, guesses, strict=True):
+            masks.append(trial.without(removed))
+            removed = masks[-1] if guess else removed
+        rows = self.wiring.remove(torch.stack(masks), self.state)
+        losses, before = self.losses(self.wiring.logits(rows)), self.loss
+        found = []
+        for loss, guess in zip(losses, guesses, strict=True):
+            found.append(loss - before)
+            before = loss if guess else before
+        accepted = [change < self.threshold for change in found]
+        wrong = [a != guess for a, guess in zip(accepted, guesses, strict=True)]
+        done = wrong.index(True) + 1 if True in wrong else len(batch)
+        for trial, change, gone in zip(batch[:done], found, accepted, strict=False):
+            self.lines.append({"edge": trial.name, "change": change, "removed": gone})
+        taken = [number for number in range(done) if accepted[number]]
+        if taken:
+            self.loss, self.removed = losses[taken[-1]], masks[taken[-1]]
+            self.state = rows.row(taken[-1])
+        return done, accepted[done:] + later
+
+
+def trials(
+    graph: Graph, heads: Order = "descending", units: Units = "edges"
+) -> Iterator[tuple[int, list[Trial]]]:
+    """Trials in their order, in batches of which none decides whether another one matters, with the
+    number of the group of receivers at which each batch starts."""
+    if units not in ("edges", "nodes", "heads"):
+        raise ValueError(f"units is 'edges', 'nodes' or 'heads', got {units!r}")
+    if units == "edges":
+        groups = {r: n for n, group in enumerate(graph.groups) for r in group.receivers}
+        batches: dict[int, list[Trial]] = {}
+        for receiver, senders in visits(graph, heads):
+            batches.setdefault(groups[receiver], []).extend(
+                Trial(f"{graph.senders[u]} -> {graph.receivers[receiver]}", u, receiver)
+                for u in senders
+            )
+        yield from batches.items()
+        return
+    _, order = next(visits(graph, heads))  # the output's senders: every node
+    for number, group in reversed(list(enumerate(graph.groups))):
+        own = range(graph.groups[number - 1].parents if number else 0, group.parents)
+        chosen = [u for u in order if u in own and (units == "nodes" or graph.senders[u][0] == "A")]
+        if chosen:
+            yield number, [Trial(graph.senders[u], u, None) for u in chosen]
 
 
 def visits(graph: Graph, heads: Order = "descending") -> Iterator[tuple[int, list[int]]]:

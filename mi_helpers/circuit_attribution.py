@@ -6,19 +6,18 @@ are one matrix product of senders by receivers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from . import metrics
 from .circuit_graph import Graph, Group
+from .circuit_pass import Pass
 from .circuit_runs import CircuitRuns, ensure_runs
 from .circuit_senders import (
     Source,
@@ -129,113 +128,6 @@ def _gradient_passes(
             yield 1 / len(shares[method]), between.run(function)
 
 
-@dataclass(eq=False)
-class Pass:
-    """One forward pass, and the gradients at every receiver if a metric is given.
-
-    `activation` gives what senders wrote; `gradients` has (site, layer) for the sites q, k, v,
-    "mlp" (behind its norm) and "out" (the last stream).
-    """
-
-    model: TransformerBridge
-    tokens: Int[Tensor, "prompt pos"]
-    entering: Float[Tensor, "prompt pos d_model"] | None = None  # in place of the embeddings
-
-    def __post_init__(self) -> None:
-        self.values: dict[tuple[str, int], Tensor] = {}
-        self.gradients: dict[tuple[str, int], Tensor] = {}
-        self.logits: Tensor = torch.empty(0)
-
-    def activation(self, site: str, layer: int) -> Tensor:
-        if site == "resid_post":
-            return self.values["out", layer]
-        return self.values[site, layer]
-
-    def run(self, metric: Callable[[Tensor], Tensor] | None = None) -> "Pass":
-        """The pass itself; with a metric (a function of logits [row, prompt, vocab]) and back."""
-        model, last = self.model, self.model.cfg.n_layers - 1
-        taped: dict[tuple[str, int], Tensor] = {}
-        with torch.set_grad_enabled(metric is not None), ExitStack() as stack:
-            for layer, block in enumerate(model.blocks):
-                hooks = [
-                    block.register_forward_pre_hook(self._enter(layer), with_kwargs=True),
-                    mlp_norm(block).register_forward_pre_hook(self._keep("resid_mid", layer)),
-                    block.mlp.register_forward_pre_hook(self._split(layer, taped)),
-                ]
-                for hook in hooks:
-                    stack.callback(hook.remove)
-            end = model.blocks[-1].register_forward_hook(self._leave(last, taped))
-            unembed = model.unembed.register_forward_pre_hook(lambda _, args: (args[0][:, -1:],))
-            stack.callback(end.remove)
-            stack.callback(unembed.remove)
-            stack.enter_context(model.hooks(fwd_hooks=self._hooks(taped)))
-            logits = model(self.tokens)[:, -1]
-            if metric is not None:
-                score = metric(logits[None]).sum()
-                if not score.requires_grad:
-                    raise ValueError("this metric has no gradient; take one that is smooth")
-                found = torch.autograd.grad(score, list(taped.values()))
-                self.gradients = dict(zip(taped, found, strict=True))
-        self.logits = logits.detach()
-        return self
-
-    def _hooks(self, taped: dict[tuple[str, int], Tensor]) -> list[tuple[str, Callable]]:
-        def keep(site: str, layer: int) -> Callable[[Tensor, Any], Tensor]:
-            def hook(value: Tensor, hook: object) -> Tensor:
-                if site in ("z", "mlp_out"):
-                    self.values[site, layer] = value.detach()
-                else:
-                    taped[site, layer] = value
-                return value  # returned, so that the kept tensor is the one that is used
-
-            return hook
-
-        sites = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z"}
-        sites["mlp_out"] = "hook_mlp_out"
-        return [
-            (f"blocks.{layer}.{name}", keep(site, layer))
-            for layer in range(self.model.cfg.n_layers)
-            for site, name in sites.items()
-        ]
-
-    def _enter(self, layer: int) -> Callable[..., Any]:
-        def hook(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-            stream = args[0] if args else kwargs["hidden_states"]
-            if layer == 0:
-                stream = stream if self.entering is None else self.entering
-                stream = stream.detach().requires_grad_(torch.is_grad_enabled())
-            self.values["resid_pre", layer] = stream.detach()
-            if layer:
-                return None
-            if args:
-                return (stream, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": stream}
-
-        return hook
-
-    def _keep(self, site: str, layer: int) -> Callable[..., None]:
-        def hook(module: Any, args: tuple) -> None:
-            self.values[site, layer] = args[0].detach()
-
-        return hook
-
-    @staticmethod
-    def _split(layer: int, taped: dict[tuple[str, int], Tensor]) -> Callable[..., tuple]:
-        def hook(module: Any, args: tuple) -> tuple:
-            taped["mlp", layer] = own = args[0].clone()  # attention may read the same tensor
-            return (own, *args[1:])
-
-        return hook
-
-    def _leave(self, layer: int, taped: dict[tuple[str, int], Tensor]) -> Callable[..., Any]:
-        def hook(module: Any, args: tuple, output: Any) -> Any:
-            value = output[0] if isinstance(output, tuple) else output
-            taped["out", layer] = value
-            self.values["out", layer] = value.detach()
-
-        return hook
-
-
 def _contract(
     graph: Graph, clean: Pass, tangent: Pass, source: Source, max_memory: int
 ) -> Float[Tensor, "sender receiver"]:
@@ -301,22 +193,33 @@ def exact(
     value: Value = "resample",
     edges: Sequence[str] | None = None,
     runs: CircuitRuns | None = None,
+    max_memory: int = 64 * 10**6,
 ) -> pd.DataFrame:
     """The measured change of the metric when each edge is removed by itself: edge activation
-    patching. One run per edge, from its receiver's layer on. Columns as for `attribute`."""
+    patching. Each edge runs the model from its receiver's layer on; edges into one layer share a
+    batch of `max_memory` bytes. Columns as for `attribute`."""
     runs = ensure_runs(model, pairs, runs)
     graph, wiring = runs.graph, runs.wiring(value)
     function = runs.function(metric)
     start = wiring.start()
-    before = float(function(wiring.logits(start)[None]).mean())
+    before = float(function(wiring.logits(start)).mean())
     scores = torch.full(graph.exists.shape, torch.nan, dtype=torch.float64)
-    names = list(graph.edges if edges is None else edges)
-    for name in tqdm(names, desc="edges", leave=False, disable=len(names) < 100):
+    wanted = torch.zeros_like(graph.exists)
+    for name in graph.edges if edges is None else edges:
         if name not in graph.number:
             raise ValueError(f"no edge {name!r}: write it like {graph.edges[-1]!r}")
-        removed = torch.zeros_like(start.removed)
-        removed[graph.number[name]] = 1
-        after = function(wiring.logits(wiring.remove(removed, start))[None]).mean()
-        scores[graph.number[name]] = float(after) - before
+        wanted[graph.number[name]] = True
+    total = int(wanted.sum())
+    with tqdm(total=total, desc="edges", leave=False, disable=total < 100) as bar:
+        for group in graph.groups:
+            receiver, sender = wanted[:, group.receivers].T.nonzero(as_tuple=True)
+            rows = max(1, max_memory // wiring.row_memory(group))
+            for u, r in zip(sender.split(rows), receiver.split(rows), strict=True):
+                at = u, r + group.receivers.start
+                removed = start.removed.repeat(len(u), 1, 1)
+                removed[torch.arange(len(u)), *at] = 1
+                logits = wiring.logits(wiring.remove(removed, start))
+                scores[at] = function(logits).mean(-1).double().cpu() - before
+                bar.update(len(u))
     table = graph.table({"score": scores})
     return table[table["score"].notna()].reset_index(drop=True)

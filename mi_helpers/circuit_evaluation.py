@@ -142,7 +142,7 @@ def _values(
         for found, mask in zip(logits, masks, strict=True):
             found.append(wiring.logits(wiring.remove(mask)))
     function = runs.function(metric)
-    return [function(torch.cat(found)[None])[0].double().cpu().numpy() for found in logits]
+    return [function(torch.cat(found, 1))[0].double().cpu().numpy() for found in logits]
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -95,24 +95,41 @@ def kl(
     log-probability lost. Hides: which tokens moved and in which direction. Its gradient is zero
     where `logits` equals `reference`, so attribution must not start from there.
     """
-    logits, reference = _check(logits), _check(reference, "reference logits")
-    if reference.shape != logits.shape[-2:]:
-        raise ValueError(
-            f"reference has shape {tuple(reference.shape)}, but the logits end in "
-            f"{tuple(logits.shape[-2:])}: one reference row per prompt is needed"
-        )
+    return kl_from(reference)(logits)
+
+
+def kl_from(
+    reference: Float[Tensor, "prompt vocab"],
+) -> Callable[[Float[Tensor, "*row prompt vocab"]], Float[Tensor, "*row prompt"]]:
+    """`kl` from one reference as a function of the logits, for many calls."""
+    reference = _check(reference, "reference logits")
     log_p = reference.log_softmax(-1)
-    p = log_p.exp()
-    # With c = logits - reference, centred so that E_p[c] = 0, KL = log E_p[exp(c)].
-    c = logits - reference
-    if log_p.isinf().any():
-        c = torch.where(log_p.isinf(), 0.0, c)
-    c = c - _mean(c, p).unsqueeze(-1)
-    # exp(c) - 1 - c is never negative, so its mean keeps the digits of a small KL; where a token's
-    # log-odds rose by more than 10, exp(c) could overflow and the plain form is exact enough.
-    near = c.detach().amax(-1) < 10
-    careful = _mean((c if near.all() else c.clamp_max(10)).expm1() - c, p).log1p()
-    return careful if near.all() else torch.where(near, careful, (log_p + c).logsumexp(-1))
+    p, absent = log_p.exp(), log_p.isinf()
+    some_absent = bool(absent.any())
+
+    def one(logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt"]:
+        # With c = logits - reference, centred so that E_p[c] = 0, KL = log E_p[exp(c)].
+        c = logits - reference
+        if some_absent:
+            c = torch.where(absent, 0.0, c)
+        c -= _mean(c, p).unsqueeze(-1)
+        # exp(c) - 1 - c is never negative, so its mean keeps the digits of a small KL; where a
+        # token's log-odds rose by more than 10, exp(c) could overflow and the plain form is exact.
+        near = c.detach().amax(-1) < 10
+        careful = _mean((c if near.all() else c.clamp_max(10)).expm1() - c, p).log1p()
+        return careful if near.all() else torch.where(near, careful, (log_p + c).logsumexp(-1))
+
+    def divergence(logits: Float[Tensor, "*row prompt vocab"]) -> Float[Tensor, "*row prompt"]:
+        logits = _check(logits)
+        if reference.shape != logits.shape[-2:]:
+            raise ValueError(
+                f"reference has shape {tuple(reference.shape)}, but the logits end in "
+                f"{tuple(logits.shape[-2:])}: one reference row per prompt is needed"
+            )
+        rows = [one(row) for row in logits.reshape(-1, *reference.shape)]  # each stays in the cache
+        return torch.stack(rows).reshape(logits.shape[:-1]) if rows else logits[..., 0]
+
+    return divergence
 
 
 def prob_diff(
@@ -176,7 +193,7 @@ def build(
         "prob_diff": f"needs sets of right and wrong answers, which {pairs.task!r} does not have",
     }
     if reference is not None:
-        known["kl"] = lambda logits: kl(logits, reference)
+        known["kl"] = kl_from(reference)
     right_set, wrong_set = pairs.right_set, pairs.wrong_set
     if right_set is not None and wrong_set is not None:
         known["prob_diff"] = lambda logits: prob_diff(logits, right_set, wrong_set)
@@ -209,10 +226,10 @@ def _pick(
 
 
 def _mean(
-    values: Float[Tensor, "*row prompt vocab"], p: Float[Tensor, "prompt vocab"]
-) -> Float[Tensor, "*row prompt"]:
+    values: Float[Tensor, "prompt vocab"], p: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, "prompt"]:
     """The mean over the vocabulary under each prompt's distribution."""
-    return torch.einsum("...pv,pv->...p", values, p)
+    return torch.einsum("pv,pv->p", values, p)
 
 
 def _check(logits: Tensor, name: str = "logits") -> Tensor:

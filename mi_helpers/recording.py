@@ -130,7 +130,6 @@ def record(
     return found
 
 
-@torch.no_grad()
 def unembed(
     model: TransformerBridge,
     resid: Float[Tensor, "*batch d_model"],
@@ -140,6 +139,7 @@ def unembed(
     tokens of the vocabulary, or of some."""
     flat = resid.reshape(-1, 1, resid.shape[-1])
     with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and flat.requires_grad))
         if tokens is not None:
             whole = model.unembed.original_component
             bias = None if whole.bias is None else whole.bias[tokens]

@@ -106,7 +106,7 @@ def test_each_edge_is_removed_as_by_the_slow_reference(family, value):
     generator = np.random.default_rng(0)
     chosen = [n for _, part in kinds.groupby(kinds) for n in generator.choice(part.index, 2)]
     for n in chosen:  # two each of q, k, v, MLP and output
-        found = wiring.logits(wiring.remove(one_edge(graph, n)))
+        found = wiring.logits(wiring.remove(one_edge(graph, n)))[0]
         sender, receiver = graph.index[0][n], graph.index[1][n]
         expected = edge_logits(model, graph, sender, receiver, PAIRS, value == "zero")
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
@@ -116,8 +116,8 @@ def test_each_edge_is_removed_as_by_the_slow_reference(family, value):
 def test_no_edge_removed_is_the_clean_run_and_all_are_the_corrupted_run(family):
     runs = runs_of(family)
     wiring = runs.wiring()
-    assert torch.equal(wiring.logits(wiring.start()), runs.clean.logits())
-    everything = wiring.logits(wiring.remove(runs.graph.exists))
+    assert torch.equal(wiring.logits(wiring.start())[0], runs.clean.logits())
+    everything = wiring.logits(wiring.remove(runs.graph.exists))[0]
     assert torch.equal(everything, runs.corrupted.logits())
 
 
@@ -145,7 +145,7 @@ def test_all_edges_removed_at_some_positions_is_a_prompt_mixed_of_both():
     mask[0] = True
     mixed = PAIRS.clean_tokens.clone()
     mixed[:, 2] = PAIRS.corrupted_tokens[:, 2]
-    found = wiring.logits(wiring.remove(mask))
+    found = wiring.logits(wiring.remove(mask))[0]
     torch.testing.assert_close(found, model(mixed)[:, -1], atol=2e-5, rtol=0)
 
 
@@ -163,8 +163,25 @@ def test_removing_a_whole_node_is_patching_its_output():
 
     with model.hooks(fwd_hooks=[("blocks.1.attn.hook_z", write)]):
         expected = model(PAIRS.clean_tokens)[:, -1]
-    found = wiring.logits(wiring.remove(mask))
+    found = wiring.logits(wiring.remove(mask))[0]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_rows_that_share_a_batch_are_as_alone():
+    runs = runs_of("qwen2")
+    wiring, generator = runs.wiring(), torch.Generator().manual_seed(0)
+    first = (torch.rand(runs.graph.exists.shape, generator=generator) < 0.1) & runs.graph.exists
+    state = wiring.remove(first)
+    more = (torch.rand(5, *first.shape, generator=generator) < 0.2) & runs.graph.exists
+    rows = wiring.remove(more | first, state)
+    for number in range(5):
+        alone = wiring.remove(more[number] | first)
+        expected = wiring.logits(alone)
+        torch.testing.assert_close(wiring.logits(rows)[[number]], expected, atol=2e-5, rtol=0)
+        again = wiring.remove(runs.graph.exists, rows.row(number))
+        torch.testing.assert_close(wiring.logits(again)[0], runs.corrupted.logits())
+    with pytest.raises(ValueError, match="one row"):
+        wiring.remove(first, rows)
 
 
 # Attribution
@@ -177,10 +194,10 @@ def test_eap_is_the_slope_of_removal(family, value):
     model, runs = tiny.bridge(family), runs_of(family)
     scores = circuits.attribute(model, PAIRS, value=value)
     wiring, metric = runs.wiring(value), runs.function("logit_diff")
-    start = metric(wiring.logits(wiring.start())[None]).mean()
+    start = metric(wiring.logits(wiring.start())).mean()
     for n in range(0, len(runs.graph.edges), 61):
         state = wiring.remove(one_edge(runs.graph, n) * 1e-3)
-        slope = 1e3 * (metric(wiring.logits(state)[None]).double().mean() - start)
+        slope = 1e3 * (metric(wiring.logits(state)).double().mean() - start)
         assert scores["score"][n] == pytest.approx(float(slope), abs=2e-3, rel=0.05)
 
 
@@ -249,7 +266,7 @@ def slow_acdc(model, threshold: float) -> list[str]:
         for sender in senders:
             trial = kept.clone()
             trial[sender, receiver] = False
-            after = float(metric(wiring.logits(wiring.remove(graph.exists & ~trial))[None]).mean())
+            after = float(metric(wiring.logits(wiring.remove(graph.exists & ~trial))).mean())
             if after - loss < threshold:
                 kept, loss = trial, after
     return Circuit(graph, kept).edges
@@ -267,6 +284,42 @@ def test_acdc_is_the_algorithm_as_written(family):
     assert len(found.trials) < len(found.circuit.graph.edges)  # orphans cost no trial
     again = circuits.acdc(model, PAIRS, 0.1)
     pd.testing.assert_frame_equal(found.trials, again.trials)
+
+
+@pytest.mark.parametrize(
+    ("family", "units"), [*((family, "edges") for family in FAMILIES), ("llama", "nodes")]
+)
+def test_trials_that_share_a_batch_end_as_one_by_one(family, units):
+    model, runs = tiny.bridge(family), runs_of(family)
+    options = {"runs": runs, "units": units, "value": "zero" if units == "nodes" else "resample"}
+    threshold = 0.02 if units == "edges" else 0.2
+    alone = circuits.acdc(model, PAIRS, threshold, max_memory=1, **options)
+    removed = alone.trials["removed"]
+    assert 0 < removed.sum() < len(removed)
+    for rows in (3, 40):
+        budget = rows * runs.wiring().row_memory(runs.graph.groups[0])
+        found = circuits.acdc(model, PAIRS, threshold, max_memory=budget, **options)
+        assert found.trials[["edge", "removed"]].equals(alone.trials[["edge", "removed"]])
+        np.testing.assert_allclose(found.trials["change"], alone.trials["change"], atol=2e-5)
+        assert found.circuit.edges == alone.circuit.edges
+
+
+def test_acdc_over_heads_removes_them_whole():
+    model, runs = tiny.bridge("llama"), runs_of("llama")
+    found = circuits.acdc(model, PAIRS, 0.05, runs=runs, units="heads")
+    gone = found.trials.loc[found.trials["removed"], "edge"].tolist()
+    assert found.trials["edge"].tolist()[:4] == ["A3.3", "A3.2", "A3.1", "A3.0"]
+    assert gone
+    assert not {*gone} & {*found.circuit.nodes}
+    assert {"embed", "M0", "M1", "M2", "M3", "out"} <= {*found.circuit.nodes}
+    mask = torch.zeros_like(runs.graph.exists)
+    mask[[runs.graph.senders.index(name) for name in gone]] = True
+    logits = runs.wiring().logits(runs.wiring().remove(mask & runs.graph.exists))
+    loss = float(runs.function("kl")(logits).mean())
+    accepted = found.trials.loc[found.trials["removed"], "change"].sum()
+    assert accepted == pytest.approx(loss, abs=2e-5)
+    with pytest.raises(ValueError, match="units is"):
+        circuits.acdc(model, PAIRS, 1.0, units="layers", runs=runs)  # type: ignore[arg-type]
 
 
 def test_acdc_visits_receivers_backwards_and_senders_from_the_last():
@@ -333,7 +386,7 @@ def test_restoring_the_rest_is_ablating_the_circuit_for_all_edges_of_a_node():
         model, PAIRS, circuit, circuits.Ablation(set="circuit"), "logit_diff", runs
     )
     wiring = runs.wiring()
-    expected = runs.function("logit_diff")(wiring.logits(wiring.remove(circuit.kept))[None])[0]
+    expected = runs.function("logit_diff")(wiring.logits(wiring.remove(circuit.kept)))[0]
     np.testing.assert_allclose(noised["value"], expected.numpy(), atol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """Directions on Gaussians whose covariance is known, and pushes against plain hooked forwards."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 import torch
@@ -178,6 +180,21 @@ def test_push_equals_a_plain_hooked_forward(family: str, pos: int | None) -> Non
         assert found.l2[n].allclose(moved[:, 1:], atol=1e-3)
         assert found.loss[n, :, :-1].allclose(loss[:, 1:], atol=1e-4)
         assert found.loss[n, :, -1].isnan().all()
+
+
+def test_push_of_the_last_position_runs_nothing_else() -> None:
+    """One position for each row and prompt, from the pushed layer on: all else is reused."""
+    run, ran = run_of(), []
+    where = directions.spot(run, 2, -1)
+    table = directions.rows(where, {"isotropic": where.baseline("isotropic")}, [0.5, 1.0, 2.0])
+
+    def see(value: torch.Tensor, hook: object, layer: int) -> None:
+        ran.append((layer, value.shape[:2].numel()))
+
+    hooks = [(f"blocks.{n}.hook_resid_pre", partial(see, layer=n)) for n in range(4)]
+    with run.model.hooks(fwd_hooks=hooks):
+        text_outputs.measure(run, table, -1)
+    assert ran == [(layer, 3 * len(run.tokens)) for layer in (2, 3)]
 
 
 def test_lengths_absolute_and_relative() -> None:

@@ -6,7 +6,8 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one.
 
 1. `attribute` scores every edge: estimated from gradients (`eap`, `eap-ig`) or measured (`exact`).
    `head_importance` sums the scores of a node's edges.
-2. `top` and `greedy` make a `Circuit` of scores; `acdc` finds one by removing edges one at a time.
+2. `top` and `greedy` make a `Circuit` of scores; `acdc` finds one by removing edges (or whole
+   heads) one at a time, `subnetwork_probing` by training masks.
 3. `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is spelt out;
    `curve` does so over sizes, `completeness` and `minimality` look for missing and idle parts.
 4. `draw` shows it.
@@ -29,6 +30,7 @@ from .circuit_evaluation import (
 )
 from .circuit_graph import Circuit, Graph, greedy, top
 from .circuit_runs import CircuitRuns, record_runs
+from .subnetwork_probing import Probing, subnetwork_probing
 
 __all__ = [
     "Ablation",
@@ -36,6 +38,7 @@ __all__ = [
     "CircuitRuns",
     "Discovery",
     "Graph",
+    "Probing",
     "acdc",
     "area",
     "attribute",
@@ -50,6 +53,7 @@ __all__ = [
     "random_like",
     "record_runs",
     "roc",
+    "subnetwork_probing",
     "summary",
     "top",
 ]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from . import engine
 from .models import load_model
-from .regions import path_rows, sharpness, take, walk
+from .regions import path_rows, take, walk
 
 
 def suite() -> pd.DataFrame:
@@ -43,8 +43,7 @@ def chained_sharpness(
     ends are too near (see `Walk.kept`)."""
     run = engine.record(model, tokens)
     start, end = take(run, range(len(tokens) - 1)), take(run, range(1, len(tokens)))
-    found = walk(start, path_rows(start, end, layer, steps))
-    return sharpness(found.distance(read)).where(found.kept(), torch.nan).cpu()
+    return walk(start, path_rows(start, end, layer, steps)).sharpness(read)
 
 
 def suite_sharpness(

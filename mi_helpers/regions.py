@@ -137,6 +137,14 @@ class Walk:
     pre: Float[Tensor, "step pair d_model"]
     post: Float[Tensor, "step pair d_model"]
 
+    def first(self, n: int) -> "Walk":
+        """The first `n` pairs alone."""
+        return Walk(self.model, self.pre[:, :n], self.post[:, :n])
+
+    def sharpness(self, read: str = "post") -> Float[Tensor, "pair"]:
+        """`regions.sharpness` of each pair, NaN for those not `kept`."""
+        return sharpness(self.distance(read)).where(self.kept(), torch.nan).cpu()
+
     def distance(self, read: str = "post") -> Float[Tensor, "step pair"]:
         """d(α): how far the read-out is from where it started."""
         values = self.read(read)

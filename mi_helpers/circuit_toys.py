@@ -59,6 +59,17 @@ def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
     return load_model(model, tokenizer=word_tokenizer())
 
 
+def docstring_network() -> TransformerBridge:
+    """The network that `train_docstring` made: four layers of eight heads, no MLPs, 1281 edges.
+
+    It does `prompts.docstring`; its tokenizer is `word_tokenizer`. Made after the network of
+    Heimersheim & Janiak 2023 ("A circuit for Python docstrings in a 4-layer attention-only
+    transformer"), which was trained on web text and code.
+    """
+    folder = Path(__file__).parent / "data" / "docstring"
+    return load_model(folder, tokenizer=word_tokenizer())
+
+
 def small_decoder() -> TransformerBridge:
     """The trained decoder of width 128 that `train_suite` made: four layers of eight heads in
     pairs, with MLPs; small enough to measure each of its 1055 edges by itself."""

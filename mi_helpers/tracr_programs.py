@@ -14,6 +14,7 @@ token, for `proportion` the share is the logit of "x" and all others are 0.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -141,3 +142,12 @@ def tracr_pairs(model: TransformerBridge, program: Program, seed: int = 0) -> Pr
             if text.count("x") != other.count("x"):
                 rows.append((text, other, " x", " w"))
     return PromptPairs.from_texts(model, *zip(*rows, strict=True), task=f"tracr {program}")
+
+
+@torch.no_grad()
+def squared_change(
+    model: TransformerBridge, pairs: PromptPairs
+) -> Callable[[Float[Tensor, "row prompt vocab"]], Float[Tensor, "row prompt"]]:
+    """A metric for circuits: squared distance of the last position's logits from the clean ones."""
+    clean = model(pairs.clean_tokens)[:, -1]
+    return lambda logits: (logits - clean).pow(2).sum(-1)

@@ -1,17 +1,28 @@
 """Networks whose circuit is known, or measured edge by edge."""
 
 import itertools
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mi_helpers import circuits
+from mi_helpers import circuits, load_model, train_docstring
 from mi_helpers.circuit_graph import Graph
-from mi_helpers.tracr_programs import PUBLISHED, Program, load_arrays, tracr_pairs, tracr_program
+from mi_helpers.circuit_toys import docstring_network, word_tokenizer
+from mi_helpers.prompts import docstring
+from mi_helpers.tracr_programs import (
+    PUBLISHED,
+    Program,
+    load_arrays,
+    squared_change,
+    tracr_pairs,
+    tracr_program,
+)
 
 PROGRAMS: tuple[Program, ...] = ("proportion", "reverse")
 Written = dict[str, np.ndarray]  # what each sender writes, [pos, stream]
@@ -101,7 +112,7 @@ def test_effects_of_edges_are_those_of_the_compiled_network(program: Program) ->
     model = tracr_program(program)
     pairs = tracr_pairs(model, program)
     runs = circuits.record_runs(model, pairs)
-    distance = squared_distance(model(pairs.clean_tokens)[:, -1])
+    distance = squared_change(model, pairs)
     references = edges_of(runs.graph)
     for value in ("zero", "resample"):
         found = circuits.attribute(model, pairs, "exact", distance, value, runs=runs)
@@ -114,10 +125,6 @@ def test_effects_of_edges_are_those_of_the_compiled_network(program: Program) ->
                      for (a, _), other in zip(texts, carried, strict=True)]  # fmt: skip
             expected = np.square(np.array(after) - np.array(clean)).sum(1).mean()
             assert score == pytest.approx(expected, abs=1e-5), (edge, value)
-
-
-def squared_distance(clean: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda logits: (logits - clean).pow(2).sum(-1)
 
 
 @cache
@@ -176,3 +183,68 @@ def test_edges_that_carry_positions_only_are_not_needed_under_resampling() -> No
 def test_unknown_programs_are_refused() -> None:
     with pytest.raises(ValueError, match="program is one of proportion, reverse"):
         tracr_program("sort")  # type: ignore[arg-type]
+
+
+# The docstring network
+
+
+def test_the_docstring_network_does_its_task() -> None:
+    model = docstring_network()
+    pairs = docstring(model, 100, seed=1234)
+    chosen = model(pairs.clean_tokens)[:, -1].argmax(-1)  # of all tokens, not of two
+    assert (chosen == pairs.answers).float().mean() > 0.95
+    assert pairs.clean_tokens.shape[1] == 41  # as in the paper
+    graph = Graph.of(model)
+    assert len(graph.edges) == 1281
+    assert not graph.mlps
+
+
+def test_training_texts_are_of_the_form_of_the_task() -> None:
+    """The task's prompt is the beginning of a text that `definition` can draw."""
+    rng = np.random.default_rng(0)
+    tokenizer = word_tokenizer()
+    for _ in range(20):
+        tokens, marks = train_docstring.definition(rng)
+        text = " ".join(tokens[1:]).replace("<s>", "")
+        assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) == tokens
+        names = [b for a, b in itertools.pairwise(tokens) if a == "param"]
+        defined = tokens[: tokens.index(")")]
+        assert [token for token, mark in zip(tokens, marks, strict=True) if mark] == names[1:]
+        start = defined.index(names[0])
+        assert defined[start : start + 2 * len(names) : 2] == names  # commas between
+
+
+def test_rounds_repeat_and_mark_what_is_determined() -> None:
+    rng = np.random.default_rng(0)
+    for commas in (False, True):
+        tokens, marks = train_docstring.rounds(rng, commas)
+        words = tokens[1 :: 1 + commas]
+        period = len(set(words))
+        assert words[period:] == words[:-period]
+        first = marks.index(True)
+        assert tokens[first - 1 - commas] in tokens[1 : first - 1 - commas]
+        assert "," not in {token for token, mark in zip(tokens, marks, strict=True) if mark}
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_docstring, "INDUCTION", 2)
+    trainer, again = (train_docstring.Trainer(32, 4, 4, 1e-3, seed) for seed in (0, 1))
+    for step in range(4):
+        if step == 3:
+            trainer.save(tmp_path / "progress.pt")
+        last = trainer.advance()
+    again.load(tmp_path / "progress.pt")
+    assert again.advance() == last
+    for one, other in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_training_script_writes_a_network_that_loads(tmp_path: Path) -> None:
+    options = ["--work", str(tmp_path / "work"), "--width", "32", "--batch", "4"]
+    for steps in ("1", "2"):  # the second run goes on from the first
+        out = tmp_path / steps
+        train_docstring.main(["--out", str(out), "--steps", steps, *options])
+        assert json.loads((out / "about.json").read_text())["steps"] == int(steps)
+    progress = torch.load(tmp_path / "work" / "docstring.pt", weights_only=True)
+    assert progress["step"] == 2
+    assert len(Graph.of(load_model(tmp_path / "2", tokenizer=word_tokenizer())).edges) == 1281

@@ -27,6 +27,8 @@ from .circuit_senders import Value
 from .circuit_wiring import State, Wiring
 from .pairs import PromptPairs
 
+MOST = 32  # trials that share a batch: of more, many stand on wrong guesses
+
 Order = Literal["descending", "ascending"]
 Units = Literal["edges", "nodes", "heads"]
 
@@ -50,7 +52,7 @@ def acdc(
     heads: Order = "descending",
     runs: CircuitRuns | None = None,
     units: Units = "edges",
-    max_memory: int = 64 * 10**6,
+    max_memory: int = 500 * 10**6,
 ) -> Discovery:
     """Remove every edge whose removal raises the loss by less than `threshold`.
 
@@ -68,8 +70,9 @@ def acdc(
         runs: recorded runs of these pairs, to be used again.
         units: what one trial removes. "nodes" takes all edges out of a node at once, from the last
             layer to the embedding, and "heads" those of heads alone: far fewer trials.
-        max_memory: bytes for the trials that share a batch, beyond one; that one takes what it
-            takes (`Wiring.row_memory`). It does not change what is found.
+        max_memory: bytes for the trials that share a batch; a single one takes what it takes
+            (`Wiring.row_memory`), beside one stream [prompt, pos, d_model] per sender and the
+            recorded runs. It does not change what is found.
     """
     runs = ensure_runs(model, pairs, runs)
     graph, function = runs.graph, runs.function(metric)
@@ -133,6 +136,7 @@ class _Search:
             else:
                 self.removed = trial.without(self.removed)
         window = max(1, self.max_memory // self.wiring.row_memory(graph.groups[place]))
+        window = min(window, MOST)
         guesses, n = [True] * len(left), len(left)
         while left:
             done, guesses = self._together(left[:window], guesses[:window], guesses[window:])

@@ -294,6 +294,11 @@ def test_shipped_autoencoders() -> None:
     middle = table[table["kind"] == "local"].groupby("layer").size()
     assert middle.max() >= 5
     assert len(middle) == 4
+    by_k = table[table["layer"] == 15].pivot(index="k", columns="kind").dropna()
+    assert len(by_k) >= 3  # end-to-end ones beside the local ones of the same sparsity
+    assert (by_k["kl", "e2e"] < by_k["kl", "local"]).all()
+    assert (by_k["recovered", "e2e"] > by_k["recovered", "local"]).all()
+    assert (by_k["l0", "e2e"] / by_k["l0", "local"]).between(0.95, 1.05).all()
     size = sum(path.stat().st_size for path in saes.SHIPPED.rglob("*") if path.is_file())
     assert size < 64e6
     for row in table.to_dict("records"):

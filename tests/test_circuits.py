@@ -201,6 +201,15 @@ def test_eap_is_the_slope_of_removal(family, value):
         assert scores["score"][n] == pytest.approx(float(slope), abs=2e-3, rel=0.05)
 
 
+def test_attribution_and_evaluation_are_the_same_twice():
+    model = tiny.bridge("qwen2")
+    for method in ("eap", "eap-ig", "exact"):
+        one, again = (circuits.attribute(model, PAIRS, method) for _ in range(2))
+        assert one.equals(again)
+    circuit = top(runs_of("qwen2").graph, one, 40)
+    assert circuits.evaluate(model, PAIRS, circuit).equals(circuits.evaluate(model, PAIRS, circuit))
+
+
 def test_batches_of_prompts_add_up():
     model = tiny.bridge("qwen2")
     whole = circuits.attribute(model, PAIRS)

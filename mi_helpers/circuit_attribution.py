@@ -52,13 +52,14 @@ def attribute(
         method: how the gradient at the receivers is taken. "eap": at the clean run; two forward
             passes and one backward. "clean-corrupted": the mean of the gradients at the clean and
             at the ablated embeddings. "eap-ig": the mean over `steps` midpoints of the straight
-            line between those embeddings. "exact" takes none: it removes each edge by itself and
-            runs the rest of the model, one run an edge (`edges` names those wanted, and `runs` are
-            recorded runs to start from).
+            line between those embeddings. "exact" takes none: see `exact` (`edges` names those
+            wanted, and `runs` are recorded runs to start from).
         metric: a name, or a function of the last position's logits [row, prompt, d_vocab].
         value: what a removed edge carries, see `circuit_runs.ablated`.
         max_memory: bytes for the contraction, done in batches of prompts; small ones stay in the
-            processor's cache. The passes themselves take what they take.
+            processor's cache. The passes hold all prompts at once and grow with prompts times
+            tokens: 0.6 GB for 50 prompts of 41 tokens and four layers of width 512, 0.3 GB for 8
+            of 16 and GPT-2 small's size. Split a large set, and average the scores.
 
     Returns:
         edge, sender, receiver, score; edges as in `Graph.edges`.
@@ -197,7 +198,8 @@ def exact(
 ) -> pd.DataFrame:
     """The measured change of the metric when each edge is removed by itself: edge activation
     patching. Each edge runs the model from its receiver's layer on; edges into one layer share a
-    batch of `max_memory` bytes. Columns as for `attribute`."""
+    batch of at most `max_memory` bytes (a single one takes `Wiring.row_memory`). Columns as for
+    `attribute`."""
     runs = ensure_runs(model, pairs, runs)
     graph, wiring = runs.graph, runs.wiring(value)
     function = runs.function(metric)

@@ -12,8 +12,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from .gates import Edge, Network
 from .models import load_model
-from .pairs import PromptPairs
-from .texts import sample_prompts
 from .words import ARGUMENTS, WORDS
 
 _TOKEN = r'"""|\w+|[^\w ]'  # a word, a triple quote, a line break or one sign; spaces are dropped
@@ -68,40 +66,6 @@ def docstring_network() -> TransformerBridge:
     """
     folder = Path(__file__).parent / "data" / "docstring"
     return load_model(folder, tokenizer=word_tokenizer())
-
-
-def small_decoder() -> TransformerBridge:
-    """The trained decoder of width 128 that `train_suite` made: four layers of eight heads in
-    pairs, with MLPs; small enough to measure each of its 1055 edges by itself."""
-    return load_model(Path(__file__).parent / "data" / "suite" / "d128-step1024")
-
-
-@torch.no_grad()
-def own_continuations(
-    model: TransformerBridge, n: int = 8, length: int = 12, seed: int = 0
-) -> PromptPairs:
-    """Pairs of texts that the model wrote: the answer is its own next token, the wrong answer its
-    next token after the other text. A task that every model does, whatever it was trained on.
-
-    Raises ValueError where the model continues nearly all its texts alike.
-    """
-    tokens = sample_prompts(model, 4 * n, length, seed)
-    clean, corrupted = tokens.chunk(2)
-    answers, wrong = (model(part)[:, -1].argmax(-1) for part in (clean, corrupted))
-    differ = (answers != wrong).nonzero().flatten()[:n]
-    if len(differ) < n:
-        raise ValueError(f"only {len(differ)} of {2 * n} pairs of texts have different next tokens")
-    clean, corrupted = clean[differ], corrupted[differ]
-    return PromptPairs(
-        task="own continuations",
-        clean=model.tokenizer.batch_decode(clean),
-        corrupted=model.tokenizer.batch_decode(corrupted),
-        clean_tokens=clean,
-        corrupted_tokens=corrupted,
-        answers=answers[differ],
-        wrong=wrong[differ],
-        labels=[str(place) for place in range(tokens.shape[1])],
-    )
 
 
 def gate_scores(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -68,10 +69,16 @@ def record(
 ) -> BaseRuns:
     """Run the clean and the corrupted prompts once and keep the activations at `sites`, by default
     at every site that the architecture has."""
+    runs = [_recorded(model, t, sites) for t in (pairs.clean_tokens, pairs.corrupted_tokens)]
+    return BaseRuns(pairs, *runs)
+
+
+def _recorded(
+    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], sites: Sequence[str] | None
+) -> engine.Run:
     if sites is None:
         sites = [site for site in SITES if hook_name(site, 0) in model.hook_dict]
-    clean = engine.record(model, pairs.clean_tokens, sites=sites)
-    return BaseRuns(pairs, clean, engine.record(model, pairs.corrupted_tokens, sites=sites))
+    return engine.record(model, tokens, sites=sites)
 
 
 def gaussian(
@@ -87,8 +94,8 @@ def gaussian(
     Noise is N(0, (sigmas · σ)²) at `positions`, with σ the standard deviation of the prompts'
     embeddings. Source: Meng et al. 2022 (ROME), arXiv 2202.05262, section 2.1.
     """
-    runs, generator = record(model, pairs, sites), torch.Generator().manual_seed(seed)
-    where = list(positions)
+    clean, where = _recorded(model, pairs.clean_tokens, sites), list(positions)
+    generator = torch.Generator().manual_seed(seed)
 
     def add(value: Tensor, hook: object) -> Tensor:
         noise = torch.randn(value[:, where].shape, generator=generator).to(value)
@@ -97,11 +104,10 @@ def gaussian(
         return value
 
     with model.hooks(fwd_hooks=[("hook_embed", add)]):
-        kept = {site for site, _ in runs.clean.acts}
-        noised = engine.record(model, pairs.clean_tokens, sites=sorted(kept))
+        noised = _recorded(model, pairs.clean_tokens, sites)
     tokens = noised.tokens.clone()
     tokens[:, where] = -1  # no token of the vocabulary: the engine must see that the runs differ
-    return replace(runs, corrupted=replace(noised, tokens=tokens))
+    return BaseRuns(pairs, clean, replace(noised, tokens=tokens))
 
 
 def ensure(

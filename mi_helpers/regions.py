@@ -128,6 +128,9 @@ def with_frozen_patterns(rows: pd.DataFrame, run: Run, layers: Sequence[int]) ->
     return pd.concat([rows, *hold], ignore_index=True)
 
 
+UNEMBEDDED = 128  # read-outs at a time: few enough for the cache, enough to use all weights well
+
+
 @dataclass(frozen=True, eq=False)
 class Walk:
     """What was read along paths: `pre` leaves the last block, `post` has been through the final
@@ -163,9 +166,9 @@ class Walk:
 
     def kl(self) -> Float[Tensor, "step pair"]:
         """KL(output at the start ‖ output at α), in nats."""
-        reference = engine.unembed(self.model, self.pre[0])
-        steps = [metrics.kl(engine.unembed(self.model, x), reference) for x in self.pre]
-        return torch.stack(steps)
+        divergence = metrics.kl_from(engine.unembed(self.model, self.pre[0]))
+        parts = self.pre.split(max(1, UNEMBEDDED // self.pre.shape[1]))
+        return torch.cat([divergence(engine.unembed(self.model, part)) for part in parts])
 
 
 _READS = ("pre", "post")

@@ -164,6 +164,9 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "08.ig-auc",
                 "08.acdc-auc",
                 "08.kl-zero-gradient",
+                "08.tracr-zero",
+                "08.tracr-positions",
+                "08.nodes-acdc",
             }
         ),
     ),

@@ -8,22 +8,22 @@ at its first, middle and last layer:
 The changes run as rows of one batch, one hook a row, so that none covers up for another.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+from .recording import hooked
 
 SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "attn.hook_pattern")
 
-Hook = Callable[..., Tensor]
+Hook = Callable[[Tensor], Tensor | None]
 Values = dict[str, Tensor]  # of a hook's name; one prompt each
+Points = Mapping[str, HookPoint]
 
 
 class HookError(RuntimeError):
@@ -37,29 +37,34 @@ def check_hooks(model: TransformerBridge) -> None:
     Raises:
         HookError: names the hook that lied, and how.
     """
-    names = _names(model)
+    points = _points(model)
     tokens = _tokens(model)
-    _, cache = model.run_with_cache(tokens, names_filter=names)
+    values: Values = {}
+    _run(model, points, tokens, {name: _keep(values, name) for name in points})
     # Rounding differs a little between batch sizes; half precision rounds at about 1e-3.
     tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 2e-2
-    for name in names:
-        if name not in cache:
+    for name in points:
+        if name not in values:
             raise HookError(f"{name} did not fire in a forward pass")
         if name.endswith("pattern"):
-            _check_pattern(name, cache[name], tolerance)
-    values = {name: cache[name] for name in names}
-    _check_write_back(model, tokens, values, tolerance)
-    _check_writes(model, tokens, values, tolerance)
+            _check_pattern(name, values[name], tolerance)
+    values = {name: values[name] for name in points}  # in their order: it numbers the rows
+    _check_write_back(model, points, tokens, values, tolerance)
+    _check_writes(model, points, tokens, values, tolerance)
 
 
-def _names(model: TransformerBridge) -> list[str]:
+def _points(model: TransformerBridge) -> Points:
     """Hooks to check. A hybrid model's layer may lack attention, never a residual stream."""
-    last = model.cfg.n_layers - 1
+    last, known = model.cfg.n_layers - 1, model.hook_dict
     wanted = [f"blocks.{layer}.{site}" for layer in sorted({0, last // 2, last}) for site in SITES]
     for name in wanted:
-        if name.endswith(SITES[0]) and name not in model.hook_dict:
+        if name.endswith(SITES[0]) and name not in known:
             raise HookError(f"{name} is missing: TransformerLens does not bridge this architecture")
-    return [name for name in wanted if name in model.hook_dict]
+    return {name: known[name] for name in wanted if name in known}
+
+
+def _keep(values: Values, name: str) -> Hook:
+    return lambda activation: values.update({name: activation.clone()})
 
 
 def _tokens(model: TransformerBridge) -> Int[Tensor, "1 pos"]:
@@ -83,12 +88,16 @@ def _check_pattern(
 
 
 def _check_write_back(
-    model: TransformerBridge, tokens: Int[Tensor, "1 pos"], values: Values, tolerance: float
+    model: TransformerBridge,
+    points: Points,
+    tokens: Int[Tensor, "1 pos"],
+    values: Values,
+    tolerance: float,
 ) -> None:
-    logits = model(tokens)[0]  # a run of its own: in the cached one, hooks were at work
+    logits = model(tokens)[0]  # a run of its own: in the first one, hooks were at work
 
     def change(written: Values) -> float:
-        return max(_distance(row, logits) for row in _write(model, tokens, written))
+        return max(_distance(row, logits) for row in _write(model, points, tokens, written))
 
     if change(values) <= tolerance:
         return
@@ -104,7 +113,11 @@ def _check_write_back(
 
 
 def _check_writes(
-    model: TransformerBridge, tokens: Int[Tensor, "1 pos"], values: Values, tolerance: float
+    model: TransformerBridge,
+    points: Points,
+    tokens: Int[Tensor, "1 pos"],
+    values: Values,
+    tolerance: float,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -112,29 +125,39 @@ def _check_writes(
         noise = torch.randn(value.shape, generator=generator).to(value)
         return value + (value.std().nan_to_num(0.0) or 1.0) * noise
 
-    after = _write(model, tokens, {name: disturb(value) for name, value in values.items()})
+    after = _write(model, points, tokens, {name: disturb(value) for name, value in values.items()})
     for row, name in enumerate(values, start=1):
         if not _distance(after[row], after[0]) > tolerance / 100:
             raise HookError(f"{name}: what is written there is ignored, the logits stay the same")
 
 
 def _write(
-    model: TransformerBridge, tokens: Int[Tensor, "1 pos"], values: Values
+    model: TransformerBridge, points: Points, tokens: Int[Tensor, "1 pos"], values: Values
 ) -> Float[Tensor, "row pos vocab"]:
     """Logits with one value written a row, from row 1 on; row 0 is left alone."""
 
     def write(row: int, value: Tensor) -> Hook:
-        def hook_function(activation: Tensor, hook: object) -> Tensor:
+        def hook_function(activation: Tensor) -> Tensor:
             activation = activation.clone()
             activation[row] = value[0]
             return activation
 
         return hook_function
 
-    hooks: list[tuple[str | Hook, Hook]] = [
-        (name, write(row, value)) for row, (name, value) in enumerate(values.items(), start=1)
-    ]
-    return model.run_with_hooks(tokens.expand(len(values) + 1, -1), fwd_hooks=hooks)
+    hooks = {name: write(row, value) for row, (name, value) in enumerate(values.items(), start=1)}
+    return _run(model, points, tokens.expand(len(values) + 1, -1), hooks)
+
+
+def _run(
+    model: TransformerBridge,
+    points: Points,
+    tokens: Int[Tensor, "row pos"],
+    hooks: Mapping[str, Hook],
+) -> Float[Tensor, "row pos vocab"]:
+    with ExitStack() as stack:
+        for name, hook in hooks.items():
+            stack.enter_context(hooked(points[name], hook))
+        return model(tokens)
 
 
 def _distance(logits: Tensor, reference: Tensor) -> float:

@@ -117,8 +117,10 @@ def interpolate(start: "Run", end: "Run", alpha: float) -> Write:
     def new(current: Tensor, place: Place) -> Tensor:
         return torch.lerp(place.of(start), place.of(end), alpha)
 
+    read = [start] * (alpha != 1) + [end] * (alpha != 0)  # at an end the other run has no say
+
     def same_before(base: "Run") -> int:
-        return min(start.agrees_before(base), end.agrees_before(base))
+        return min(run.agrees_before(base) for run in read)
 
     return Write(f"interpolate {alpha:g}", new, (start, end), same_before)
 

@@ -19,11 +19,9 @@ import psutil
 PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
 # The job is the first line of stdin. When stdin ends, whoever started this has died, even by
-# `kill -9`, and so it ends as well; its kernel follows. Two modules are kept out: jsonschema and
-# papermill import them unasked, do without, and would take four times as long to start.
+# `kill -9`, and so it ends as well; its kernel follows.
 _WORKER = """
 import json, os, sys, threading
-sys.modules |= dict.fromkeys(("rfc3987_syntax", "pyarrow"))
 import papermill
 job = json.loads(sys.stdin.readline())
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()

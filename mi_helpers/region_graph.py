@@ -17,7 +17,7 @@ from torch import Tensor
 from .engine import Run
 from .regions import path_rows, sharpness, take, walk
 
-AT_ONCE = 64  # pairs walked together: bounds the copies of keys and values
+AT_ONCE = 128  # pairs walked together: bounds the copies of keys and values
 
 
 def near_pairs(acts: Float[Tensor, "prompt d"], k: int) -> Int[Tensor, "pair two"]:

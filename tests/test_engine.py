@@ -327,6 +327,17 @@ def test_a_patch_before_the_first_difference_is_not_run():
     assert torch.equal(seen["x"][:3, :, 0], base.logits().expand(3, -1, -1))
 
 
+def test_a_path_is_not_run_at_the_end_that_is_the_run_itself():
+    model, (clean, corrupted) = tiny.bridge("llama"), prompts()
+    base, other = engine.record(model, clean), engine.record(model, corrupted)
+    for start, end, own in ((base, other, 0), (other, base, -1)):
+        writes = [engine.interpolate(start, end, alpha) for alpha in (0, 0.5, 1)]
+        rows = [{"site": "resid_pre", "layer": 2, "pos": -1, "write": write} for write in writes]
+        found, seen = engine.run(base, table(rows), {"x": lambda v: v.sum(-1)}, return_tensors=True)
+        assert found.attrs["engine"]["rows_run"] == 2
+        assert torch.equal(seen["x"][own, :, 0], base.logits())
+
+
 def test_a_joint_row_runs_where_one_edit_undoes_another_s_idleness():
     """A patch that would change nothing alone does change something after an earlier edit."""
     model, (clean, _) = tiny.bridge("llama"), prompts()

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -39,10 +40,7 @@ def span(model):
 
 
 def close(found, expected, tolerance=1e-4):
-    torch.testing.assert_close(
-        torch.as_tensor(found, dtype=torch.float64), torch.as_tensor(expected).double(),
-        atol=tolerance, rtol=tolerance,
-    )  # fmt: skip
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 # --- sweep --------------------------------------------------------------------------------------

@@ -221,53 +221,81 @@ def test_slice_map_colours(model):
 # --- Mechanism ----------------------------------------------------------------------------------
 
 
-def test_one_path_as_a_batch_equals_rows(model):
-    pair = engine.record(model, prompts(2))
-    one = region_mechanism.walk_points(pair, region_mechanism.line(pair, steps=6))
-    start, end = regions.take(pair, [0]), regions.take(pair, [1])
+def ends(model, n):
+    """Runs of the first `n` of `n + 1` prompts, and of the prompt that follows each."""
+    run = engine.record(model, prompts(n + 1))
+    return regions.take(run, range(n)), regions.take(run, range(1, n + 1))
+
+
+def test_paths_as_a_batch_equal_rows(model):
+    start, end = ends(model, 3)
+    batch = region_mechanism.walk_points(start, region_mechanism.line(start, end, steps=6))
     rows = regions.walk(start, regions.path_rows(start, end, steps=6))
-    torch.testing.assert_close(one.pre, rows.pre, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(one.post, rows.post, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(batch.pre, rows.pre, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(batch.post, rows.post, atol=2e-5, rtol=1e-4)
+
+
+def test_a_path_for_each_prompt(model):
+    start, end = ends(model, 2)
+    with pytest.raises(ValueError, match="2 paths, 1 prompts"):
+        region_mechanism.walk_points(regions.take(start, [0]), region_mechanism.line(start, end))
+
+
+def test_paths_that_do_not_fit_in_one_batch_are_refused(model, monkeypatch):
+    start, end = ends(model, 2)
+    points = region_mechanism.line(start, end, steps=4)
+    monkeypatch.setattr(engine, "_free_memory", lambda device: 4)
+    with pytest.raises(RuntimeError, match="walk fewer at once"):
+        region_mechanism.gate_signs(start, points)
+    with pytest.raises(RuntimeError, match="walk fewer at once"):
+        region_mechanism.walk_points(start, points, frozen_norms=[1])
 
 
 def test_gate_signs_equal_plain_forwards(model):
-    pair = engine.record(model, prompts(2))
-    points = region_mechanism.line(pair, steps=4)
-    signs = region_mechanism.gate_signs(pair, points)
+    start, end = ends(model, 2)
+    points = region_mechanism.line(start, end, steps=4)
+    signs = region_mechanism.gate_signs(start, points)
     mlp = model.blocks[-1].mlp
     seen = []
     handle = (mlp.gate if hasattr(mlp, "gate") else getattr(mlp, "in")).register_forward_hook(
         lambda module, args, output: seen.append(output[:, -1])
     )
-    for point in points:
-        plain_read(model, pair.tokens[:1], point, 0)
+    for step in points:
+        for tokens, point in zip(start.tokens, step, strict=True):
+            plain_read(model, tokens[None], point, 0)
     handle.remove()
-    plain = torch.cat(seen)
+    plain = torch.cat(seen).view_as(signs)
     sure = plain.abs() > 1e-4
     assert (signs == (plain > 0))[sure].all()
     assert signs.shape == plain.shape
-    assert region_mechanism.flips(signs) > 0
+    assert (region_mechanism.flips(signs) > 0).all()
 
 
 def test_flips_of_a_known_path():
-    signs = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 1]]).bool()
-    assert region_mechanism.flips(signs) == 3
+    one = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 1]]).bool()
+    assert region_mechanism.flips(torch.stack([one, one[:1].expand(3, 3)], 1)).tolist() == [3, 0]
 
 
 def test_frozen_norms_hold_the_scale(model):
     """With a norm's scale held, its output is linear in its input, up to the bias."""
-    pair = engine.record(model, prompts(2))
-    points = region_mechanism.line(pair, steps=3)
-    seen = []
+    start, end = ends(model, 2)
+    points = region_mechanism.line(start, end, steps=3)
     last = model.cfg.n_layers - 1
-    with region_mechanism.frozen_norms(model, [last]):
-        handle = model.blocks[last].ln1.register_forward_hook(
-            lambda module, args, output: seen.append((args[0][:, 0], output[:, 0]))
-        )
-        frozen = region_mechanism.walk_points(pair, points)
+    block, seen = model.blocks[last], {}
+
+    def normed(module, args, kwargs):
+        seen["out"] = (args[0] if args else kwargs["hidden_states"])[1::2, 0]
+
+    # Of two paths the second is looked at: its scale is its own, not the first path's.
+    handles = [
+        block.ln1.register_forward_pre_hook(lambda m, args: seen.update(stream=args[0][1::2, 0])),
+        block.attn.register_forward_pre_hook(normed, with_kwargs=True),
+    ]
+    frozen = region_mechanism.walk_points(start, points, frozen_norms=[last])
+    for handle in handles:
         handle.remove()
-    stream, out = seen[0]
-    free = region_mechanism.walk_points(pair, points)
+    stream, out = seen["stream"], seen["out"]
+    free = region_mechanism.walk_points(start, points)
     torch.testing.assert_close(frozen.pre[0], free.pre[0], atol=2e-5, rtol=1e-4)
     assert not torch.allclose(frozen.pre[-1], free.pre[-1], atol=1e-3)
     with torch.no_grad():
@@ -287,18 +315,18 @@ def _mean(model, stream, n=1):
 def test_jacobian_norm_of_the_identity():
     """After the last block only the final norm acts: its Jacobian is known."""
     model = tiny.bridge("llama")
-    pair = engine.record(model, prompts(2))
-    points = region_mechanism.line(pair, layer=-1, steps=3)
-    found = region_mechanism.jacobian_norm(pair, points, layer=-1, probes=200, size=1e-2)
+    start, end = ends(model, 1)
+    points = region_mechanism.line(start, end, layer=-1, steps=3)
+    found = region_mechanism.jacobian_norm(start, points, layer=-1, probes=200, size=1e-2)
     exact = torch.stack(
         [
             torch.autograd.functional.jacobian(
                 lambda x: model.ln_final(x[None, None])[0, 0], p
             ).norm()
-            for p in points
+            for p in points[:, 0]
         ]
     )
-    torch.testing.assert_close(found, exact, rtol=0.15, atol=0)
+    torch.testing.assert_close(found[:, 0], exact, rtol=0.15, atol=0)
 
 
 # --- Graph --------------------------------------------------------------------------------------
@@ -420,8 +448,8 @@ def test_chained_sharpness_is_the_sharpness_of_those_pairs():
     model, tokens = tiny.bridge("llama"), prompts(3)
     tokens = torch.cat([tokens, tokens[-1:]])
     found = region_suite.chained_sharpness(model, tokens, steps=7)
-    pair = engine.record(model, tokens[1:3])
-    one = region_mechanism.walk_points(pair, region_mechanism.line(pair, steps=7))
+    start, end = (engine.record(model, tokens[n : n + 1]) for n in (1, 2))
+    one = regions.walk(start, regions.path_rows(start, end, steps=7))
     assert float(found[1]) == pytest.approx(float(regions.sharpness(one.distance())[0]), rel=1e-3)
     assert found.isnan().tolist() == [False, False, True]  # the last two prompts are equal
 

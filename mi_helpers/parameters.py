@@ -1,23 +1,29 @@
 """A notebook's parameters: read from its `parameters` cell, and set from texts.
 
+A comment that ends in `full: VALUE` names a parameter's value at a paper's scale.
+
 Papermill only warns about an unknown parameter, and takes a value of any type. So names and types
 are checked here, before anything starts.
 """
 
 import ast
 import difflib
+import io
 import json
+import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 
 class Parameter(NamedTuple):
-    """A name assigned in the `parameters` cell; types is None where any literal will do."""
+    """A name assigned in the `parameters` cell; types is None where any literal will do. `full` is
+    the text of its value at full scale, None where that is the default."""
 
     name: str
     default: Any
     types: tuple[type, ...] | None
+    full: str | None = None
 
 
 def read(path: Path) -> dict[str, Parameter]:
@@ -26,7 +32,7 @@ def read(path: Path) -> dict[str, Parameter]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
         source = "".join(tagged[0]["source"]) if tagged else ""
-        body = ast.parse(source).body
+        body, full = ast.parse(source).body, _full(source)
     except (ValueError, KeyError, TypeError, SyntaxError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
     found = {}
@@ -35,8 +41,16 @@ def read(path: Path) -> dict[str, Parameter]:
             continue
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(target, ast.Name):
-                found[target.id] = _parameter(target.id, node)
+                parameter = _parameter(target.id, node)
+                found[target.id] = parameter._replace(full=full.get(node.end_lineno))
     return found
+
+
+def _full(source: str) -> dict[int | None, str]:
+    """What follows `full:` in a comment, by the comment's line."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
+    return {n: text.split("full: ")[-1].strip() for n, text in comments.items() if "full: " in text}
 
 
 def all_values(path: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,16 +72,20 @@ def _parameter(name: str, node: Any) -> Parameter:
 
 
 def assign(
-    paths: Sequence[Path], texts: Mapping[str, str]
+    paths: Sequence[Path], texts: Mapping[str, str], full: bool = False
 ) -> tuple[dict[Path, dict[str, Any]], list[str]]:
     """The values that each notebook gets for NAME=VALUE texts, and notes on those left out.
 
     A name must be a parameter of at least one of the notebooks, and its value must fit the type
-    of the default in each that has it; ValueError says what does not.
+    of the default in each that has it; ValueError says what does not. With `full`, parameters that
+    are not given take their value at full scale.
     """
     known = {path: read(path) for path in paths}
     every = {name for parameters in known.values() for name in parameters}
     notes = []
+    if full:
+        small = [path.stem for path in paths if not any(p.full for p in known[path].values())]
+        notes += [f"no full set in {', '.join(small)}: run as always"] if small else []
     for name in texts:
         without = [path.stem for path in paths if name not in known[path]]
         if len(without) == len(paths):
@@ -79,7 +97,8 @@ def assign(
     values: dict[Path, dict[str, Any]] = {}
     for path in paths:
         values[path] = {}
-        for name, text in texts.items():
+        larger = {name: p.full for name, p in known[path].items() if full and p.full}
+        for name, text in (larger | dict(texts)).items():
             if name in known[path]:
                 try:
                     values[path][name] = convert(known[path][name], text)
@@ -90,7 +109,7 @@ def assign(
 
 def convert(parameter: Parameter, text: str) -> Any:
     """The value that a text on the command line means for this parameter, or ValueError."""
-    name, default, types = parameter
+    name, default, types, _ = parameter
     if types and str in types and not (text == "None" and type(None) in types):
         return _model_directory(text) if name == "MODEL" else text
     literal = text.capitalize() if text.lower() in ("true", "false", "none") else text

@@ -103,8 +103,9 @@ def run(
     names: Sequence[str] = (),
     parameters: dict[str, str] | None = None,
     *,
+    full: bool = False,
     name: str | None = None,
-    minutes: float = 30.0,
+    minutes: float | None = None,
     root: Path | None = None,
 ) -> Run:
     """Execute notebooks, all of them unless named, and return the finished run.
@@ -112,8 +113,9 @@ def run(
     Args:
         names: names, beginnings of names, or paths of notebooks.
         parameters: NAME to VALUE, texts as on the command line, checked before anything starts.
+        full: whether all other parameters take the value that their comment names as full.
         name: the folder under `papermill_runs/`; date and time by default.
-        minutes: the time limit of each notebook.
+        minutes: the time limit of each notebook; None: 30, and a day with `full`.
 
     Raises:
         ValueError: an unknown notebook or parameter, a value of the wrong type, a name in use.
@@ -121,7 +123,9 @@ def run(
     """
     root = root or notebooks.find_root()
     paths = notebooks.find(names, root)
-    values, notes = assign(paths, parameters or {})
+    values, notes = assign(paths, parameters or {}, full)
+    if minutes is None:
+        minutes = 24.0 * 60 if full else 30.0
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
     fetch_models(all_values(path, values[path]) for path in paths)
@@ -189,11 +193,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--timeout",
             type=float,
-            default=30.0,
             metavar="MIN",
-            help="of each; default: 30 minutes",
+            help="of each; default: 30 minutes, with --full a day",
         )
     command = runs[0]
+    command.add_argument("--full", action="store_true", help="at the papers' scale, for a GPU")
     command.add_argument("--model", metavar="NAME", help="the same as -p MODEL=NAME")
     command.add_argument(
         "-p", action="append", default=[], metavar="NAME=VALUE", help="a parameter"
@@ -218,7 +222,9 @@ def _run(options: argparse.Namespace) -> int:
             raise ValueError(f"-p takes NAME=VALUE, got {pair!r}")
         if texts.setdefault(key, value) != value:
             raise ValueError(f"{key} is given twice, as {texts[key]!r} and {value!r}")
-    finished = run(options.notebooks, texts, name=options.name, minutes=options.timeout)
+    finished = run(
+        options.notebooks, texts, full=options.full, name=options.name, minutes=options.timeout
+    )
     return _report(finished, options.save_reference)
 
 

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
+
+AT_ONCE = 256  # texts sampled together: bounds their keys and values
 
 
 @torch.no_grad()
@@ -22,12 +25,21 @@ def sample_prompts(
     uniform = torch.rand(
         length, n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    tokenizer, device = model.tokenizer, model.cfg.device
+    place = "cpu" if str(model.cfg.device) == "mps" else model.cfg.device  # mps has no float64
+    parts = uniform.to(place).split(AT_ONCE, dim=1)
+    bar = tqdm(parts, "sampled texts", leave=False, disable=len(parts) == 1)
+    return torch.cat([_sample(model, part) for part in bar])
+
+
+def _sample(
+    model: TransformerBridge, uniform: Float[Tensor, "pos prompt 1"]
+) -> Int[Tensor, "prompt pos"]:
+    tokenizer = model.tokenizer
     special = [token for token in tokenizer.all_special_ids if token < model.cfg.d_vocab]
     start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    tokens = torch.full((n, 1), start, device=device)
+    tokens = torch.full((uniform.shape[1], 1), start, device=model.cfg.device)
     cache = None
-    for draw in uniform.to(device if str(device) != "mps" else "cpu"):
+    for draw in uniform:
         out = model.original_model(
             input_ids=tokens[:, -1:] if cache else tokens, past_key_values=cache, use_cache=True
         )

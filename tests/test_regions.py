@@ -383,6 +383,12 @@ def test_sampled_prompts_repeat_and_follow_the_model(model):
     assert not set(tokens[:, 1:].flatten().tolist()) & {0, 1, 2}
 
 
+def test_many_prompts_are_sampled_in_parts_and_are_the_same(model, monkeypatch):
+    tokens = texts.sample_prompts(model, 7, length=6)
+    monkeypatch.setattr(texts, "AT_ONCE", 3)
+    assert torch.equal(tokens, texts.sample_prompts(model, 7, length=6))
+
+
 def test_samples_come_from_the_models_distribution():
     model = tiny.bridge("llama")
     tokens = texts.sample_prompts(model, 4000, length=1)

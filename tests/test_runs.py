@@ -288,6 +288,40 @@ def test_a_model_is_given_to_the_notebooks_that_take_one(
         parameters.assign([one, two], {"MODEL": "./other"})
 
 
+FULL = """SEED = 0  # of the prompts
+N = 3  # prompts; full: 100
+LAYERS = [
+    1, 2,
+]  # which; full: [1, 2, 3]
+MARK = "# full: 9"  # no comment in there"""
+
+
+def test_a_full_run_takes_the_values_that_the_comments_name(tmp_path: Path) -> None:
+    one = write_notebook(tmp_path / "notebooks/00_one.ipynb", FULL)
+    two = write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0  # of a full set")
+    values, notes = parameters.assign([one, two], {"SEED": "4"}, full=True)
+    assert values == {one: {"N": 100, "LAYERS": [1, 2, 3], "SEED": 4}, two: {"SEED": 4}}
+    assert notes == ["no full set in 01_two: run as always"]
+    assert parameters.assign([one], {"N": "5"}, full=True)[0][one]["N"] == 5
+    assert parameters.assign([one], {})[0][one] == {}
+
+
+def test_a_full_value_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path / "notebooks/00_one.ipynb", "N = 3  # prompts; full: all")
+    with pytest.raises(ValueError, match="00_one: N is of type int"):
+        parameters.assign([path], {}, full=True)
+
+
+def test_full_reaches_the_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parameters_cell = PARAMETERS.replace("# prompts", "# prompts; full: 30")
+    write_notebook(tmp_path / "notebooks/00_good.ipynb", parameters_cell, "assert N == 30")
+    assert runs.main(["run", "--full", "--name", "full"]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+
+
 def test_a_model_that_cannot_be_had_stops_the_run_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mi_helpers import reference, scorecard
+from mi_helpers import parameters, reference, scorecard
 from mi_helpers.claims import verdict
 from tests.notebooks.listing import FOLDER, NOTEBOOKS, Listed
 from tests.notebooks.policies import POLICIES, Policy
@@ -44,3 +44,12 @@ def test_the_stored_claims_are_those_of_the_reference(listed: Listed) -> None:
     expected = {r["id"]: verdict(r) for r in records if r["notebook"] == listed.name}
     assert shown == expected
     assert listed.model_free <= set(expected)
+
+
+@pytest.mark.parametrize("listed", NOTEBOOKS, ids=lambda listed: listed.name)
+def test_a_full_value_can_be_read_and_is_not_the_default(listed: Listed) -> None:
+    values, _ = parameters.assign([listed.path], {}, full=True)
+    known = parameters.read(listed.path)
+    assert all(value != known[name].default for name, value in values[listed.path].items())
+    named = listed.path.read_text(encoding="utf-8").count("; full: ")
+    assert len(values[listed.path]) == named

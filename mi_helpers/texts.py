@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 AT_ONCE = 256  # texts sampled together: bounds their keys and values
+DRAWN = 32  # of them, tokens drawn together: float64 probabilities that stay in the cache
 
 
 @torch.no_grad()
@@ -44,12 +45,17 @@ def _sample(
             input_ids=tokens[:, -1:] if cache else tokens, past_key_values=cache, use_cache=True
         )
         cache = out.past_key_values
-        logits = out.logits[:, -1].to(draw)
-        logits[:, special] = -torch.inf
-        upto = logits.softmax(-1).cumsum(-1)
-        new = (upto < draw * upto[:, -1:]).sum(-1, keepdim=True).to(tokens)
-        tokens = torch.cat([tokens, new], dim=1)
+        out.logits[..., special] = -torch.inf
+        parts = zip(out.logits[:, -1].split(DRAWN), draw.split(DRAWN), strict=True)
+        tokens = torch.cat([tokens, torch.cat([_draw(*part) for part in parts]).to(tokens)], dim=1)
     return tokens
+
+
+def _draw(
+    logits: Float[Tensor, "prompt vocab"], uniform: Float[Tensor, "prompt 1"]
+) -> Int[Tensor, "prompt 1"]:
+    upto = logits.to(uniform).softmax(-1).cumsum(-1)
+    return (upto < uniform * upto[:, -1:]).sum(-1, keepdim=True)
 
 
 def text_pairs(
@@ -66,13 +72,11 @@ def order_gain(model: TransformerBridge, texts: Sequence[str], seed: int = 0) ->
     per token: near 0 for a network that has not been trained on such text."""
     generator = torch.Generator().manual_seed(seed)
 
-    def loss(tokens: Int[Tensor, "1 pos"]) -> Tensor:
-        log_prob = model(tokens)[0, :-1].log_softmax(-1)
-        return -log_prob.gather(-1, tokens[0, 1:, None]).mean()
-
     gains = []
     for tokens in map(model.to_tokens, texts):
         order = 1 + torch.randperm(tokens.shape[1] - 1, generator=generator).to(tokens.device)
-        shuffled = torch.cat([tokens[:, :1], tokens[:, order]], dim=1)
-        gains.append(loss(shuffled) - loss(tokens))
+        both = torch.cat([tokens, torch.cat([tokens[:, :1], tokens[:, order]], dim=1)])
+        log_prob = model(both)[:, :-1].log_softmax(-1).gather(-1, both[:, 1:, None])
+        as_written, shuffled = log_prob.mean((1, 2))
+        gains.append(as_written - shuffled)
     return float(torch.stack(gains).mean())

@@ -5,11 +5,13 @@ import functools
 import hashlib
 import json
 import re
+import threading
 from pathlib import Path
 
 from .provenance import sha256
 
 PACKAGE = Path(__file__).parent
+_PARSER = threading.Lock()  # CPython 3.11 confuses how deep two threads have got in parsing
 _DATA = re.compile(r"""["'/]data["'/]""")  # how a module names the folder
 
 
@@ -61,7 +63,9 @@ def _hash(path: Path, stamp: tuple[int, int]) -> str:
 def _imports(module: Path) -> set[str]:
     """The first names in a module's imports from its own package."""
     found = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    with _PARSER:
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             found |= {node.module.split(".")[0]} if node.module else {a.name for a in node.names}
     return found

@@ -1,13 +1,16 @@
 """Sweeps: plans, identities, and results that are whole or absent whatever happens."""
 
 import contextlib
+import gc
 import json
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +226,37 @@ def test_the_identity_follows_the_code_that_a_notebook_reaches(
     before = fingerprint.source(path)["code"]
     (package / "data/weights.py").write_text("more")  # now nothing that is reached reads it
     assert fingerprint.source(path)["code"] == before
+
+
+class Cycle:
+    """Garbage whose end runs Python, at which another thread may take over."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        for _ in range(30):
+            pass
+
+
+def test_threads_take_fingerprints_at_the_same_time(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path / "notebooks/00_toy.ipynb", "import mi_helpers as mi")
+
+    def litter(phase: str, info: dict[str, int]) -> None:
+        Cycle()
+
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(50)  # CPython 3.11 fails to parse where threads change in a collection
+    gc.callbacks.append(litter)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = set(pool.map(lambda _: fingerprint.source(path)["code"], range(8)))
+    finally:
+        gc.callbacks.remove(litter)
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)
+    assert len(found) == 1
 
 
 def go(*arguments: str) -> int:

@@ -5,8 +5,8 @@ width], so that a plain hook on a module sees whole paths, and can count gate si
 scale along them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -40,11 +40,12 @@ def walk_points(
     if pairs != len(base.tokens):
         raise ValueError(f"one path for each prompt: {pairs} paths, {len(base.tokens)} prompts")
     copies = take(base, list(range(pairs)) * steps)
+    hold = partial(_hold_scale, (steps, pairs))
     with ExitStack() as stack:
         for number in frozen_norms:
             block = base.model.blocks[number]
             for norm in (getattr(block, name) for name in NORMS if hasattr(block, name)):
-                stack.enter_context(_hooked(norm, partial(_hold_scale, (steps, pairs))))
+                stack.enter_context(norm.register_forward_hook(hold))
         found = walk(copies, point_rows(points.reshape(1, steps * pairs, width), layer))
     shape = (steps, pairs, width)
     return Walk(found.model, found.pre.view(shape), found.post.view(shape))
@@ -81,7 +82,7 @@ def gate_signs(
     mlp = base.model.blocks[read_layer].mlp
     gate = mlp.gate if hasattr(mlp, "gate") else getattr(mlp, "in")
     seen: list[Tensor] = []
-    with _hooked(gate, lambda module, args, output: seen.append(output)):
+    with gate.register_forward_hook(lambda module, args, output: seen.append(output)):
         walk_points(base, points, layer)
     steps, pairs, _ = points.shape
     _require_whole(seen[0], (steps, pairs))
@@ -120,12 +121,3 @@ def jacobian_norm(
     up, down = read.view(2, steps, probes, pairs, -1)
     slope = (up - down).norm(dim=-1) / (2 * length[..., 0])
     return slope.pow(2).mean(1).mul(width).sqrt()
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

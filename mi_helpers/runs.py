@@ -194,10 +194,12 @@ def _parser() -> argparse.ArgumentParser:
             "--timeout",
             type=float,
             metavar="MIN",
-            help="of each; default: 30 minutes, with --full a day",
+            help="of each; default: 30 minutes",
         )
     command = runs[0]
-    command.add_argument("--full", action="store_true", help="at the papers' scale, for a GPU")
+    command.add_argument(
+        "--full", action="store_true", help="at the papers' scale, for a GPU; --timeout is a day"
+    )
     command.add_argument("--model", metavar="NAME", help="the same as -p MODEL=NAME")
     command.add_argument(
         "-p", action="append", default=[], metavar="NAME=VALUE", help="a parameter"

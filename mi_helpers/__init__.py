@@ -1,17 +1,33 @@
 """Helpers under a collection of notebooks on what happens inside language models.
 
-`import mi_helpers as mi` gives `mi.load_model` and every module of the package: `mi.engine`,
-`mi.prompts`, `mi.plots` … Each is imported when it is first used, so that the command line
-answers at once.
+`import mi_helpers as mi`, and `mi.` lists all that a notebook needs. Each part is imported when it
+is first used, so that the command line answers at once.
 """
 
 import importlib
 import os
-import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .models import available_models, load_model
+
+_ROOMS = (
+    "basis",
+    "circuits",
+    "claims",
+    "directions",
+    "engine",
+    "features",
+    "metrics",
+    "patching",
+    "plots",
+    "regions",
+    "saes",
+    "stats",
+    "tasks",
+    "toys",
+)
+_NAMES = {"available_models": "models", "load_model": "models"}  # a name, and where it is defined
 
 __all__ = ["available_models", "load_model"]
 
@@ -21,12 +37,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module(".models", __name__), name)
-    if name in __dir__():
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(module.name for module in pkgutil.iter_modules(__path__))]
+    return sorted([*_NAMES, *_ROOMS])

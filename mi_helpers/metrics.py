@@ -12,15 +12,12 @@ norm; put `log_prob` or `kl` beside it, because they see what it cannot; keep `a
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .pairs import PromptPairs
 
 Values = Any  # a tensor, an array, a pandas column or a float
 
@@ -168,11 +165,26 @@ def normalise(value: Values, corrupted: Values, clean: Values) -> Values:
     return (value - corrupted) / span
 
 
+class Answered(Protocol):
+    """What `build` reads of a set of prompt pairs."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def answers(self) -> Int[Tensor, "prompt"]: ...
+    @property
+    def wrong(self) -> Int[Tensor, "prompt"]: ...
+    @property
+    def right_set(self) -> Bool[Tensor, "prompt vocab"] | None: ...
+    @property
+    def wrong_set(self) -> Bool[Tensor, "prompt vocab"] | None: ...
+
+
 METRICS = ("logit_diff", "log_prob", "prob", "accuracy", "rank", "kl", "prob_diff")
 
 
 def build(
-    pairs: "PromptPairs",
+    pairs: Answered,
     names: Sequence[str],
     reference: Float[Tensor, "prompt vocab"] | None = None,
 ) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mi_helpers import claims
+from mi_helpers import claims, stats
 
 GOOD: dict[str, Any] = {
     "id": "00.layer-norm",
@@ -176,7 +176,7 @@ def test_the_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(200):
-        value, low, high = claims.bootstrap(rng.normal(2.0, 1.0, 40), n=300, seed=trial)
+        value, low, high = stats.bootstrap(rng.normal(2.0, 1.0, 40), n=300, seed=trial)
         assert low <= value <= high
         hits += low <= 2.0 <= high
     assert 0.88 <= hits / 200 <= 0.99
@@ -189,13 +189,13 @@ def test_the_bootstrap_draws_whole_rows_and_takes_any_statistic() -> None:
     def ratio(rows: np.ndarray) -> float:
         return rows[:, 1].sum() / rows[:, 0].sum()
 
-    assert claims.bootstrap(pairs, ratio) == pytest.approx((3.0, 3.0, 3.0))
+    assert stats.bootstrap(pairs, ratio) == pytest.approx((3.0, 3.0, 3.0))
 
 
 @given(arrays(float, st.integers(2, 8), elements=st.floats(-1e3, 1e3)), st.integers(0, 9))
 def test_the_bootstrap_is_seeded_and_stays_in_range(values: Any, seed: int) -> None:
-    first = claims.bootstrap(values, n=20, seed=seed)
-    assert first == claims.bootstrap(values, n=20, seed=seed)
+    first = stats.bootstrap(values, n=20, seed=seed)
+    assert first == stats.bootstrap(values, n=20, seed=seed)
     slack = 1e-9 * (1 + abs(values).max())
     assert values.min() - slack <= first[1] <= first[2] <= values.max() + slack
 
@@ -206,4 +206,4 @@ def test_the_bootstrap_is_seeded_and_stays_in_range(values: Any, seed: int) -> N
 )
 def test_the_bootstrap_refuses_what_has_no_interval(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        claims.bootstrap(values)
+        stats.bootstrap(values)

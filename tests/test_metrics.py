@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_helpers import metrics
-from mi_helpers.pairs import PromptPairs
+from mi_helpers.tasks.pairs import PromptPairs
 
 # Two prompts, four tokens. Prompt 0: odds 8 : 4 : 2 : 2; prompt 1: odds 1 : 1 : 1 : 5.
 ODDS = torch.tensor([[8.0, 4.0, 2.0, 2.0], [1.0, 1.0, 1.0, 5.0]])

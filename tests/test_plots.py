@@ -303,7 +303,9 @@ def test_all_figures_share_one_browser(monkeypatch):
 DRAW = """
 import json
 import os
-from mi_helpers import panels, plots, rendering
+from mi_helpers import panels
+from mi_helpers import plots
+from mi_helpers import rendering
 import pandas as pd, plotly.io as pio
 figure = plots.lines(pd.DataFrame({"x": [0, 1], "y": [0, 1]}), "x", "y")
 renderer = pio.renderers[pio.renderers.default]

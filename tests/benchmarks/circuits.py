@@ -19,8 +19,10 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mi_helpers import circuit_toys, circuits, load_model, prompts
-from mi_helpers.pairs import PromptPairs
+from mi_helpers import circuits, load_model
+from mi_helpers.tasks import prompts
+from mi_helpers.tasks.pairs import PromptPairs
+from mi_helpers.toys import docstring as circuit_toys
 from tests import tiny
 from tests.benchmarks.measure import matmul_rate, timed
 

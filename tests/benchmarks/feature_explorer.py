@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from mi_helpers import feature_explorer
+from mi_helpers.features import explore as feature_explorer
 from tests.browser import Page
-from tests.test_feature_explorer import graph
+from tests.features.test_feature_explorer import graph
 
 FRAMES = 20
 MOVE = """(async () => {

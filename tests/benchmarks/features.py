@@ -26,8 +26,8 @@ import psutil
 import torch
 from scipy import sparse
 
-from mi_helpers import features
-from mi_helpers.feature_streams import Firing
+from mi_helpers.features import relations as features
+from mi_helpers.features.firing import Firing
 
 from .measure import matmul_rate, timed
 

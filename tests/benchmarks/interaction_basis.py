@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from mi_helpers import interaction_basis as ib
-from mi_helpers import toys
+from mi_helpers.basis import interaction as ib
+from mi_helpers.toys import networks as toys
 
 from .measure import timed
 

@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
-from mi_helpers import provenance, runs, sweep_plan, sweeps
-from tests.sweeping import CHECK, MODEL, PARAMETERS, Executor, write_model, write_notebook
+from mi_helpers.run import cli as runs
+from mi_helpers.run import plan as sweep_plan
+from mi_helpers.run import provenance
+from mi_helpers.run import sweep as sweeps
+from tests.run.sweeping import CHECK, MODEL, PARAMETERS, Executor, write_model, write_notebook
 
 
 def recorded(root: Path, models: int = 20, seeds: int = 50, claims: int = 20) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mi_helpers import engine, prompts
+from mi_helpers import engine
+from mi_helpers.tasks import prompts
 from tests import tiny
 from tests.benchmarks.measure import matmul_rate, timed
 

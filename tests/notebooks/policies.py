@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import nbformat
 from nbformat import NotebookNode
 
-from mi_helpers.render import figures_without_png, is_progress, machine_paths
+from mi_helpers.run.render import figures_without_png, is_progress, machine_paths
 
 MAX_BYTES = 1_500_000
 MAX_LINES = 25

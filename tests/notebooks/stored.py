@@ -22,8 +22,9 @@ import pytest
 from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell, IPyNbFile
 
-from mi_helpers import runs, scorecard
-from mi_helpers.render import PLOTLY, is_progress
+from mi_helpers.run import cli as runs
+from mi_helpers.run import scorecard
+from mi_helpers.run.render import PLOTLY, is_progress
 from tests.notebooks.listing import NOTEBOOKS
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")

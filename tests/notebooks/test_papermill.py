@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mi_helpers import runs, scorecard
+from mi_helpers.run import cli as runs
+from mi_helpers.run import scorecard
 from tests.notebooks.listing import NOTEBOOKS, Listed
 from tests.tiny import hf_model
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mi_helpers import parameters, reference, scorecard
 from mi_helpers.claims import verdict
+from mi_helpers.run import parameters, reference, scorecard
 from tests.notebooks.listing import FOLDER, NOTEBOOKS, Listed
 from tests.notebooks.policies import POLICIES, Policy
 

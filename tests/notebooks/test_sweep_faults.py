@@ -16,12 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mi_helpers import sweeps
-from tests.sweeping import CHECK, PARAMETERS, write_notebook
+from mi_helpers.run import sweep as sweeps
+from tests.run.sweeping import CHECK, PARAMETERS, write_notebook
 
 # A sweep in a process of its own; the device is not asked for, since that takes torch and seconds.
 DRIVER = """import sys
-from mi_helpers import provenance, runs
+from mi_helpers.run import provenance
+from mi_helpers.run import cli as runs
 provenance._device = lambda: "cpu"
 sys.exit(runs.main(["sweep", "--name", "s", *sys.argv[1:]]))"""
 COUNTED = (

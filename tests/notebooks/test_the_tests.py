@@ -11,9 +11,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbval.plugin import NbCellError
 
-from mi_helpers import reference
 from mi_helpers.claims import Record
-from mi_helpers.render import PLOTLY
+from mi_helpers.run import reference
+from mi_helpers.run.render import PLOTLY
 from tests.notebooks import stored
 from tests.notebooks.policies import POLICIES
 from tests.notebooks.stored import StoredCell, StoredNotebook, settle

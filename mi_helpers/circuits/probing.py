@@ -1,0 +1,143 @@
+"""Subnetwork probing: learn by gradient which nodes or edges to keep.
+
+Every unit has a mask between 0 (it carries the ablated value) and 1 (it is kept), drawn from a hard
+concrete distribution, which is exactly 0 or 1 much of the time and yet has a gradient. The masks'
+parameters are trained on the loss of the masked model plus a penalty on the share of units kept.
+
+Source: Cao, Sanh & Rush 2021, arXiv 2104.03514, as Conmy et al. 2023, arXiv 2304.14997, appendix
+D.1, compare with it: corrupted values in place of zeros, no probe, a constant learning rate. Hard
+concrete masks: Louizos, Welling & Kingma 2018, arXiv 1712.01312.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ..tasks.pairs import PromptPairs
+from .attribution import Metric
+from .graph import Circuit, Graph
+from .runs import CircuitRuns, ensure_runs
+from .senders import Value
+
+LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # the stretch, and how soft the masks are
+START = math.log(0.9 / 0.1)  # masks start mostly kept
+
+
+@dataclass(frozen=True, eq=False)
+class Probing:
+    """What subnetwork probing found, for each penalty.
+
+    Attributes:
+        circuits: by penalty. Units whose log-odds end above 0 (a mask above a half) are kept; of
+            nodes, all edges among those that are kept.
+        scores: penalty, unit (a node or an edge), log_odds of being kept, kept.
+        history: penalty, step, loss (with drawn masks, mean over prompts), kept (expected share).
+    """
+
+    circuits: dict[float, Circuit]
+    scores: pd.DataFrame
+    history: pd.DataFrame
+
+
+def subnetwork_probing(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    penalty: float | Sequence[float],
+    metric: Metric = "kl",
+    value: Value = "resample",
+    units: Literal["nodes", "edges"] = "nodes",
+    steps: int = 200,
+    rate: float = 0.1,
+    seed: int = 0,
+    runs: CircuitRuns | None = None,
+) -> Probing:
+    """Train a mask over heads and MLPs ("nodes", as in the papers; the embedding stays), or over
+    all edges, to keep the loss low with few units.
+
+    Args:
+        penalty: what keeping every unit costs, in the loss's unit; times the expected share of
+            units kept. Several are trained side by side in one batch, with masks of their own.
+        metric: "kl" from the clean run is a loss as it is; any other name is a score whose negative
+            is the loss; a function of the last position's logits [row, prompt, vocab] is a loss.
+        value: what removed units carry, see `circuit_senders.ablated`.
+        steps: of Adam, at the constant learning `rate`; each draws one mask for all prompts.
+        seed: of the draws.
+        runs: recorded runs of these pairs, to be used again.
+
+    Memory: every step keeps what backward needs, per penalty several times what `Wiring.row_memory`
+    says; edges take more than nodes, since every receiver then has a stream of its own.
+
+    Raises:
+        ValueError: a negative penalty, no steps, unknown units, or a metric without a gradient.
+    """
+    penalties = [float(x) for x in (penalty if isinstance(penalty, Sequence) else [penalty])]
+    if not penalties or min(penalties) < 0 or len(set(penalties)) < len(penalties):
+        raise ValueError(f"penalties are different numbers of at least 0, got {penalties}")
+    if steps < 1 or units not in ("nodes", "edges"):
+        raise ValueError(f"needs a step or more, of 'nodes' or 'edges', got {steps} and {units!r}")
+    runs = ensure_runs(model, pairs, runs)
+    wiring, function = runs.wiring(value), runs.function(metric)
+    sign = 1 if callable(metric) or metric == "kl" else -1
+    names = runs.graph.senders[1:] if units == "nodes" else runs.graph.edges
+    odds = torch.full((len(penalties), len(names)), START, requires_grad=True)
+    optimizer, weight = torch.optim.Adam([odds], rate), torch.tensor(penalties)
+    generator, lines = torch.Generator().manual_seed(seed), []
+    for step in tqdm(range(steps), desc="masks", leave=False, disable=steps < 50):
+        removed = 1 - drawn(odds, torch.rand(odds.shape, generator=generator))
+        logits = wiring.logits(wiring.remove(shares(runs.graph, removed)))
+        losses = sign * function(logits).mean(-1).cpu()
+        if not losses.requires_grad and bool((removed < 1).any()):
+            raise ValueError("this metric has no gradient; take one that is smooth")
+        kept = expected(odds).mean(-1)
+        optimizer.zero_grad()
+        (losses + weight * kept).sum().backward()
+        optimizer.step()
+        for row, (loss, share) in enumerate(zip(losses.tolist(), kept.tolist(), strict=True)):
+            lines.append({"penalty": penalties[row], "step": step, "loss": loss, "kept": share})
+    found = odds.detach()
+    tables = [
+        pd.DataFrame({"penalty": one, "unit": names, "log_odds": row, "kept": row > 0})
+        for one, row in zip(penalties, found.numpy(), strict=True)
+    ]
+    circuits = {}
+    for one, table in zip(penalties, tables, strict=True):
+        chosen = table.loc[table["kept"], "unit"]
+        make = Circuit.between if units == "nodes" else Circuit.of
+        circuits[one] = make(runs.graph, chosen)
+    return Probing(circuits, pd.concat(tables, ignore_index=True), pd.DataFrame(lines))
+
+
+def drawn(
+    log_odds: Float[Tensor, "*units"], uniform: Float[Tensor, "*units"]
+) -> Float[Tensor, "*units"]:
+    """Hard concrete masks from uniform noise: a stretched, clipped sigmoid."""
+    noise = uniform.clamp(1e-6, 1 - 1e-6).logit()
+    return (torch.sigmoid((noise + log_odds) / TEMPERATURE) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def expected(log_odds: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
+    """Each mask's probability of not being 0."""
+    return torch.sigmoid(log_odds - TEMPERATURE * math.log(-LOW / HIGH))
+
+
+def shares(
+    graph: Graph, removed: Float[Tensor, "row unit"]
+) -> Float[Tensor, "row sender receiver"]:
+    """The removed share of every edge, from that of every edge in order or of every node but the
+    embedding (which all of a node's edges then have in common)."""
+    rows, (sender, receiver) = len(removed), graph.index
+    if removed.shape[1] == len(graph.senders) - 1:
+        columns = torch.cat([removed.new_zeros(rows, 1), removed], 1)
+        return columns[:, :, None].expand(-1, -1, len(graph.receivers))
+    full = removed.new_zeros(rows, *graph.exists.shape)
+    return full.index_put(
+        (torch.arange(rows)[:, None], *map(torch.tensor, (sender, receiver))), removed
+    )

@@ -1,0 +1,194 @@
+"""Records one run of a model over a batch of prompts, and what later interventions reuse of it."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+
+from ..models.hooks import first, forward_as, hooked, map_leaves
+from ..models.sites import hook_name
+
+
+@dataclass(eq=False)
+class Run:
+    """One forward pass over a batch of prompts, with what later interventions reuse.
+
+    `resid[l]` enters block l, and `resid[n_layers]` leaves the last one; `keys[l]` and `values[l]`
+    are what attention reads, rotary angles applied; `calls[l]` is what block l was called with.
+    """
+
+    model: TransformerBridge
+    tokens: Int[Tensor, "prompt pos"]
+    mask: Int[Tensor, "prompt pos"] | None
+    resid: list[Float[Tensor, "prompt pos d_model"]] = field(default_factory=list)
+    keys: list[Float[Tensor, "prompt kv_head pos d_head"]] = field(default_factory=list)
+    values: list[Float[Tensor, "prompt kv_head pos d_head"]] = field(default_factory=list)
+    calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
+    acts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def activation(self, site: str, layer: int) -> Float[Tensor, "prompt pos ..."]:
+        """The activation at a site: [prompt, pos, d_model], or [prompt, pos, head, d_head or key].
+
+        Raises KeyError where the site was not recorded.
+        """
+        if site in ("resid_pre", "resid_post"):
+            return self.resid[layer + (site == "resid_post")]
+        if site == "resid_mid":
+            return self.resid[layer] + self.activation("attn_out", layer)
+        if (site, layer) not in self.acts:
+            raise KeyError(f"{site} was not recorded: use record(..., sites=[{site!r}])")
+        return self.acts[site, layer]
+
+    @cached_property
+    def hooks(self) -> dict[str, HookPoint]:
+        return self.model.hook_dict
+
+    def hook(self, site: str, layer: int) -> HookPoint:
+        """The hook point of a site. Raises ValueError where the architecture has none (blocks
+        whose attention and MLP run in parallel have no `resid_mid`)."""
+        name = hook_name(site, layer)
+        if name not in self.hooks:
+            raise ValueError(f"{self.model.cfg.architecture} has no hook {name}")
+        return self.hooks[name]
+
+    def logits(self, pos: int | list[int] = -1) -> Float[Tensor, "prompt *k d_vocab"]:
+        """Logits at one position, [prompt, d_vocab], or at several, [prompt, k, d_vocab]."""
+        return unembed(self.model, self.resid[-1][:, pos])
+
+    def real_tokens(self) -> Bool[Tensor, "prompt pos"]:
+        """True for tokens, False for padding."""
+        return torch.ones_like(self.tokens).bool() if self.mask is None else self.mask.bool()
+
+    def agrees_before(self, other: "Run") -> int:
+        """The number of leading positions at which the two runs are equal, by causality."""
+        if self.model is not other.model or self.tokens.shape != other.tokens.shape:
+            return 0
+        same = (self.tokens == other.tokens) & (self.real_tokens() == other.real_tokens())
+        return int(same.all(0).cummin(0).values.sum())
+
+
+@torch.no_grad()
+def record(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "prompt pos"],
+    attention_mask: Int[Tensor, "prompt pos"] | None = None,
+    sites: Sequence[str] = (),
+) -> Run:
+    """Run the model once and keep residuals, keys and values, and the activations at `sites`.
+
+    `attention_mask` is 1 for tokens and 0 for padding, on either side. `resid_pre` and
+    `resid_post` are always kept. Raises ValueError for an unknown site or wrong shapes.
+    """
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"tokens must be [prompt, pos] and not empty, got {tuple(tokens.shape)}")
+    if attention_mask is not None and attention_mask.shape != tokens.shape:
+        raise ValueError(f"attention_mask {attention_mask.shape} is not of {tokens.shape}")
+    device = model.cfg.device
+    mask = None if attention_mask is None else attention_mask.to(device)
+    found = Run(model, tokens.to(device), mask)
+    for site in sites:
+        found.hook(site, 0)
+    cache = _Recorder(found)
+
+    def keep_call(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        args, kwargs = map_leaves(lambda v: cache if hasattr(v, "update") else v, (args, kwargs))
+        found.resid.append(args[0] if args else kwargs["hidden_states"])
+        found.calls.append((args, kwargs))
+        return args, kwargs
+
+    def keep_site(site: str, layer: int) -> Callable[[Tensor], None]:
+        def keep(value: Tensor) -> None:
+            found.acts[site, layer] = value.transpose(1, 2) if site == "pattern" else value
+
+        return keep
+
+    with ExitStack() as stack:
+        for block in model.blocks:
+            handle = block.register_forward_pre_hook(keep_call, with_kwargs=True)
+            stack.callback(handle.remove)
+        handle = model.blocks[-1].register_forward_hook(
+            lambda module, args, output: found.resid.append(first(output))
+        )
+        stack.callback(handle.remove)
+        kept = {"attn_out" if site == "resid_mid" else site for site in sites}
+        for site in kept - {"resid_pre", "resid_post"}:
+            for layer in range(model.cfg.n_layers):
+                stack.enter_context(hooked(found.hook(site, layer), keep_site(site, layer)))
+        stack.enter_context(forward_as(model.unembed, lambda x, *_, **__: x[..., :1]))
+        model(found.tokens, use_cache=True, **({} if mask is None else {"attention_mask": mask}))
+    if len(found.keys) != model.cfg.n_layers or len(found.resid) != model.cfg.n_layers + 1:
+        raise ValueError(
+            f"the blocks of {model.cfg.architecture} take no key-value cache in the usual way; "
+            "the engine cannot reuse its runs"
+        )
+    return found
+
+
+def record_noised(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "prompt pos"],
+    positions: Sequence[int],
+    sigmas: float = 3.0,
+    seed: int = 0,
+    sites: Sequence[str] = (),
+) -> Run:
+    """As `record`, with noise N(0, (sigmas · σ)²) on the embeddings at `positions`, σ being the
+    standard deviation of these prompts' embeddings.
+
+    Source: Meng et al. 2022 (ROME), arXiv 2202.05262, section 2.1.
+    """
+    where = list(positions)
+    generator = torch.Generator().manual_seed(seed)
+
+    def add(value: Tensor, hook: object) -> Tensor:
+        noise = torch.randn(value[:, where].shape, generator=generator).to(value)
+        value = value.clone()
+        value[:, where] += sigmas * value.std() * noise
+        return value
+
+    with model.hooks(fwd_hooks=[("hook_embed", add)]):
+        noised = record(model, tokens, sites=sites)
+    noised.tokens = noised.tokens.clone()
+    noised.tokens[:, where] = -1  # no token of the vocabulary: the engine must see that runs differ
+    return noised
+
+
+def unembed(
+    model: TransformerBridge,
+    resid: Float[Tensor, "*batch d_model"],
+    tokens: Int[Tensor, "token"] | None = None,
+) -> Float[Tensor, "*batch d_vocab"]:
+    """Logits of final residuals, by the model's own last norm, unembedding and soft cap; of all
+    tokens of the vocabulary, or of some."""
+    flat = resid.reshape(-1, 1, resid.shape[-1])
+    with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and flat.requires_grad))
+        if tokens is not None:
+            whole = model.unembed.original_component
+            bias = None if whole.bias is None else whole.bias[tokens]
+            part = partial(torch.nn.functional.linear, weight=whole.weight[tokens], bias=bias)
+            stack.enter_context(forward_as(model.unembed, part))
+        for block in model.blocks:
+            stack.enter_context(forward_as(block, lambda *_, **__: flat))
+        token = torch.zeros(1, 1, dtype=torch.long, device=resid.device)
+        logits = model.original_model(input_ids=token, use_cache=False).logits
+    return logits.reshape(*resid.shape[:-1], -1)
+
+
+class _Recorder:
+    """Stands in for the model's cache while recording: keeps the keys and values it is given."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def update(self, k: Tensor, v: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.run.keys.append(k)
+        self.run.values.append(v)
+        return k, v

@@ -1,0 +1,98 @@
+"""What interventions do to a model's reading of a text: measured at many positions at once.
+
+`engine.run` gives one number per row and prompt; on running text the same row is read at every
+position. `measure` gives all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import engine
+from ..metrics import kl
+
+LOGITS_AT_ONCE = 2**28  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What each row did, at each position read.
+
+    `kl`: KL(original ‖ perturbed) of the next token, in nats. `loss`: cross-entropy of the token
+    that follows in the text, in nats; NaN at the text's last position. `l2`: how far the stream
+    that leaves the last block (before the final norm) moved.
+    """
+
+    pos: list[int]
+    kl: Float[Tensor, "row prompt k"]
+    loss: Float[Tensor, "row prompt k"]
+    l2: Float[Tensor, "row prompt k"]
+
+    def table(self, rows: pd.DataFrame, by_position: bool = False) -> pd.DataFrame:
+        """`rows` without their writes, one line per row and prompt (mean over the positions read)
+        or per row, prompt and position read (column `at`)."""
+        about = rows.drop(columns=["write"]).drop_duplicates("row") if "row" in rows else rows
+        about = about.drop(columns=["write"], errors="ignore").reset_index(drop=True)
+        n_rows, n_prompts, k = self.kl.shape
+        if len(about) != n_rows:
+            raise ValueError(f"{len(about)} rows, but outcomes of {n_rows}")
+        each = k if by_position else 1
+        long = about.loc[about.index.repeat(n_prompts * each)].reset_index(drop=True)
+        long["prompt"] = torch.arange(n_prompts).repeat_interleave(each).repeat(n_rows).numpy()
+        if by_position:
+            long["at"] = self.pos * (n_rows * n_prompts)
+        for name in ("kl", "loss", "l2"):
+            value = getattr(self, name)
+            long[name] = (value if by_position else value.nanmean(-1)).flatten().numpy()
+        return long
+
+
+@torch.no_grad()
+def measure(
+    run: engine.Run,
+    rows: pd.DataFrame,
+    pos: int | Sequence[int] | None = None,
+    against: Sequence[int] | None = None,
+) -> Outcome:
+    """Carry out `rows` on `run` and compare with the run as it was, at `pos`.
+
+    `pos` None means every position but 0, whose residual is unlike all others. Rows are as for
+    `engine.run`. `against` compares each row with another row instead, named by its number.
+    """
+    n_pos = run.tokens.shape[1]
+    chosen = range(1, n_pos) if pos is None else [pos] if isinstance(pos, int) else pos
+    at = [p % n_pos for p in chosen]
+    if not at or at != sorted(set(at)):
+        raise ValueError(f"positions to read must be given once each and in order, got {pos}")
+    final = run.resid[-1][:, at]
+
+    def moved(stream: Float[Tensor, "row prompt k d"]) -> Float[Tensor, "row prompt"]:
+        return (stream - final).norm(dim=-1).mean(-1)
+
+    metric = engine.Metric(moved, pos=at, site="resid_post", layer=-1)
+    _, read = engine.run(run, rows, {"l2": metric}, return_tensors=True)
+    streams = read["l2"].to(final)
+    origin = final.expand_as(streams) if against is None else streams[list(against)]
+    following = run.tokens.roll(-1, 1)[:, at]
+    kls, losses = [], []
+    size = max(1, LOGITS_AT_ONCE // (4 * run.model.cfg.d_vocab * len(at)))
+    for prompts in torch.arange(len(final), device=final.device).split(size):
+        target = following[prompts].flatten()
+        reference = engine.unembed(run.model, final[prompts]).flatten(0, 1)
+        of_rows = []
+        for stream, start in zip(streams[:, prompts], origin[:, prompts], strict=True):
+            if against is not None:
+                reference = engine.unembed(run.model, start).flatten(0, 1)
+            logits = engine.unembed(run.model, stream).flatten(0, 1)
+            log_p = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+            of_rows.append(torch.stack([kl(logits[None], reference)[0], -log_p]))
+        both = torch.stack(of_rows, 1).unflatten(-1, (len(prompts), len(at))).cpu()
+        kls.append(both[0])
+        losses.append(both[1])
+    loss = torch.cat(losses, 1)
+    loss[..., [p == n_pos - 1 for p in at]] = torch.nan
+    return Outcome(at, torch.cat(kls, 1), loss, (streams - origin).norm(dim=-1).cpu())

@@ -1,0 +1,109 @@
+"""Does a feature feed the similar one of the next layer? Take it out, and see.
+
+The upstream feature's activation is set to zero and nothing else of the stream is touched: what
+the autoencoder does not explain stays (its error is kept). The stream goes on to the next
+autoencoder, and the downstream feature is read there.
+
+Source: Balcells et al. 2024, arXiv 2410.08869 (ablation over bins of similarity).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .firing import SparseAutoencoder
+
+Stream = Float[Tensor, "document pos d_model"]
+
+
+def sample_bins(
+    table: pd.DataFrame, bounds: Sequence[float], n: int, column: str = "pearson", seed: int = 0
+) -> pd.DataFrame:
+    """At most `n` pairs for each bin of a column, drawn at random: the rows, with a column `bin`
+    that holds the bin's lower bound. Bounds rise; the last bin includes its upper one.
+
+    Whether a pair is drawn depends on its own features and the pairs of its bin alone, so that
+    rounding, which moves a pair across a bound, does not change what is drawn elsewhere.
+    """
+    if list(bounds) != sorted(set(bounds)) or len(bounds) < 2:
+        raise ValueError(f"bounds rise and are two or more, got {list(bounds)}")
+    values = table[column].to_numpy()
+    inside = table[(values >= bounds[0]) & (values <= bounds[-1])]
+    number = np.searchsorted(bounds, inside[column], side="right") - 1
+    number = number.clip(max=len(bounds) - 2)
+    name = inside["up"].to_numpy(np.uint64) << np.uint64(32) | inside["down"].to_numpy(np.uint64)
+    order = pd.util.hash_array(name ^ pd.util.hash_array(np.array([seed], np.uint64)))
+    drawn = inside.assign(bin=np.asarray(bounds)[number], order=order).sort_values("order")
+    return (drawn.groupby("bin").head(n).sort_values(["bin", "order"], ignore_index=True)).drop(
+        columns="order"
+    )
+
+
+@torch.no_grad()
+def ablations(
+    step: Callable[[Stream], Stream],
+    saes: tuple[SparseAutoencoder, SparseAutoencoder],
+    before: Stream,
+    chosen: pd.DataFrame,
+    documents: int = 4,
+    at_once: int = 4,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """For each pair (columns up, down), the downstream feature without the upstream one.
+
+    `step` takes the stream of the first autoencoder's place to the second's. For each pair,
+    `documents` texts are drawn in which both fire (or, for lack of such, the downstream one).
+    Adds the columns tokens (on which the downstream feature fires), and drop: the share of its
+    summed activation on those tokens that is gone. Rows whose feature fires nowhere have NaN.
+    """
+    up_sae, down_sae = saes
+    ups = torch.cat([_activations(up_sae, x, chosen["up"]) for x in before.split(16)])
+    after = torch.cat([step(x) for x in before.split(16)])
+    downs = torch.cat([_activations(down_sae, x, chosen["down"]) for x in after.split(16)])
+    names = chosen[["up", "down"]].astype(int).to_numpy().tolist()
+    draws = [np.random.default_rng([seed, *name]) for name in names]
+    places = [_texts(ups[..., k], downs[..., k], documents, rng) for k, rng in enumerate(draws)]
+    drop, tokens = np.full(len(chosen), np.nan), np.zeros(len(chosen), int)
+    for low in range(0, len(chosen), at_once):
+        numbers = [k for k in range(low, min(low + at_once, len(chosen))) if len(places[k])]
+        if not numbers:
+            continue
+        owner = torch.cat([torch.full((len(places[k]),), k) for k in numbers])
+        where = torch.cat([places[k] for k in numbers])
+        features = torch.tensor(chosen["up"].to_numpy())[owner]
+        new = down_sae.encode(step(without(up_sae, before[where], features)))
+        for k in numbers:
+            old = downs[places[k]][..., k]
+            now = new[owner == k][..., int(chosen["down"].iloc[k])]
+            tokens[k] = int((old > 0).sum())
+            drop[k] = 1 - float(now[old > 0].sum() / old.sum())
+    return chosen.assign(tokens=tokens, drop=drop)
+
+
+@torch.no_grad()
+def without(
+    sae: SparseAutoencoder, stream: Stream, features: Tensor
+) -> Float[Tensor, "document pos d_model"]:
+    """The stream with one feature a document at zero, and the autoencoder's error as it was."""
+    activations = sae.encode(stream)
+    whole = sae.decode(activations)
+    activations = activations.clone()
+    activations[torch.arange(len(stream)), :, features] = 0
+    return stream + sae.decode(activations) - whole
+
+
+def _activations(
+    sae: SparseAutoencoder, stream: Stream, features: pd.Series
+) -> Float[Tensor, "document pos feature"]:
+    return sae.encode(stream)[..., torch.tensor(features.to_numpy())]
+
+
+def _texts(up: Tensor, down: Tensor, n: int, rng: np.random.Generator) -> Tensor:
+    """Texts in which both fire on one token, else texts in which the downstream feature does."""
+    both = ((up > 0) & (down > 0)).any(1).nonzero().flatten()
+    found = both if len(both) else (down > 0).any(1).nonzero().flatten()
+    return found[torch.tensor(rng.permutation(len(found))[:n])] if len(found) else found

@@ -1,0 +1,262 @@
+"""What becomes of features from one layer to the next: passed on, combined, made special, lost.
+
+Everything here reads the tables of `features.pairs` and the streams they came from.
+
+Source: Balcells et al. 2024, arXiv 2410.08869 (pass-through, gates, disappearing features in the
+next autoencoder's error). Gates on held-out text and equal-sized samples for entropies are ours.
+"""
+
+from collections.abc import Collection, Mapping
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy import sparse
+from torch import Tensor
+
+from .firing import Firing
+from .relations import (
+    Threshold,
+    best,
+    firing_pattern,
+    resampled_fires,
+    resampled_pearson,
+    totals,
+)
+
+# --- Passed on, appearing, disappearing ---------------------------------------------------------
+
+
+def alive(firing: Firing, at_least: int = 20) -> np.ndarray:
+    """Which features fire on at least so many tokens: [feature] booleans."""
+    return totals(firing).fires >= at_least
+
+
+def flow(
+    table: pd.DataFrame, up: Firing, down: Firing, passed: float = 0.95, related: float = 0.4,
+    at_least: int = 20,
+) -> dict[str, float]:  # fmt: skip
+    """Shares of the features that fire on at least `at_least` tokens.
+
+    passed: downstream features with an upstream one of r ≥ `passed`; appearing: downstream
+    features without one of r ≥ `related`; disappearing: upstream features without a downstream
+    one of r ≥ `related`. `table` must hold all pairs of r ≥ `related`.
+    """
+    from_up = best(table, "down", down.width)[alive(down, at_least)]
+    to_down = best(table, "up", up.width)[alive(up, at_least)]
+    if not len(from_up) or not len(to_down):
+        raise ValueError(f"no feature fires on {at_least} tokens: use more text")
+    return {
+        "passed": float((from_up >= passed).mean()),
+        "appearing": float((from_up < related).mean()),
+        "disappearing": float((to_down < related).mean()),
+    }
+
+
+def share_interval(
+    table: pd.DataFrame, up: Firing, down: Firing, at_least_r: float, side: str = "down",
+    min_fires: int = 20, n: int = 200, seed: int = 0,
+) -> tuple[float, float, float]:  # fmt: skip
+    """The share of one side's live features with a partner of r ≥ `at_least_r`, and its 95 %
+    interval over resampled documents.
+
+    A resample counts the features that are live in it, and takes the best of each one's three
+    strongest partners, not of all. Noise carries more features over the bound on one side than on
+    the other, so the interval is the spread of the resampled shares about the share itself.
+    """
+    stream = down if side == "down" else up
+    live = alive(stream, min_fires)
+    kept = table[live[table[side]]]
+    kept = kept.sort_values("pearson", ascending=False).groupby(side).head(3)
+    reached = np.zeros((n, len(live)), bool)
+    r = resampled_pearson(up, down, kept, n, seed)
+    resample, pair = np.nonzero(r >= at_least_r)
+    reached[resample, kept[side].to_numpy()[pair]] = True
+    also_live = live & (resampled_fires(stream, n, seed) >= min_fires)
+    shares = (reached & also_live).sum(1) / also_live.sum(1)
+    value = float((best(table, side, len(live))[live] >= at_least_r).mean())
+    low, high = value + np.quantile(shares - shares.mean(), [0.025, 0.975])
+    return value, max(0.0, float(low)), min(1.0, float(high))
+
+
+def node_table(
+    tables: Mapping[tuple[int, int], pd.DataFrame], firing: Mapping[int, Firing],
+    found_gates: Mapping[int, Collection[int]] | None = None, passed: float = 0.95,
+    related: float = 0.4, at_least: int = 20,
+) -> pd.DataFrame:  # fmt: skip
+    """One row for each live feature: layer, feature, and `kinds`, the tuple of what is true of it.
+
+    passed through: a feature of the layer before or after has r ≥ `passed`; appearing, and
+    disappearing: none of the layer before, or after, has r ≥ `related`; gate: it is among
+    `found_gates` of its layer.
+    """
+    parts = []
+    for layer, stream in firing.items():
+        before = [best(t, "down", stream.width) for (_, b), t in tables.items() if b == layer]
+        after = [best(t, "up", stream.width) for (a, _), t in tables.items() if a == layer]
+        is_gate = np.isin(np.arange(stream.width), list((found_gates or {}).get(layer, ())))
+        masks = {
+            "passed through": np.any([r >= passed for r in before + after], axis=0),
+            "gate": is_gate,
+            "appearing": np.any([r < related for r in before], axis=0) & bool(before),
+            "disappearing": np.any([r < related for r in after], axis=0) & bool(after),
+        }
+        live = np.flatnonzero(alive(stream, at_least))
+        held = {kind: np.broadcast_to(mask, stream.width) for kind, mask in masks.items()}
+        kinds = [tuple(kind for kind, mask in held.items() if mask[f]) for f in live]
+        parts.append(pd.DataFrame({"layer": layer, "feature": live, "kinds": kinds}))
+    return pd.concat(parts, ignore_index=True)
+
+
+# --- Gates --------------------------------------------------------------------------------------
+
+_GATES = {"and": "necessity", "or": "sufficiency"}
+
+
+def gates(
+    table: pd.DataFrame, kind: str, at_least: float = 0.999, exactly_two: bool = True, most: int = 6
+) -> pd.DataFrame:
+    """Candidates for downstream features that are a gate of two upstream ones: down, a, b.
+
+    AND: two upstream features fire (nearly) whenever the downstream one does, necessity ≥
+    `at_least`. OR: it fires whenever either of the two does, sufficiency ≥ `at_least`. The paper
+    asks for exactly two such features, which depends on the amount of text; otherwise every two of
+    the `most` best (by Jaccard) are candidates. Test them on other text: `truth`.
+    """
+    if kind not in _GATES:
+        raise ValueError(f"kind is 'and' or 'or', got {kind!r}")
+    found = []
+    fit = table[table[_GATES[kind]] >= at_least].sort_values("jaccard", ascending=False)
+    for down, part in fit.groupby("down"):
+        if not exactly_two or len(part) == 2:
+            inputs = part["up"].head(most)
+            found += [(down, *sorted(two)) for two in combinations(inputs, 2)]
+    return pd.DataFrame(found, columns=["down", "a", "b"]).astype(int)
+
+
+def truth(
+    candidates: pd.DataFrame, up: Firing, down: Firing, kind: str,
+    thresholds: tuple[Threshold, Threshold] = (0.0, 0.0),
+) -> pd.DataFrame:  # fmt: skip
+    """Each candidate's truth table on a stream, and how well the gate foretells the feature.
+
+    Columns beside down, a, b: p_both, p_one (the larger of a alone and b alone for AND, the
+    smaller for OR), p_neither: how often the downstream feature fires in each case, NaN where a
+    case does not occur; fires; gate: the Jaccard similarity of the feature and the gate of its
+    inputs; single: that of the feature and its better input.
+    """
+    if kind not in _GATES:
+        raise ValueError(f"kind is 'and' or 'or', got {kind!r}")
+    sides = [firing_pattern(s, t).tocsc() for s, t in zip((up, down), thresholds, strict=True)]
+    rows = []
+    for d, a, b in candidates[["down", "a", "b"]].itertuples(index=False):
+        of_a, of_b, of_d = _tokens(sides[0], a), _tokens(sides[0], b), _tokens(sides[1], d)
+        both = np.intersect1d(of_a, of_b, assume_unique=True)
+        either = np.union1d(of_a, of_b)
+        only = [np.setdiff1d(x, both, assume_unique=True) for x in (of_a, of_b)]
+        ones = [_share(of_d, x) for x in only if len(x)] or [np.nan]
+        outside = up.n_tokens - len(either)
+        row = {
+            "p_both": _share(of_d, both),
+            "p_one": max(ones) if kind == "and" else min(ones),
+            "p_neither": (len(of_d) - _together(of_d, either)) / outside if outside else np.nan,
+            "fires": len(of_d),
+            "gate": _jaccard(of_d, both if kind == "and" else either),
+            "single": max(_jaccard(of_d, of_a), _jaccard(of_d, of_b)),
+        }
+        rows.append({"down": d, "a": a, "b": b, **row})
+    columns = ["down", "a", "b", "p_both", "p_one", "p_neither", "fires", "gate", "single"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _tokens(pattern: sparse.csc_array, feature: int) -> np.ndarray:
+    return np.sort(pattern.indices[pattern.indptr[feature] : pattern.indptr[feature + 1]])
+
+
+def _together(a: np.ndarray, b: np.ndarray) -> int:
+    return len(np.intersect1d(a, b, assume_unique=True))
+
+
+def _share(of: np.ndarray, among: np.ndarray) -> float:
+    return _together(of, among) / len(among) if len(among) else np.nan
+
+
+def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    both = _together(a, b)
+    return both / max(1, len(a) + len(b) - both)
+
+
+# --- Specialisation -----------------------------------------------------------------------------
+
+
+def specialised(
+    table: pd.DataFrame, necessity: float = 0.9, sufficiency: float = 0.5
+) -> pd.DataFrame:
+    """Pairs in which the downstream feature fires inside the upstream one's firings, on at most a
+    part of them: necessity at least, sufficiency at most as given."""
+    return table[(table["necessity"] >= necessity) & (table["sufficiency"] <= sufficiency)]
+
+
+def context_entropy(
+    firing: Firing, contexts: Int[np.ndarray, "token"], sample: int = 20, draws: int = 10,
+    seed: int = 0,
+) -> Float[np.ndarray, "feature"]:  # fmt: skip
+    """How many kinds of context each feature fires on: entropy in bits over `contexts`, the kind
+    of every token (its id, for instance).
+
+    The entropy of few draws is biased low, so that rare features would look special. So each is
+    that of `sample` firings, the mean over `draws` samples without replacement. A feature that
+    fires less often gets NaN.
+    """
+    if len(contexts) != firing.n_tokens:
+        raise ValueError(f"{len(contexts)} contexts for {firing.n_tokens} tokens")
+    rng, pattern = np.random.default_rng(seed), firing.values.tocsc()
+    found = np.full(firing.width, np.nan)
+    for feature in range(firing.width):
+        seen = contexts[_tokens(pattern, feature)]
+        if len(seen) >= sample:
+            parts = [rng.choice(seen, sample, replace=False) for _ in range(draws)]
+            found[feature] = np.mean([_entropy(part) for part in parts])
+    return found
+
+
+def _entropy(labels: np.ndarray) -> float:
+    share = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-(share * np.log2(share)).sum())
+
+
+# --- Where lost features go ---------------------------------------------------------------------
+
+
+def error_slopes(
+    up: Firing, errors: Float[Tensor, "token d_model"], decoder: Float[Tensor, "up d_model"],
+    share: float = 0.1, at_least: int = 20,
+) -> Float[np.ndarray, "up"]:  # fmt: skip
+    """How much of each upstream feature lies in the next autoencoder's reconstruction error.
+
+    The error along the feature's decoder row, as a multiple of that row, regressed (with a
+    constant) on its activation, over tokens where it is above `share` of its maximum: 1 if the
+    error holds the whole feature, 0 if none of it. NaN for features with too few such tokens, or
+    of one activation only.
+    """
+    if errors.shape != (up.n_tokens, decoder.shape[1]):
+        raise ValueError(
+            f"errors must be [token, d_model] = {(up.n_tokens, decoder.shape[1])}, got "
+            f"{tuple(errors.shape)}"
+        )
+    values, found = up.values.tocsc(), np.full(up.width, np.nan)
+    rows = (decoder / decoder.norm(dim=1, keepdim=True).clamp_min(1e-12).pow(2)).detach()
+    for feature in range(up.width):
+        span = slice(*values.indptr[feature : feature + 2])
+        activation, tokens = values.data[span].astype(np.float64), values.indices[span]
+        if not len(activation):
+            continue
+        strong = activation > share * activation.max()
+        if strong.sum() < at_least or np.ptp(activation[strong]) == 0:
+            continue
+        along = (errors[torch.tensor(tokens[strong])] @ rows[feature]).double().cpu().numpy()
+        x = activation[strong] - activation[strong].mean()
+        found[feature] = x @ along / (x @ x)
+    return found

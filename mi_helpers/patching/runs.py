@@ -1,0 +1,148 @@
+"""The two recorded runs that every patching method starts from, and what their scores are.
+
+Denoising patches activations of the clean run into the corrupted run: it asks what is sufficient to
+restore the behaviour. Noising patches the other way round: it asks what is necessary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from .. import engine, metrics
+from ..models.sites import SITES, hook_name
+from ..tasks.pairs import PromptPairs
+
+Direction = Literal["denoise", "noise"]
+Metrics = Sequence[str] | Mapping[str, Callable[[Tensor], Tensor] | engine.Metric]
+
+
+@dataclass(frozen=True, eq=False)
+class BaseRuns:
+    """The clean and the corrupted run of one set of prompt pairs, recorded once."""
+
+    pairs: PromptPairs
+    clean: engine.Run
+    corrupted: engine.Run
+
+    def ordered(self, direction: Direction) -> tuple[engine.Run, engine.Run]:
+        """The run that is edited and the run that is read."""
+        if direction not in ("denoise", "noise"):
+            raise ValueError(f"direction is 'denoise' or 'noise', got {direction!r}")
+        both = (self.corrupted, self.clean)
+        return both if direction == "denoise" else both[::-1]
+
+    def functions(self, names: Metrics) -> dict[str, Any]:
+        """Metrics by name, bound to the pairs' answers; `kl` compares with the clean run.
+
+        Alone, the logit difference is given the logits of the answers and no others.
+        """
+        if isinstance(names, Mapping):
+            return dict(names)
+        if list(names) == ["logit_diff"]:
+            both = torch.stack([self.pairs.answers, self.pairs.wrong])
+            tokens, (answers, wrong) = both.unique(return_inverse=True)
+            function = partial(metrics.logit_diff, answers=answers, wrong=wrong)
+            return {"logit_diff": engine.Metric(function, tokens=tokens)}
+        return dict(metrics.build(self.pairs, names, reference=self.clean.logits()))
+
+    def scores(self, names: Metrics) -> pd.DataFrame:
+        """Each metric on the untouched runs, one line per run and prompt: run, prompt, metrics."""
+        tables = []
+        for run, name in ((self.clean, "clean"), (self.corrupted, "corrupted")):
+            same = pd.DataFrame([{"site": "resid_pre", "layer": 0, "write": engine.patch(run)}])
+            table = engine.run(run, same, self.functions(names), per_prompt=True)
+            tables.append(table.drop(columns=["site", "layer", "pos", "head", "write"]))
+            tables[-1].insert(0, "run", name)
+        return pd.concat(tables, ignore_index=True)
+
+
+def record(
+    model: TransformerBridge, pairs: PromptPairs, sites: Sequence[str] | None = None
+) -> BaseRuns:
+    """Run the clean and the corrupted prompts once and keep the activations at `sites`, by default
+    at every site that the architecture has."""
+    runs = [_recorded(model, t, sites) for t in (pairs.clean_tokens, pairs.corrupted_tokens)]
+    return BaseRuns(pairs, *runs)
+
+
+def _recorded(
+    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], sites: Sequence[str] | None
+) -> engine.Run:
+    return engine.record(model, tokens, sites=model_sites(model) if sites is None else sites)
+
+
+def model_sites(model: TransformerBridge) -> list[str]:
+    """Every site that the architecture has."""
+    return [site for site in SITES if hook_name(site, 0) in model.hook_dict]
+
+
+def gaussian(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    positions: Sequence[int],
+    sigmas: float = 3.0,
+    seed: int = 0,
+    sites: Sequence[str] | None = None,
+) -> BaseRuns:
+    """As `record`, but the corrupted run is the clean prompt with noise on its embeddings (see
+    `engine.record_noised`)."""
+    clean = _recorded(model, pairs.clean_tokens, sites)
+    kept = model_sites(model) if sites is None else sites
+    noised = engine.record_noised(model, pairs.clean_tokens, positions, sigmas, seed, kept)
+    return BaseRuns(pairs, clean, noised)
+
+
+def ensure(
+    model: TransformerBridge, pairs: PromptPairs, runs: BaseRuns | None, sites: Sequence[str]
+) -> BaseRuns:
+    """`runs` if they are given and belong to these pairs and this model, else new ones."""
+    if runs is None:
+        return record(model, pairs, sites)
+    if runs.pairs is not pairs or runs.clean.model is not model:
+        raise ValueError("runs= were recorded with other pairs or another model; record them anew")
+    return runs
+
+
+def measure(
+    runs: BaseRuns,
+    direction: Direction,
+    rows: pd.DataFrame,
+    names: Metrics,
+    normalise: bool,
+    per_prompt: bool,
+) -> pd.DataFrame:
+    """Carry out the rows and normalise what they give (see `normalised`)."""
+    base, _ = runs.ordered(direction)
+    table = engine.run(base, rows, runs.functions(names), per_prompt=per_prompt)
+    table["direction"] = direction
+    return normalised(runs, table, names, per_prompt) if normalise else table
+
+
+def normalised(
+    runs: BaseRuns, table: pd.DataFrame, names: Metrics, per_prompt: bool
+) -> pd.DataFrame:
+    """0 is the corrupted run and 1 the clean run, as a ratio of means over prompts.
+
+    With one line per prompt, each prompt's change is divided by the mean span, so that the mean
+    over prompts is the table's value; a prompt's own span may be near zero.
+    """
+    scores = runs.scores(names)
+    for name in runs.functions(names):
+        clean = scores.loc[scores.run == "clean", name].to_numpy(float)
+        corrupted = scores.loc[scores.run == "corrupted", name].to_numpy(float)
+        value, start, span = table[name].to_numpy(float), corrupted.mean(), clean - corrupted
+        if per_prompt:
+            start = corrupted[table["prompt"].to_numpy(int)]
+        if span.mean() == 0:  # NaN, and the warning of metrics.normalise
+            table[name] = np.asarray(metrics.normalise(value, clean.mean(), clean.mean()))
+        else:
+            table[name] = (value - start) / span.mean()
+    return table

@@ -1,0 +1,287 @@
+"""Stable regions of the residual stream: how the output moves while one activation moves.
+
+Take two prompts of equal length. Overwrite the residual stream after an early block, at prompt A's
+last position, with a point between A's activation and B's, and read the stream that leaves the
+last block. Every earlier position stays A's. Where the read-out hardly moves, then moves at once,
+then hardly moves again, the path has crossed the boundary between two stable regions. One number
+sums up a path: its sharpness, the steepest slope of d(α)/d(1), which is 1 for a straight line.
+
+Source: Janiak et al. 2024, arXiv 2409.17113 (F_p, d, sharpness, slices).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from .. import engine, metrics
+from ..engine.execution import Run
+from ..engine.rows import Place, Write
+
+FLOOR = 1e-3  # of the read-out's own length: pairs that end nearer than this are dropped
+
+
+# --- Paths --------------------------------------------------------------------------------------
+
+
+def activation(run: Run, layer: int = 0) -> Float[Tensor, "prompt d_model"]:
+    """What a path interpolates: the stream that leaves block `layer`, at the last position."""
+    return run.activation("resid_post", layer % run.model.cfg.n_layers)[:, -1]
+
+
+def take(run: Run, prompts: Sequence[int] | Int[Tensor, "k"]) -> Run:
+    """Some prompts of a recorded run, in the order given and as often as given, as a run."""
+    index = torch.as_tensor(prompts, device=run.tokens.device)
+    n_prompts = len(run.tokens)
+
+    def own(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(own, value))
+        if isinstance(value, Tensor) and len(value) == n_prompts > 1:
+            return value[index]
+        return value
+
+    calls = []
+    for args, kwargs in run.calls:
+        # The engine finds the stream by its place, so that it may stay as it was.
+        named = {k: v if k == "hidden_states" else own(v) for k, v in kwargs.items()}
+        calls.append(((*args[:1], *map(own, args[1:])), named))
+    return Run(
+        run.model,
+        run.tokens[index],
+        None if run.mask is None else run.mask[index],
+        resid=[value[index] for value in run.resid],
+        keys=[value[index] for value in run.keys],
+        values=[value[index] for value in run.values],
+        calls=calls,
+        acts={key: value[index] for key, value in run.acts.items()},
+    )
+
+
+def path_rows(start: Run, end: Run, layer: int = 0, steps: int = 50) -> pd.DataFrame:
+    """Rows for the engine: the straight line from A's activation to B's in `steps` points."""
+    return _rows([engine.interpolate(start, end, alpha) for alpha in _alphas(steps)], layer)
+
+
+def arc_rows(start: Run, end: Run, layer: int = 0, steps: int = 50) -> pd.DataFrame:
+    """The same along an arc: the direction turns evenly, the norm grows evenly from A's to B's."""
+
+    def at(alpha: float) -> Write:
+        def new(current: Tensor, place: Place) -> Tensor:
+            return arc(place.of(start), place.of(end), alpha)
+
+        return Write(f"arc {alpha:g}", new, (start, end))
+
+    return _rows([at(alpha) for alpha in _alphas(steps)], layer)
+
+
+def arc(
+    a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"], alpha: float
+) -> Float[Tensor, "*batch d"]:
+    """The point `alpha` of the way along the arc: spherical for direction, linear for norm."""
+    norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    cosine = ((a / norm_a) * (b / norm_b)).sum(-1, keepdim=True).clamp(-1, 1)
+    angle = cosine.acos()
+    straight = angle < 1e-4  # too small to divide by its sine
+    safe = torch.where(straight, torch.ones_like(angle), angle)
+    of_a = torch.where(straight, 1 - alpha, ((1 - alpha) * safe).sin() / safe.sin())
+    of_b = torch.where(straight, alpha, (alpha * safe).sin() / safe.sin())
+    norm = torch.lerp(norm_a, norm_b, alpha)
+    return (of_a * a / norm_a + of_b * b / norm_b) * norm
+
+
+def random_rows(
+    start: Run, end: Run, layer: int = 0, steps: int = 50, seed: int = 0
+) -> pd.DataFrame:
+    """The control: from A as far as B is, in a random direction."""
+    a, b = activation(start, layer), activation(end, layer)
+    step = torch.randn(a.shape, generator=torch.Generator().manual_seed(seed)).to(a)
+    step *= (b - a).norm(dim=-1, keepdim=True) / step.norm(dim=-1, keepdim=True)
+    return point_rows(torch.stack([a + alpha * step for alpha in _alphas(steps)]), layer)
+
+
+def point_rows(points: Float[Tensor, "point prompt d_model"], layer: int = 0) -> pd.DataFrame:
+    """Rows that write the given points, one after another."""
+    return _rows([engine.replace(point) for point in points], layer)
+
+
+def _rows(writes: list[Write], layer: int) -> pd.DataFrame:
+    table = pd.DataFrame({"row": range(len(writes)), "write": writes})
+    return table.assign(site="resid_post", layer=layer, pos=-1)
+
+
+def _alphas(steps: int) -> list[float]:
+    if steps < 2:
+        raise ValueError(f"a path needs at least its two ends, got {steps} steps")
+    return torch.linspace(0, 1, steps).tolist()
+
+
+def with_frozen_patterns(rows: pd.DataFrame, run: Run, layers: Sequence[int]) -> pd.DataFrame:
+    """The rows, each with the attention patterns of `layers` held at those of `run` (which must
+    have recorded `pattern`)."""
+    hold = [rows.assign(site="pattern", layer=layer, write=engine.patch(run)) for layer in layers]
+    return pd.concat([rows, *hold], ignore_index=True)
+
+
+UNEMBEDDED = 128  # read-outs at a time: few enough for the cache, enough to use all weights well
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What was read along paths: `pre` leaves the last block, `post` has been through the final
+    norm. The first step is A's own activation."""
+
+    model: TransformerBridge
+    pre: Float[Tensor, "step pair d_model"]
+    post: Float[Tensor, "step pair d_model"]
+
+    def first(self, n: int) -> "Walk":
+        """The first `n` pairs alone."""
+        return Walk(self.model, self.pre[:, :n], self.post[:, :n])
+
+    def sharpness(self, read: str = "post") -> Float[Tensor, "pair"]:
+        """`regions.sharpness` of each pair, NaN for those not `kept`."""
+        return sharpness(self.distance(read)).where(self.kept(), torch.nan).cpu()
+
+    def distance(self, read: str = "post") -> Float[Tensor, "step pair"]:
+        """d(α): how far the read-out is from where it started."""
+        values = self.read(read)
+        return (values - values[:1]).double().norm(dim=-1)
+
+    def read(self, read: str) -> Float[Tensor, "step pair d_model"]:
+        if read not in ("pre", "post"):
+            raise ValueError(f"read is 'pre' or 'post' (of the final norm), got {read!r}")
+        return self.pre if read == "pre" else self.post
+
+    def kept(self, floor: float = FLOOR) -> Bool[Tensor, "pair"]:
+        """True for the pairs whose two ends differ, in both read-outs, by more than `floor` of the
+        read-out's own length; the others' slopes would be noise divided by noise."""
+        near = [self.distance(r)[-1] > floor * self.read(r)[0].norm(dim=-1) for r in _READS]
+        return near[0] & near[1]
+
+    def kl(self) -> Float[Tensor, "step pair"]:
+        """KL(output at the start ‖ output at α), in nats."""
+        divergence = metrics.kl_from(engine.unembed(self.model, self.pre[0]))
+        parts = self.pre.split(max(1, UNEMBEDDED // self.pre.shape[1]))
+        return torch.cat([divergence(engine.unembed(self.model, part)) for part in parts])
+
+
+_READS = ("pre", "post")
+
+
+@torch.no_grad()
+def walk(base: Run, rows: pd.DataFrame) -> Walk:
+    """Carry out the rows on `base` (one prompt a pair), and keep what leaves the last block."""
+    read = engine.Metric(lambda resid: resid.new_zeros(resid.shape[:2]), site="resid_post")
+    _, seen = engine.run(base, rows, {"pre": read}, return_tensors=True)
+    pre = seen["pre"].reshape(-1, len(base.tokens), base.model.cfg.d_model)
+    pre = pre.to(base.resid[0].device)
+    return Walk(base.model, pre, base.model.ln_final(pre))
+
+
+def sharpness(distance: Float[Tensor, "step pair"]) -> Float[Tensor, "pair"]:
+    """The steepest slope of d(α)/d(1): largest finite difference times (steps - 1).
+
+    A straight line has 1 exactly. Compare only paths of the same number of steps: a jump between
+    two points has slope steps - 1, however sudden it is. NaN where d(1) is 0.
+    """
+    return slopes(distance).amax(0)
+
+
+def slopes(distance: Float[Tensor, "step pair"]) -> Float[Tensor, "gap pair"]:
+    """The slope of d(α)/d(1) between neighbouring steps."""
+    if len(distance) < 2:
+        raise ValueError(f"a slope needs at least two steps, got {len(distance)}")
+    return distance.diff(dim=0) * (len(distance) - 1) / distance[-1]
+
+
+def summary(walk: Walk, floor: float = FLOOR) -> pd.DataFrame:
+    """One line a pair: sharpness and d(1) by both read-outs, and where d passes a tenth and nine
+    tenths of d(1). Pairs that end too near are dropped, counted in `.attrs["dropped"]`."""
+    columns: dict[str, Tensor] = {}
+    for read in _READS:
+        distance = walk.distance(read)
+        share = distance / distance[-1]
+        columns |= {f"sharpness_{read}": sharpness(distance), f"end_{read}": distance[-1]}
+        for name, level in (("leaves", 0.1), ("arrives", 0.9)):
+            first = (share >= level).int().argmax(0)
+            columns[f"{name}_{read}"] = first / (len(share) - 1)
+    table = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
+    kept = walk.kept(floor).cpu().numpy()
+    found = table[kept].rename_axis("pair").reset_index()
+    found.attrs["dropped"] = int((~kept).sum())
+    return found
+
+
+def jumps(slope: Float[Tensor, "gap pair"], at_least: float = 2.0) -> Int[Tensor, "pair"]:
+    """The number of separate stretches whose slope is `at_least` times the straight line's."""
+    steep = slope >= at_least
+    return (steep[1:] & ~steep[:-1]).sum(0) + steep[0]
+
+
+# --- Slices -------------------------------------------------------------------------------------
+
+
+def slice_points(
+    corners: Float[Tensor, "three d_model"], side: Float[Tensor, "side"]
+) -> Float[Tensor, "point d_model"]:
+    """The plane through A, B and C: A + α(B - A) + β(C - P) for α (fast) and β (slow) in `side`,
+    where P is the foot of C on the line AB. Source: arXiv 2409.17113."""
+    a, b, c = corners
+    along, up = b - a, c - a
+    up = up - (up @ along) / (along @ along) * along
+    beta, alpha = torch.meshgrid(side, side, indexing="ij")
+    return a + alpha.reshape(-1, 1) * along + beta.reshape(-1, 1) * up
+
+
+@torch.no_grad()
+def slice_map(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "three pos"],
+    layer: int = 0,
+    size: int = 31,
+    read: str = "post",
+) -> tuple[Float[Tensor, "side"], Float[Tensor, "beta alpha three"], Float[Tensor, "three two"]]:
+    """A map of the plane through three prompts' activations, with the first prompt as context.
+
+    Returns the coordinates of the grid's side (-0.25 to 1.25), the closeness of each point's
+    read-out to those at A, B and C (1 there, 0 at the distance of the other two or beyond), and
+    the (α, β) of the three corners.
+    """
+    recorded = engine.record(model, tokens)
+    corners = activation(recorded, layer)
+    side = torch.linspace(-0.25, 1.25, size)
+    grid = slice_points(corners, side.to(corners))
+    points = torch.cat([corners, grid])[:, None]
+    values = walk(take(recorded, [0]), point_rows(points, layer)).read(read)[:, 0]
+    ends, values = values[:3], values[3:]
+    apart = torch.cdist(ends, ends)
+    reach = apart.masked_fill(torch.eye(3, device=apart.device).bool(), torch.inf).amin(0)
+    closeness = (1 - torch.cdist(values, ends) / reach).clamp(0, 1)
+    along = corners[1] - corners[0]
+    foot = float((corners[2] - corners[0]) @ along / (along @ along))
+    where = torch.tensor([[0.0, 0.0], [1.0, 0.0], [foot, 1.0]])
+    return side, closeness.view(size, size, 3).cpu(), where
+
+
+# --- Tables -------------------------------------------------------------------------------------
+
+
+def curves(walk: Walk) -> pd.DataFrame:
+    """One line for each step and pair: alpha, and d(α)/d(1) by both read-outs."""
+    steps, pairs = walk.pre.shape[:2]
+    columns = {read: walk.distance(read) / walk.distance(read)[-1] for read in _READS}
+    values = {read: share.cpu().numpy().ravel() for read, share in columns.items()}
+    alpha = torch.linspace(0, 1, steps).repeat_interleave(pairs).numpy()
+    return pd.DataFrame({"alpha": alpha, "pair": list(range(pairs)) * steps, **values})
+
+
+def quartiles(table: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
+    """The median of a column and its quartiles, as `low` and `high`, for each value of `by`."""
+    grouped = table.groupby(by)[value].quantile([0.25, 0.5, 0.75]).unstack()
+    return grouped.set_axis(["low", "median", "high"], axis=1).reset_index()

@@ -1,0 +1,99 @@
+"""Sharpness over training and size: the suite of small decoders, and re-initialised models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM
+
+from .. import engine
+from ..models.loading import load_model
+from .paths import path_rows, take, walk
+
+
+def suite() -> pd.DataFrame:
+    """The checkpoints that come with the package (see `train_suite`): width, step, held-out loss
+    in nats, and the directory to give to `load_model`."""
+    folder = Path(__file__).parents[1] / "data" / "suite"
+    losses = pd.read_csv(folder / "losses.csv")
+    names = "d" + losses["width"].astype(str) + "-step" + losses["step"].astype(str)
+    losses["path"] = [folder / name for name in names]
+    return losses[[path.is_dir() for path in losses["path"]]].reset_index(drop=True)
+
+
+def loss_curves() -> pd.DataFrame:
+    """Held-out loss of each model of the suite, every 32 steps: width, step, held_out_loss."""
+    return pd.read_csv(Path(__file__).parents[1] / "data" / "suite" / "losses.csv")
+
+
+def chained_sharpness(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "prompt pos"],
+    layer: int = 0,
+    steps: int = 50,
+    read: str = "post",
+) -> Float[Tensor, "pair"]:
+    """Sharpness of the paths from each prompt to the next one in the list; NaN for a pair whose
+    ends are too near (see `Walk.kept`)."""
+    run = engine.record(model, tokens)
+    start, end = take(run, range(len(tokens) - 1)), take(run, range(1, len(tokens)))
+    return walk(start, path_rows(start, end, layer, steps)).sharpness(read)
+
+
+def suite_sharpness(
+    checkpoints: pd.DataFrame,
+    tokens: Int[Tensor, "prompt pos"],
+    layer: int = 0,
+    steps: int = 50,
+    read: str = "post",
+) -> Float[np.ndarray, "pair checkpoint"]:
+    """`chained_sharpness` of the same prompts in every checkpoint; pairs dropped anywhere are
+    dropped everywhere, so that rows stay paired.
+
+    A checkpoint is a `path`, a directory or a name on the hub, with its `revision` there if the
+    table has that column. All must share the tokenizer that made the prompts.
+    """
+    revisions = checkpoints.get("revision", [None] * len(checkpoints))
+    columns = [
+        chained_sharpness(load_model(path, revision=revision), tokens, layer, steps, read)
+        for path, revision in zip(checkpoints["path"], revisions, strict=True)
+    ]
+    table = torch.stack(columns, dim=1)
+    return table[table.isfinite().all(1)].numpy()
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's: the correlation of ranks, ties sharing theirs. 0 where one side is constant."""
+    ranks = [pd.Series(np.asarray(v)).rank().to_numpy() for v in (x, y)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def reinitialised(model: TransformerBridge, seed: int = 0) -> TransformerBridge:
+    """A model of the same architecture and size with fresh random weights."""
+    config = model.original_model.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        found = load_model(fresh.eval(), tokenizer=model.tokenizer, device=model.cfg.device)
+    found.name = f"{getattr(model, 'name', 'model')}, re-initialised"
+    return found
+
+
+def shared_last_token(
+    tokens: Int[Tensor, "prompt pos"], n: int, seed: int = 0
+) -> Sequence[tuple[int, int]]:
+    """Up to `n` pairs of prompts that end in the same token, in an order set by the seed; no two
+    of them have the same two prompts."""
+    last = tokens[:, -1].cpu()
+    i, j = torch.triu_indices(len(last), len(last), 1)
+    same = (last[i] == last[j]).nonzero()[:, 0]
+    order = torch.randperm(len(same), generator=torch.Generator().manual_seed(seed))[:n]
+    return [(int(i[k]), int(j[k])) for k in same[order]]

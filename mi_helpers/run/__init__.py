@@ -1,0 +1,1 @@
+"""The command line: run notebooks, sweep them, keep score."""

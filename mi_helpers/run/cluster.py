@@ -1,0 +1,156 @@
+"""Runs of a sweep on the workers of dask.distributed (extra `cluster`).
+
+A local cluster has one process for each job, with one GPU each where there are GPUs and an equal
+part of the cores where there are none. Any other scheduler is named by its address; SLURM and its
+like start workers through dask-jobqueue, see notebooks/sweeps/README.md.
+
+A worker that dies takes its notebook with it, and its run goes to another worker. After dask's
+`distributed.scheduler.allowed-failures` such deaths the run is recorded as failed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .plan import Job
+from .sweep import Outcome, Spread, fail
+
+ANSWER_S = 5  # seconds that a scheduler may take to answer
+
+
+@contextlib.contextmanager
+def local(jobs: int, device: str, folder: Path) -> Iterator[Spread]:
+    """A cluster of `jobs` workers on this machine, as a `spread` for `Sweep.work`.
+
+    Args:
+        jobs: how many runs at a time.
+        device: of `provenance.environment`; with "cuda…", worker i gets GPU i, and GPUs are shared
+            where there are more workers than GPUs.
+        folder: the sweep's.
+    """
+    distributed = _distributed()
+    own = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "silence_logs": "CRITICAL"}
+    workers = {
+        index: {"cls": distributed.Nanny, "options": own | {"env": env}}
+        for index, env in enumerate(environments(jobs, gpus(device)))
+    }
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
+    with (
+        distributed.SpecCluster(workers, scheduler, silence_logs="CRITICAL") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield spread(client, folder)
+
+
+def gpus(device: str) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    if not device.startswith("cuda"):
+        return []
+    if allowed := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return allowed.split(",")
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def environments(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """What each local worker's notebooks find in their environment: a GPU, a share of the cores.
+
+    OMP_NUM_THREADS stays as it is where it is set.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    shared = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    if not gpus:
+        return [shared] * jobs
+    return [shared | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs)]
+
+
+@contextlib.contextmanager
+def connect(address: str, folder: Path) -> Iterator[Spread]:
+    """The workers of a scheduler that runs already, as a `spread` for `Sweep.work`.
+
+    Raises:
+        OSError: no scheduler answers there, or a worker does not see the folder or the package.
+    """
+    distributed = _distributed()
+    try:
+        asyncio.run(_greet(address))
+        client = distributed.Client(address, timeout=ANSWER_S)
+    except (OSError, ValueError, TypeError) as error:
+        raise OSError(
+            f"no dask scheduler answers at {address!r} ({error or 'it says nothing'}); start one "
+            "with `dask scheduler`, or leave --scheduler out to run here"
+        ) from error
+    with client:
+        _check_workers(client, folder)
+        yield spread(client, folder)
+
+
+async def _greet(address: str) -> None:
+    """Open a connection and close it. A client would wait for ever on a port that says nothing."""
+    comm = await asyncio.wait_for(_distributed().comm.connect(address, timeout=ANSWER_S), ANSWER_S)
+    await comm.close()
+
+
+def _check_workers(client: Any, folder: Path) -> None:
+    """Every worker has this package and sees the sweep's folder."""
+    try:
+        seen = client.run(sees, folder)
+    except Exception as error:  # whatever an import raises over there
+        raise OSError(f"a worker cannot import mi_helpers: {error!r}") from error
+    if blind := [worker for worker, sight in seen.items() if not sight]:
+        raise OSError(f"worker {blind[0]} does not see {folder}: all need one shared folder")
+    if not seen:
+        print("the scheduler has no workers yet; runs begin when some join")
+
+
+def sees(folder: Path) -> bool:
+    """Whether this machine sees a sweep's folder."""
+    return (folder / "plan.json").is_file()
+
+
+def spread(client: Any, folder: Path) -> Spread:
+    """Calls a function on jobs through a client, and yields the outcomes as they come."""
+    distributed = _distributed()
+
+    def on_workers(
+        jobs: Iterable[Job], act: Callable[[Job], Outcome]
+    ) -> Iterator[tuple[Job, Outcome]]:
+        futures = {
+            client.submit(act, job, key=f"{job.folder}-{uuid.uuid4().hex}", pure=False): job
+            for job in jobs
+        }
+        try:
+            for future in distributed.as_completed(futures):
+                try:
+                    outcome = future.result()
+                except distributed.KilledWorker as error:
+                    died = f"all {error.allowed_failures + 1} workers died that ran this notebook"
+                    outcome = fail(futures[future], folder, died)
+                except distributed.CancelledError as error:
+                    raise OSError(
+                        "the scheduler is gone; what is finished is kept: start the sweep again"
+                    ) from error
+                yield futures[future], outcome
+        finally:
+            with contextlib.suppress(Exception):  # a scheduler that is gone needs no cancelling
+                client.cancel(list(futures))
+
+    return on_workers
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise ValueError("--jobs and --scheduler need dask: pip install -e '.[cluster]'") from error
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado"):  # what matters is raised as well
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    return distributed

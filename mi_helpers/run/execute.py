@@ -1,0 +1,219 @@
+"""One notebook: where it is, and its execution by papermill.
+
+Papermill can hang after the last cell, so each notebook runs in a process of its own, whose whole
+family is killed at the time limit.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
+GRACE = 30.0  # seconds that papermill may take to end after the last cell
+# The job is the first line of stdin. When stdin ends, whoever started this has died, even by
+# `kill -9`, and so it ends as well; its kernel follows.
+_WORKER = """
+import json, os, sys, threading
+import papermill
+job = json.loads(sys.stdin.readline())
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+papermill.execute_notebook(**job)
+"""
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Outcome(NamedTuple):
+    """How one execution ended; error is None exactly when every cell was executed."""
+
+    error: str | None
+    seconds: float
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The nearest folder upwards that has `notebooks/`, else the one this package lies in."""
+    start = (start or Path.cwd()).resolve()
+    package = Path(__file__).resolve().parents[2]
+    return next((p for p in (start, *start.parents, package) if (p / "notebooks").is_dir()), start)
+
+
+def find(names: Sequence[str], root: Path) -> list[Path]:
+    """The notebooks of these names, beginnings of names or paths; all of `notebooks/` for none."""
+    known = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
+    if not names:
+        if not known:
+            raise ValueError(f"there are no notebooks in {root / 'notebooks'}")
+        return list(known.values())
+    chosen = list(dict.fromkeys(_find_one(name, known) for name in names))
+    if len({path.stem for path in chosen}) < len(chosen):
+        raise ValueError(f"two of these notebooks have the same name: {', '.join(names)}")
+    return chosen
+
+
+def _find_one(name: str, known: Mapping[str, Path]) -> Path:
+    if name.endswith(".ipynb") and Path(name).is_file():
+        return Path(name).resolve()
+    stem = name.removesuffix(".ipynb")
+    matches = [stem] if stem in known else [other for other in known if other.startswith(stem)]
+    if len(matches) != 1:
+        fault = "several notebooks begin with" if matches else "no notebook is called"
+        raise ValueError(f"{fault} {name!r}; there are {', '.join(matches or known) or 'none'}")
+    return known[matches[0]]
+
+
+def count_cells(path: Path) -> int:
+    """How many cells a notebook has."""
+    return len(_cells(path))
+
+
+def execute(
+    path: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    seconds: float,
+    claims: Path,
+    log: Path,
+    on_cell: Callable[[int], None] = lambda done: None,
+) -> Outcome:
+    """Execute a notebook into `output`, cell by cell, for at most `seconds`.
+
+    Args:
+        claims: the file that `claims.check` appends to.
+        log: what papermill prints.
+        on_cell: called with the number of cells that are done, when it grows and every second.
+    """
+    job = {
+        # papermill fills {…} in paths, so braces are doubled
+        "input_path": str(path).replace("{", "{{").replace("}", "}}"),
+        "output_path": str(output).replace("{", "{{").replace("}", "}}"),
+        "parameters": dict(parameters),
+        "cwd": str(path.parent),
+        "kernel_name": "python3",
+        "language": "python",
+        "progress_bar": False,
+        "start_timeout": 180,
+        "iopub_timeout": 120,
+    }
+    environment = {
+        "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
+        **os.environ,
+        "MI_SCORECARD": str(claims),
+        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    started = time.monotonic()
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C goes to this process alone, which then kills the rest
+        )
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+            timed_out = not _wait(process, output, started + seconds, on_cell)
+        finally:
+            kill_family(process)
+    error = _error(output, process.returncode, log)
+    if error and timed_out:
+        error = f"time limit of {seconds / 60:.3g} min reached {_where(output)}"
+    return Outcome(error, time.monotonic() - started)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], output: Path, deadline: float, on_cell: Callable[[int], None]
+) -> bool:
+    """Wait for the process, reporting progress; False when it had to be given up."""
+    seen, done, total, told = None, 0, 1, 0.0
+    while process.poll() is None:
+        stamp = output.stat().st_mtime_ns if output.exists() else None
+        if stamp != seen:
+            seen = stamp
+            before, (done, total) = done, _progress(output)
+            told = told if done == before else 0.0
+            if done == total:
+                deadline = min(deadline, time.monotonic() + GRACE)
+        now = time.monotonic()
+        if now - told > 1:
+            told = now
+            on_cell(done)
+        if now > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def kill_family(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that is still alive, with its children in whatever session they are."""
+    if process.poll() is None:
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        process.kill()
+        for member in family:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(family, timeout=10)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def traceback(output: Path, log: Path) -> str:
+    """All that a failed execution said: the traceback of its cell, else what papermill printed."""
+    outs = [out for cell in _cells(output) for out in cell.get("outputs", [])]
+    lines = [line for o in outs if o["output_type"] == "error" for line in o["traceback"]]
+    said = "\n".join(lines) or log.read_text(encoding="utf-8", errors="replace")
+    return _ANSI.sub("", said).strip()
+
+
+def _cells(output: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook without papermill's notes; none while it is half written."""
+    try:
+        cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return [c for c in cells if "papermill-error-cell-tag" not in c["metadata"].get("tags", [])]
+
+
+def _status(cell: Mapping[str, Any]) -> str | None:
+    return cell["metadata"].get("papermill", {}).get("status")
+
+
+def _progress(output: Path) -> tuple[int, int]:
+    cells = _cells(output)
+    return sum(_status(cell) == "completed" for cell in cells), len(cells) or 1
+
+
+def _where(output: Path) -> str:
+    cells = _cells(output)
+    running = [n for n, cell in enumerate(cells, 1) if _status(cell) == "running"]
+    return f"in cell {running[-1]} of {len(cells)}" if running else "before the first cell"
+
+
+def _error(output: Path, returncode: int, log: Path) -> str | None:
+    """What went wrong, in a line; None when all cells are done, even if papermill then hung."""
+    cells = _cells(output)
+    for number, cell in enumerate(cells, 1):
+        for out in cell.get("outputs", []):
+            if out["output_type"] == "error":
+                return _ANSI.sub("", f"cell {number}: {out['ename']}: {out['evalue']}")
+    if cells and all(_status(cell) == "completed" for cell in cells):
+        return None
+    last = _ANSI.sub("", log.read_text(encoding="utf-8")).strip().splitlines()[-1:]
+    return f"papermill ended with code {returncode}: {''.join(last) or 'it printed nothing'}"

@@ -1,0 +1,82 @@
+"""What a run was made with: versions, device, commit, and the hash of a model's weights."""
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..models import default as default_model
+
+PACKAGES = ("numpy", "pandas", "torch", "transformers", "transformer-lens", "sae-lens", "plotly")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
+
+
+def environment(root: Path) -> dict[str, Any]:
+    """Versions, platform, device and git commit; nothing that names this machine or its user."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": versions(),
+        "device": _device(),
+        "commit": _commit(root),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that results depend on."""
+    return {name: version for name in PACKAGES if (version := _version(name))}
+
+
+def weights(name: str) -> dict[str, str]:
+    """What tells a model's weights from others: a hash of the files, or the hub's own commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name == default_model.NAME:
+        return {"sha256": default_model.GGUF_SHA256}
+    if Path(name).is_dir():
+        return {"sha256": sha256(p for p in Path(name).iterdir() if p.suffix in _WEIGHTS)}
+    config = try_to_load_from_cache(name, "config.json")
+    return {"revision": Path(config).parent.name} if isinstance(config, str) else {}
+
+
+def sha256(files: Iterable[Path]) -> str:
+    """The hash of a file; of the hashes of several, in the order of their names."""
+    hashes = []
+    for path in sorted(files):
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> str:
+    """The device that models load on by default."""
+    import torch
+
+    from ..models import loading as models
+
+    device = models.best_device()
+    return f"cuda: {torch.cuda.get_device_name()}" if device == "cuda" else device
+
+
+def _commit(root: Path) -> str | None:
+    """The commit of the collection, with `+changes` where tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

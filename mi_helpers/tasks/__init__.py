@@ -1,0 +1,19 @@
+"""Prompts: pairs with a clean and a corrupted side, the tasks that make them, and running text."""
+
+from .pairs import PromptPairs, compare_tokens, token_labels
+from .prompts import docstring, facts, greater_than, induction, ioi
+from .texts import order_gain, sample_prompts, text_pairs
+
+__all__ = [
+    "PromptPairs",
+    "compare_tokens",
+    "docstring",
+    "facts",
+    "greater_than",
+    "induction",
+    "ioi",
+    "order_gain",
+    "sample_prompts",
+    "text_pairs",
+    "token_labels",
+]

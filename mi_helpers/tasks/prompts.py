@@ -1,0 +1,282 @@
+"""Tasks: generators of prompt pairs whose behaviour is known from papers.
+
+Each generator picks its words from those that are one token for the model at hand, so that a set
+has one token length on any tokenizer, and takes a seed; a larger `n` extends a smaller one. What a
+corruption leaves as it was cannot be found by patching: each docstring says what differs between
+the two prompts. Look at `pairs.performance(model)` before patching anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from . import words
+from .pairs import Model, PromptPairs, continuation, next_token
+
+
+def ioi(
+    model: Model,
+    n: int = 8,
+    seed: int = 0,
+    *,
+    corruption: Literal["abc", "s2", "names"] = "abc",
+    template: str = "together",
+    order: Literal["abba", "baba", "both"] = "abba",
+) -> PromptPairs:
+    """Indirect object identification: "When Mary and John went … John gave a book to" -> Mary.
+
+    The answer is the name that occurs once (IO), the wrong answer the one that occurs twice (S).
+    What differs between clean and corrupted prompt:
+    - "abc": all three names become three other, distinct names, so no name is repeated. The
+      corrupted prompt favours neither answer.
+    - "s2": the second subject alone becomes the indirect object. One late position differs, and the
+      corrupted prompt's right answer is the clean one's wrong answer.
+    - "names": IO and S change places everywhere. All three name positions differ, and the right and
+      wrong answers are exchanged.
+
+    `order` puts IO before S1 ("abba"), after it ("baba"), or alternates; `template` is a key of
+    `words.IOI_TEMPLATES` or a sentence of one's own with the same fields.
+    Source: Wang et al. 2022, arXiv 2211.00593, section 2 and appendix E, with sentences of our own.
+    """
+    _one_of("corruption", corruption, ("abc", "s2", "names"))
+    _one_of("order", order, ("abba", "baba", "both"))
+    sentence = _sentence(template)
+    names = _single_tokens(model, words.NAMES.split(), 5, "names")
+    places = _single_tokens(model, words.PLACES.split(), 1, "places")
+    objects = _single_tokens(model, words.OBJECTS.split(), 1, "objects")
+    rng = _rng(n, seed)
+    clean, corrupted, answers, wrong = [], [], [], []
+    for i in range(n):
+        io, s, *others = rng.choice(names, 5, replace=False)
+        io_first = order == "abba" or (order == "both" and i % 2 == 0)
+        things = {"place": rng.choice(places), "object": rng.choice(objects)}
+        first, second = (io, s) if io_first else (s, io)
+        swapped = {"abc": others, "s2": (first, second, io), "names": (second, first, io)}
+        clean.append(sentence.format(first=first, second=second, giver=s, **things))
+        a, b, c = swapped[corruption]
+        corrupted.append(sentence.format(first=a, second=b, giver=c, **things))
+        answers.append(f" {io}")
+        wrong.append(f" {s}")
+    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="ioi")
+    io_roles, s_roles = (["name 1"], ["name 2"]) if order == "both" else (["IO"], ["S1"])
+    places_of_io, places_of_s = _where(pairs, pairs.answers[0]), _where(pairs, pairs.wrong[0])
+    roles = [
+        *zip(places_of_io, io_roles, strict=True),
+        *zip(places_of_s, [*s_roles, "S2"], strict=True),
+    ]
+    return _with_roles(pairs, dict(roles))
+
+
+def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
+    """Greater-than: "The war lasted from the year 1732 to the year 17" -> a later two digits.
+
+    The corrupted prompt has 01 for the start year's last two digits, so that nearly every
+    continuation is later; nothing else differs. Where the tokenizer keeps two digits together, the
+    answer is a two-digit token above the start year's and the wrong one is up to it. Where every
+    digit is a token, the same holds for the tens digit (strictly below, since equal tens decide
+    nothing). `right_set` and `wrong_set` hold all such tokens, for `metrics.prob_diff`.
+    Source: Hanna, Liu & Variengien 2023, arXiv 2305.00586.
+    """
+    rng = _rng(n, seed)
+    events = _single_tokens(model, words.EVENTS.split(), 1, "events")
+    years, digits = _years(model)
+    numbers = [f"{i:0{digits}}" for i in range(10**digits)]
+    sentence = "The {} lasted from the year {} to the year {}"
+    clean, corrupted, answers, wrong, later, earlier = [], [], [], [], [], []
+    for _ in range(n):
+        event, year = rng.choice(events), str(rng.choice(years))
+        century, start = year[:2], year[2 : 2 + digits]
+        clean.append(sentence.format(event, year, century))
+        corrupted.append(sentence.format(event, f"{century}01", century))
+        later.append([number for number in numbers if number > start])
+        earlier.append([k for k in numbers if k < start or (digits == 2 and k == start)])
+        answers.append(str(rng.choice(later[-1])))
+        wrong.append(str(rng.choice(earlier[-1])))
+    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="greater_than")
+    right_set = _token_sets(model, clean, later)
+    pairs = replace(pairs, right_set=right_set, wrong_set=_token_sets(model, clean, earlier))
+    return _with_roles(pairs, {})
+
+
+def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> PromptPairs:
+    """A list of random words that starts again: the cue's first successor comes next.
+
+    "List: w1 … w10 w1 … w5" -> w6. In the corrupted prompt the answer w6 and a decoy, w9, have
+    changed places in the first round, so that the decoy is right there. Those two positions differ;
+    both words are in both prompts, so only their order tells them apart.
+    Source: Olsson et al. 2022, arXiv 2209.11895; made into pairs here.
+    """
+    if length < 6:
+        raise ValueError(f"length is {length}; a list needs at least 6 words")
+    rng = _rng(n, seed)
+    vocabulary = _single_tokens(model, words.WORDS.split(), length, "words")
+    shown, decoy = length // 2, length - 2
+    clean, corrupted, answers, wrong = [], [], [], []
+    for _ in range(n):
+        listed = list(rng.choice(vocabulary, length, replace=False))
+        other = listed.copy()
+        other[shown], other[decoy] = listed[decoy], listed[shown]
+        clean.append(" ".join(["List:", *listed, *listed[:shown]]))
+        corrupted.append(" ".join(["List:", *other, *listed[:shown]]))
+        answers.append(f" {listed[shown]}")
+        wrong.append(f" {listed[decoy]}")
+    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="induction")
+    return _with_roles(pairs, dict(zip(_differing(pairs), ("answer", "decoy"), strict=True)))
+
+
+def facts(
+    model: Model, n: int = 8, seed: int = 0, *, relation: Literal["capital", "language"] = "capital"
+) -> PromptPairs:
+    """Factual recall: "The capital of France is" -> Paris.
+
+    The corrupted prompt names another country with another answer, which is the wrong answer. The
+    country is the only position that differs. `n` is at most the number of countries whose name and
+    answer are single tokens for this model.
+    """
+    _one_of("relation", relation, tuple(words.FACTS))
+    rng = _rng(n, seed)
+    sentence, listed = words.FACTS[relation]
+    answer_of = dict(entry.split() for entry in listed.split(";"))
+    countries = _single_tokens(model, list(answer_of), 2, "countries")
+    known = set(_single_tokens(model, list(answer_of.values()), 2, "answers"))
+    countries = [country for country in countries if answer_of[country] in known]
+    if n > len(countries):
+        raise ValueError(
+            f"n is {n}, but this model's tokenizer has single tokens for only {len(countries)} of "
+            f"the {len(answer_of)} countries and their answers"
+        )
+    clean, corrupted, answers, wrong = [], [], [], []
+    for country in rng.permutation(countries)[:n]:
+        others = [c for c in countries if answer_of[c] != answer_of[country]]
+        other = rng.choice(others)
+        clean.append(sentence.format(country))
+        corrupted.append(sentence.format(other))
+        answers.append(f" {answer_of[country]}")
+        wrong.append(f" {answer_of[other]}")
+    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="facts")
+    return _with_roles(pairs, {_differing(pairs)[0]: "country"})
+
+
+def docstring(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
+    """Docstring completion: after two documented arguments, the name of the third comes next.
+
+    A function with six arguments (two before, three to be documented, one after) and a docstring
+    that ends in ":param". The corrupted prompt has other random names for the three arguments in
+    the definition and, independently, for the two in the docstring; all else is equal. The wrong
+    answer is one of the definition's other five arguments.
+    Source: Heimersheim & Janiak 2023; prompt form as in Conmy et al. 2023, arXiv 2304.14997.
+    """
+    rng = _rng(n, seed)
+    names = _single_tokens(model, words.ARGUMENTS.split(), 12, "argument names")
+    vocabulary = _single_tokens(model, words.WORDS.split(), 7, "words")
+    clean, corrupted, answers, wrong = [], [], [], []
+    for _ in range(n):
+        function, *arguments = rng.choice(names, 12, replace=False)
+        before, (a, b, c, after), others = arguments[:2], arguments[2:6], arguments[6:]
+        prose = [" ".join(rng.choice(vocabulary, k)) for k in (2, 2, 2)]
+        clean.append(_definition(function, [*before, a, b, c, after], [a, b], prose))
+        corrupted.append(_definition(function, [*before, *others[:3], after], others[3:], prose))
+        answers.append(f" {c}")
+        wrong.append(f" {rng.choice([*before, a, b, after])}")
+    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="docstring")
+    roles = ("A def", "B def", "C def", "A doc", "B doc")
+    return _with_roles(pairs, dict(zip(_differing(pairs), roles, strict=True)))
+
+
+def _definition(
+    function: str, arguments: Sequence[str], documented: Sequence[str], prose: Sequence[str]
+) -> str:
+    lines = [f"    :param {name}: {text}" for name, text in zip(documented, prose[1:], strict=True)]
+    # a fixed first word: it has no space before it, so most words would be several tokens there
+    head = f'def {function}(self, {", ".join(arguments)}):\n    """The {prose[0]}\n'
+    return "\n".join([head, *lines, "    :param"])
+
+
+def _years(model: Model) -> tuple[list[str], int]:
+    """Years that split after the century, and how many digits a token then holds: 2, or else 1."""
+    by_digits: dict[int, list[str]] = {1: [], 2: []}
+    for century in range(11, 18):
+        for last in range(2, 99):
+            year = f"{century}{last:02}"
+            whole = continuation(model, "in the year", f" {year}")
+            head = continuation(model, "in the year", f" {century}")
+            if whole is None or head is None or whole[: len(head)] != head:
+                continue
+            digits = {1: 2, 2: 1}.get(len(whole) - len(head))
+            # with single digits the tens must leave room on both sides
+            if digits == 2 or (digits == 1 and 10 <= last <= 89):
+                by_digits[digits].append(year)
+    if not any(by_digits.values()):
+        raise ValueError(
+            "this model's tokenizer neither keeps the last two digits of a year together nor "
+            "splits single digits, so greater_than has no one-token answers"
+        )
+    return (by_digits[2], 2) if by_digits[2] else (by_digits[1], 1)
+
+
+def _token_sets(
+    model: Model, prompts: Sequence[str], answers: Sequence[Sequence[str]]
+) -> Bool[Tensor, "prompt vocab"]:
+    """Marks, for each prompt, the tokens of its answers."""
+    marks = torch.zeros(len(prompts), model.cfg.d_vocab, dtype=torch.bool)
+    for row, prompt, texts in zip(marks, prompts, answers, strict=True):
+        row[[next_token(model, prompt, text) for text in texts]] = True
+    return marks.to(model.cfg.device)
+
+
+def _single_tokens(model: Model, tried: Sequence[str], least: int, kind: str) -> list[str]:
+    """The words that are one token of their own after a space."""
+    found: dict[int, str] = {}
+    for word in tried:
+        added = continuation(model, "the", f" {word}")
+        if added is not None and len(added) == 1:
+            found.setdefault(added[0], word)
+    if len(found) < least:
+        raise ValueError(
+            f"this model's tokenizer has {len(found)} single-token {kind} of {len(tried)} tried, "
+            f"and {least} are needed; make the set from your own words with PromptPairs.from_texts"
+        )
+    return list(found.values())
+
+
+def _differing(pairs: PromptPairs) -> list[int]:
+    return (pairs.clean_tokens[0] != pairs.corrupted_tokens[0]).nonzero().flatten().tolist()
+
+
+def _where(pairs: PromptPairs, token: Tensor) -> list[int]:
+    return (pairs.clean_tokens[0] == token).nonzero().flatten().tolist()
+
+
+def _with_roles(pairs: PromptPairs, roles: dict[int, str]) -> PromptPairs:
+    """The pairs with positions named by their roles, and the last position named END."""
+    last = len(pairs.labels) - 1
+    labels = [{**roles, last: "END"}.get(i, label) for i, label in enumerate(pairs.labels)]
+    return replace(pairs, labels=labels)
+
+
+def _rng(n: int, seed: int) -> np.random.Generator:
+    if n < 1:
+        raise ValueError(f"n is {n}; a set needs at least one prompt pair")
+    return np.random.default_rng(seed)
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _sentence(template: str) -> str:
+    """The sentence of a named template, or one written out, once its fields are checked."""
+    if " " not in template:
+        _one_of("template", template, tuple(words.IOI_TEMPLATES))
+    sentence = words.IOI_TEMPLATES.get(template, template)
+    if any(sentence.count(field) != 1 for field in ("{first}", "{second}", "{giver}")):
+        raise ValueError(
+            f"an IOI sentence needs {{first}}, {{second}}, {{giver}} once: {template!r}"
+        )
+    return sentence

@@ -1,0 +1,40 @@
+"""Small networks whose inner structure is known."""
+
+from . import gates
+from .addition import Trainer
+from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
+from .networks import (
+    BlockNetwork,
+    ModularAddition,
+    addition_accuracy,
+    addition_pairs,
+    block_network,
+    degenerate_mlp,
+    frequencies,
+    linear_network,
+    trained_addition,
+)
+from .tracr import PUBLISHED, load_arrays, squared_change, tracr_pairs, tracr_program
+
+__all__ = [
+    "PUBLISHED",
+    "BlockNetwork",
+    "ModularAddition",
+    "Trainer",
+    "addition_accuracy",
+    "addition_pairs",
+    "block_network",
+    "degenerate_mlp",
+    "docstring_network",
+    "frequencies",
+    "gate_scores",
+    "gates",
+    "linear_network",
+    "linear_transformer",
+    "load_arrays",
+    "squared_change",
+    "tracr_pairs",
+    "tracr_program",
+    "trained_addition",
+    "word_tokenizer",
+]

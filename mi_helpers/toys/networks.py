@@ -1,0 +1,309 @@
+"""Small networks whose inner structure is known, for methods that must find it.
+
+- :func:`linear_network`: linear layers only, so an interaction basis must have diagonal edges.
+- :func:`block_network`: blocks that do not interact, hidden behind random maps.
+- :func:`degenerate_mlp`: an MLP with one of the three degeneracies of arXiv 2405.10927 planted.
+- :class:`ModularAddition`: the one-layer transformer on (a + b) mod p; :func:`trained_addition`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..engine.stack import Section, Stack
+
+
+class ModularAddition(nn.Module):
+    """One-layer transformer that reads ``a b =`` and predicts (a + b) mod p at the last position.
+
+    No layer norm; four heads of 32, ReLU, as in arXiv 2405.10928. Only the last
+    position is computed, since nothing else is read. Biases sit in the MLP alone.
+    """
+
+    def __init__(
+        self, p: int = 113, d_model: int = 128, n_heads: int = 4, d_mlp: int = 512, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}")
+        self.p, self.d_model, self.n_heads, self.d_mlp = p, d_model, n_heads, d_mlp
+        d_head, vocab = d_model // n_heads, p + 1
+        generator = torch.Generator().manual_seed(seed)
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, generator=generator) / d_model**0.5)
+
+        self.W_E, self.W_pos = weight(vocab, d_model), weight(3, d_model)
+        self.W_Q, self.W_K = weight(n_heads, d_model, d_head), weight(n_heads, d_model, d_head)
+        self.W_V, self.W_O = weight(n_heads, d_model, d_head), weight(n_heads, d_head, d_model)
+        self.W_in, self.b_in = weight(d_model, d_mlp), nn.Parameter(torch.zeros(d_mlp))
+        self.W_out, self.b_out = weight(d_mlp, d_model), nn.Parameter(torch.zeros(d_model))
+        self.W_U = weight(d_model, vocab)
+
+    def embed(self, pairs: Int[Tensor, "batch 2"]) -> Float[Tensor, "batch 3 d_model"]:
+        """Token plus position embeddings of ``a b =``."""
+        equals = torch.full_like(pairs[:, :1], self.p)
+        return self.W_E[torch.cat([pairs, equals], dim=1)] + self.W_pos
+
+    def attend(self, x: Float[Tensor, "batch 3 d_model"]) -> Float[Tensor, "batch 1 d_model"]:
+        """Residual stream after attention at the last position."""
+        last = x[:, -1:]
+        query = torch.einsum("bqd,hde->bhqe", last, self.W_Q)
+        key = torch.einsum("bkd,hde->bhke", x, self.W_K)
+        value = torch.einsum("bkd,hde->bhke", x, self.W_V)
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        return last + torch.einsum("bhqe,hed->bqd", scores.softmax(dim=-1) @ value, self.W_O)
+
+    def feed_forward(self, x: Tensor, one: Tensor | float = 1.0) -> Tensor:
+        """Residual stream after the MLP; every bias is multiplied by ``one``."""
+        hidden = torch.relu(x @ self.W_in + one * self.b_in)
+        return x + hidden @ self.W_out + one * self.b_out
+
+    def forward(self, pairs: Int[Tensor, "batch 2"]) -> Float[Tensor, "batch vocab"]:
+        """Logits at the last position."""
+        return (self.feed_forward(self.attend(self.embed(pairs))) @ self.W_U)[:, 0]
+
+    def table_logits(self, pairs: Int[Tensor, "batch 2"]) -> Float[Tensor, "batch vocab"]:
+        """The same logits, several times faster: what attention needs is a table over tokens.
+
+        The query is one vector for all inputs, and scores and values depend on one token each,
+        so they are computed per token and looked up per pair. Used for training.
+        """
+        equals = self.W_E[self.p] + self.W_pos[2]
+        query = torch.einsum("d,hde->he", equals, self.W_Q) / (self.d_model / self.n_heads) ** 0.5
+        probe = torch.einsum("he,hde->hd", query, self.W_K)
+        scores, values = [], []
+        for position, tokens in enumerate((pairs[:, 0], pairs[:, 1], None)):
+            table = self.W_E[: self.p] + self.W_pos[position] if position < 2 else equals[None]
+            score, value = table @ probe.T, torch.einsum("td,hde->the", table, self.W_V)
+            scores.append(score if tokens is None else score[tokens])
+            values.append(value if tokens is None else value[tokens])
+        pattern = torch.stack([s.expand(len(pairs), -1) for s in scores]).softmax(dim=0)
+        mixed = sum(w.unsqueeze(-1) * v for w, v in zip(pattern, values, strict=True))
+        attended = mixed.flatten(1) @ self.W_O.flatten(0, 1) + equals
+        return self.feed_forward(attended) @ self.W_U
+
+    def sections(self) -> Stack:
+        """Embeddings -> after attention -> after the MLP -> logits, folded."""
+        return Stack(
+            (lambda x, one: self.attend(x), self.feed_forward, lambda x, one: x @ self.W_U),
+            folded=True,
+        )
+
+
+def trained_addition(seed: int, p: int = 113) -> tuple[ModularAddition, dict[str, str]]:
+    """A trained network that ships with the package, in eval mode, and how it was trained.
+
+    Made by ``python -m mi_helpers.train_modular_addition``; the second value holds epochs, share of
+    pairs trained on, and test accuracy.
+    """
+    path = Path(__file__).parents[1] / "data" / "addition" / f"p{p}_seed{seed}.safetensors"
+    if not path.is_file():
+        shipped = sorted(file.name for file in path.parent.glob("*.safetensors"))
+        raise FileNotFoundError(f"{path.name} does not ship with mi_helpers; available: {shipped}")
+    model = ModularAddition(p, seed=seed)
+    with safe_open(path, "pt") as file:
+        model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        about = dict(file.metadata())
+    return model.eval().requires_grad_(False), about
+
+
+def addition_pairs(
+    p: int, train_fraction: float = 0.3, seed: int = 0
+) -> tuple[Int[Tensor, "train 2"], Int[Tensor, "test 2"]]:
+    """All pairs (a, b) with 0 <= a, b < p, split at random into train and test."""
+    pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))
+    shuffled = pairs[torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))]
+    cut = int(train_fraction * p * p)
+    return shuffled[:cut], shuffled[cut:]
+
+
+def addition_accuracy(
+    logits: Float[Tensor, "batch vocab"], pairs: Int[Tensor, "batch 2"], p: int
+) -> float:
+    """Share of pairs whose largest logit is (a + b) mod p."""
+    return (logits.argmax(-1) == pairs.sum(-1) % p).float().mean().item()
+
+
+def frequencies(values: Float[Tensor, "p feature"]) -> pd.DataFrame:
+    """How much of each feature's variance over tokens 0..p-1 is at its strongest frequency.
+
+    One row per feature: feature, frequency (turns per p tokens), share.
+    """
+    centred = (values - values.mean(0)).double()
+    power = torch.fft.rfft(centred, dim=0).abs().square()[1:]
+    share, best = (power / power.sum(0)).max(dim=0)
+    return pd.DataFrame(
+        {
+            "feature": range(values.shape[1]),
+            "frequency": (best + 1).tolist(),
+            "share": share.tolist(),
+        }
+    )
+
+
+def linear_network(
+    widths: Sequence[int] = (10, 10, 10, 6), n: int = 1000, seed: int = 0
+) -> tuple[Stack, Float[Tensor, "n width"]]:
+    """Random linear layers with biases (float64), and correlated Gaussian inputs."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    sections = [_affine(random(a, b) / a**0.5, random(b)) for a, b in pairwise(widths)]
+    return Stack(tuple(sections), folded=True), random(n, widths[0]) @ random(widths[0], widths[0])
+
+
+def _affine(W: Float[Tensor, "n m"], b: Float[Tensor, " m"]) -> Section:
+    return lambda x, one: x @ W + one * b
+
+
+@dataclass(frozen=True)
+class BlockNetwork:
+    """``stack`` computes in hidden coordinates h, in which blocks of ``block_width`` do not
+    interact; the activations at boundary l are ``h @ mixers[l]``."""
+
+    stack: Stack
+    inputs: Float[Tensor, "n width"]
+    mixers: list[Float[Tensor, "width width"]]
+    block_width: int
+
+    def purity(self, Cs: Sequence[Float[Tensor, "width feature"]]) -> pd.DataFrame:
+        """How much of each feature's variance comes from the one block it has most from.
+
+        ``Cs``: a basis at every boundary, features in columns. One row per boundary and feature
+        that varies, with the block; a purity of 1 / blocks is an even mixture.
+        """
+        rows = []
+        for boundary, (x, S, C) in enumerate(
+            zip(self.stack.activations(self.inputs), self.mixers, Cs, strict=True)
+        ):
+            hidden = (x - x.mean(0)) @ S.inverse()
+            parts = [
+                h @ w
+                for h, w in zip(
+                    hidden.split(self.block_width, dim=1),
+                    (S @ C).split(self.block_width),
+                    strict=True,
+                )
+            ]
+            variance = torch.stack([part.pow(2).mean(0) for part in parts])
+            total = variance.sum(0)
+            rows += [
+                {
+                    "boundary": boundary,
+                    "feature": i,
+                    "block": int(variance[:, i].argmax()),
+                    "purity": (variance[:, i].max() / total[i]).item(),
+                }
+                for i in torch.nonzero(total > 1e-20 * total.max())[:, 0].tolist()
+            ]
+        return pd.DataFrame(rows)
+
+
+def block_network(
+    mix: Literal["none", "rotation", "invertible"] = "rotation",
+    n_blocks: int = 2,
+    block_width: int = 4,
+    depth: int = 4,
+    n: int = 100,
+    seed: int = 0,
+) -> BlockNetwork:
+    """ReLU layers of independent blocks, hidden behind random maps everywhere but at the output.
+
+    The inputs are every combination of ``n`` states of each block, so that activations of
+    different blocks are exactly uncorrelated at every boundary. ``mix``: no map, a rotation, or an
+    invertible map of condition number 10. All in float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = n_blocks * block_width
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def mixer() -> Tensor:
+        Q, P = (torch.linalg.qr(random(width, width)).Q for _ in range(2))
+        stretch = torch.logspace(-0.5, 0.5, width, dtype=torch.float64)
+        return {
+            "none": torch.eye(width, dtype=torch.float64),
+            "rotation": Q,
+            "invertible": Q * stretch @ P,
+        }[mix]
+
+    states = random(n_blocks, n, block_width)
+    combinations = torch.cartesian_prod(*[torch.arange(n)] * n_blocks)
+    hidden = torch.cat([states[i, combinations[:, i]] for i in range(n_blocks)], dim=1)
+    mixers = [mixer() for _ in range(depth)] + [torch.eye(width, dtype=torch.float64)]
+    sections = []
+    for before, after in pairwise(mixers):
+        W = torch.block_diag(*random(n_blocks, block_width, block_width))
+        sections.append(_mixed_relu(before.inverse(), W, 0.5 * random(width), after))
+    return BlockNetwork(
+        Stack(tuple(sections), folded=True), hidden @ mixers[0], mixers, block_width
+    )
+
+
+def _mixed_relu(unmix: Tensor, W: Tensor, b: Tensor, mix: Tensor) -> Section:
+    return lambda x, one: torch.relu(x @ unmix @ W + one * b) @ mix
+
+
+Degeneracy = Literal["none", "activations", "gradients", "synchronised"]
+
+
+def degenerate_mlp(
+    plant: Degeneracy = "none", n: int = 512, seed: int = 10
+) -> tuple[nn.Sequential, Float[Tensor, "n 6"]]:
+    """A random 6-8-8-4 ReLU network (float64), its inputs, and one planted degeneracy.
+
+    - "activations": the first six hidden units are the two halves of w x, v x and (w + v) x, and
+      relu(y) - relu(-y) = y, so one combination of them is always zero.
+    - "gradients": nothing reads the last unit of the second hidden layer.
+    - "synchronised": three units of the first hidden layer fire on the same inputs.
+
+    The inputs stay clear of zero along their first coordinate, for every plant. With the default
+    seed nothing else is degenerate: no unit fires always, or too rarely to be pinned down.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    network = (
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        .double()
+        .requires_grad_(False)
+    )
+    for parameter in network.parameters():
+        parameter.copy_(random(*parameter.shape) / parameter.shape[-1] ** 0.5)
+    x = random(n, 6)
+    x[:, 0] += x[:, 0].sign()
+    first, last = network[0], network[4]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    if plant == "activations":
+        rows: list[Tensor] = [first.weight, first.bias]
+        for row in rows:
+            row[4] = row[0] + row[2]
+            row[[1, 3, 5]] = -row[[0, 2, 4]]
+    elif plant == "gradients":
+        last.weight[:, -1] = 0
+    elif plant == "synchronised":
+        # The first coordinate decides the sign: the others together cannot outweigh it.
+        others = x[:, 1:].norm(dim=1).max()
+        first.weight[:3, 1:] *= 0.9 / (others * first.weight[:3, 1:].norm(dim=1, keepdim=True))
+        first.weight[:3, 0] = torch.tensor([1.0, 1.2, 1.5], dtype=torch.float64)
+        first.bias[:3] = 0
+    elif plant != "none":
+        raise ValueError(
+            f"plant must be one of none, activations, gradients, synchronised, got {plant!r}"
+        )
+    return network, x

@@ -1,0 +1,397 @@
+"""Sweeps, paths and attribution against plain hooked forwards, by another route each."""
+
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformer_lens.patching as tl
+
+from mi_helpers import engine, metrics, patching
+from mi_helpers.tasks.pairs import PromptPairs
+from tests import tiny
+
+FAMILIES = ("gpt2", "llama", "qwen2", "gpt_neox", "gemma2")
+N, POS = 3, 7
+
+
+def make_pairs(differ=(2, 4), seed=0):
+    draw = partial(torch.randint, generator=torch.Generator().manual_seed(seed))
+    clean = draw(3, 60, (N, POS))
+    corrupted = clean.clone()
+    for p in differ:
+        corrupted[:, p] = draw(60, 100, (N,))
+    texts, labels = ["…"] * N, [str(p) for p in range(POS)]
+    answers, wrong = draw(3, 60, (N,)), draw(60, 100, (N,))
+    return PromptPairs("test", texts, texts, clean, corrupted, answers, wrong, labels)
+
+
+PAIRS = make_pairs()
+
+
+def logit_diff(logits):
+    return metrics.logit_diff(logits[:, -1], PAIRS.answers, PAIRS.wrong)
+
+
+def span(model):
+    return (logit_diff(model(PAIRS.clean_tokens)), logit_diff(model(PAIRS.corrupted_tokens)))
+
+
+def close(found, expected, tolerance=1e-4):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+# --- sweep --------------------------------------------------------------------------------------
+
+TL_FUNCTIONS = {
+    "resid_pre": (tl.get_act_patch_resid_pre, "each"),
+    "resid_mid": (tl.get_act_patch_resid_mid, "each"),
+    "attn_out": (tl.get_act_patch_attn_out, "each"),
+    "mlp_out": (tl.get_act_patch_mlp_out, "each"),
+    "z": (tl.get_act_patch_attn_head_out_all_pos, "all"),
+    "q": (tl.get_act_patch_attn_head_q_all_pos, "all"),
+    "k": (tl.get_act_patch_attn_head_k_all_pos, "all"),
+    "v": (tl.get_act_patch_attn_head_v_all_pos, "all"),
+    "pattern": (tl.get_act_patch_attn_head_pattern_all_pos, "all"),
+}
+
+
+@pytest.mark.parametrize("site", TL_FUNCTIONS)
+def test_sweep_equals_transformer_lens(site):
+    model, (function, positions) = tiny.bridge("gpt2"), cast(Any, TL_FUNCTIONS[site])
+    _, cache = model.run_with_cache(PAIRS.clean_tokens)
+    expected = function(model, PAIRS.corrupted_tokens, cache, lambda x: logit_diff(x).mean())
+    table = patching.sweep(model, PAIRS, site, normalise=False, positions=positions)
+    close(table["logit_diff"].to_numpy(), expected.flatten())
+
+
+def test_heads_by_position_equal_transformer_lens():
+    model = tiny.bridge("gpt2")
+    _, cache = model.run_with_cache(PAIRS.clean_tokens)
+    function = tl.get_act_patch_attn_head_out_by_pos
+    expected = function(model, PAIRS.corrupted_tokens, cache, lambda x: logit_diff(x).mean())
+    table = patching.sweep(model, PAIRS, "z", normalise=False, positions="each")
+    close(table["logit_diff"].to_numpy(), expected.flatten())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_directions_on_every_family_and_keys_of_groups(family):
+    model = tiny.bridge(family)
+    runs = patching.record(model, PAIRS)
+    for direction in ("denoise", "noise"):
+        tokens = [PAIRS.corrupted_tokens, PAIRS.clean_tokens]
+        base, source = tokens if direction == "denoise" else tokens[::-1]
+        table = patching.sweep(
+            model, PAIRS, "k", direction, normalise=False, runs=runs, layers=[1], per_prompt=True
+        )
+        _, cache = model.run_with_cache(source)
+        n_heads = cache["blocks.1.attn.hook_k"].shape[2]
+        assert len(table) == n_heads * N
+        for head in range(n_heads):
+
+            def write(value, hook, head=head, cache=cache):
+                value[:, :, head] = cache[hook.name][:, :, head]
+                return value
+
+            logits = model.run_with_hooks(base, fwd_hooks=[("blocks.1.attn.hook_k", write)])
+            close(table.loc[table["head"] == head, "logit_diff"].to_numpy(), logit_diff(logits))
+
+
+def test_patching_everything_gives_one_and_nothing_gives_zero():
+    model, names = tiny.bridge("llama"), ["logit_diff", "log_prob", "prob", "kl"]
+    table = patching.sweep(model, PAIRS, "resid_pre", metrics=names, positions="all", layers=[0])
+    close(table[names].to_numpy()[0], torch.ones(4))
+    table = patching.sweep(model, PAIRS, "resid_pre", "noise", names, positions="all", layers=[0])
+    close(table[names].to_numpy()[0], torch.zeros(4))
+    before = patching.sweep(model, PAIRS, "resid_pre", metrics=names, positions=[0, 1])
+    close(before[names].to_numpy(), torch.zeros(8, 4))
+
+
+def test_a_mean_over_prompts_is_the_table_s_value():
+    model = tiny.bridge("llama")
+    for direction in ("denoise", "noise"):
+        table = patching.sweep(model, PAIRS, "z", direction)
+        each = patching.sweep(model, PAIRS, "z", direction, per_prompt=True)
+        means = each.groupby(["layer", "head"])["logit_diff"].mean()
+        close(means.to_numpy(), table["logit_diff"].to_numpy())
+
+
+def test_window_patches_neighbouring_layers_and_is_cut_at_the_ends():
+    model = tiny.bridge("gpt2")
+    runs = patching.record(model, PAIRS)
+    table = patching.sweep(model, PAIRS, "mlp_out", window=3, positions=[4], runs=runs)
+    assert table["layer"].tolist() == [0, 1, 2, 3]
+    write = engine.patch(runs.clean)
+    for layer, covered in enumerate([[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]):
+        rows = [
+            {"row": 0, "site": "mlp_out", "layer": x, "pos": 4, "write": write} for x in covered
+        ]
+        found = engine.run(runs.corrupted, pd.DataFrame(rows), runs.functions(["logit_diff"]))
+        clean, corrupted = (float(x.mean()) for x in span(model))
+        expected = (found["logit_diff"][0] - corrupted) / (clean - corrupted)
+        assert table["logit_diff"][layer] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_metric_that_does_not_move_gives_nan_and_a_warning():
+    with pytest.warns(RuntimeWarning, match="nothing to normalise"):
+        table = patching.sweep(
+            tiny.bridge("gpt2"), PAIRS, metrics={"one": lambda x: x.new_ones(x.shape[:2])}
+        )
+    assert table["one"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"site": "zz"}, "unknown site"),
+        ({"direction": "both"}, "direction"),
+        ({"metrics": ["speed"]}, "speed"),
+        ({"window": 9}, "window"),
+        ({"positions": [POS]}, "position 7"),
+        ({"positions": "some"}, "positions"),
+        ({"layers": []}, "nothing to patch"),
+        ({"heads": "some"}, "heads"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        patching.sweep(tiny.bridge("gpt2"), PAIRS, **arguments)
+
+
+def test_runs_of_other_pairs_and_missing_sites_are_refused():
+    model = tiny.bridge("gpt2")
+    runs = patching.record(model, PAIRS, ["z"])
+    with pytest.raises(ValueError, match="other pairs"):
+        patching.sweep(model, make_pairs(seed=1), "z", runs=runs)
+    with pytest.raises(ValueError, match="was not recorded"):
+        patching.sweep(model, PAIRS, "mlp_out", runs=runs)
+    with pytest.raises(ValueError, match="no site 'resid_mid'"):
+        patching.sweep(tiny.bridge("gpt_neox"), PAIRS, "resid_mid")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gaussian_noise_changes_what_it_should_and_patching_undoes_it(family):
+    model = tiny.bridge(family)
+    runs = patching.gaussian(model, PAIRS, [3, 5], seed=1)
+    moved = (runs.corrupted.resid[0] - runs.clean.resid[0]).abs().amax((0, 2))
+    assert (moved > 0).tolist() == [False, False, False, True, False, True, False]
+    arguments: dict[str, Any] = {"site": "resid_pre", "layers": [0], "runs": runs}
+    both = patching.sweep(model, PAIRS, **arguments, positions="all")
+    assert both["logit_diff"][0] == pytest.approx(1, abs=1e-4)
+    each = patching.sweep(model, PAIRS, **arguments)["logit_diff"]
+    assert (each.round(5) != 0).tolist() == [False, False, False, True, False, True, False]
+    again = patching.gaussian(model, PAIRS, [3, 5], seed=1)
+    assert torch.equal(again.corrupted.logits(), runs.corrupted.logits())
+
+
+# --- path_patch ---------------------------------------------------------------------------------
+
+
+def slow_path(model, sender, receivers, mlps, pos, direction="noise"):
+    """Two plain hooked forwards over the whole prompt; hooks come from two plain caches."""
+    tokens = [PAIRS.clean_tokens, PAIRS.corrupted_tokens]
+    base, source = tokens if direction == "noise" else tokens[::-1]
+    _, base_cache = model.run_with_cache(base)
+    _, source_cache = model.run_with_cache(source)
+    layer, head = sender
+
+    def send(value, hook):
+        value = value.clone()
+        if head is None:
+            value[:, pos] = source_cache[hook.name][:, pos]
+        else:
+            value[:, pos, head] = source_cache[hook.name][:, pos, head]
+        return value
+
+    seen: dict[str, Any] = {}
+    still: dict[str, Any] = {}
+    own = f"blocks.{layer}.hook_mlp_out" if head is None else f"blocks.{layer}.attn.hook_z"
+    hooks = [(own, send)]
+
+    def see(value, hook):
+        seen[hook.name] = value.clone()
+        return value
+
+    hooks += [(name, see) for name, _ in receivers]
+    for later in range(layer, model.cfg.n_layers):
+        names = ["hook_attn_out"] if later > layer else []
+        names += (
+            ["hook_mlp_out"] if mlps == "frozen" and (later > layer or head is not None) else []
+        )
+        still |= {f"blocks.{later}.{name}": 0 for name in names}
+    hooks += [(name, lambda value, hook: base_cache[hook.name].clone()) for name in still]
+    logits = model.run_with_hooks(base, fwd_hooks=hooks)
+    if not receivers:
+        return logit_diff(logits)
+
+    def receive(value, hook, head):
+        value = value.clone()
+        index = (slice(None), pos) if head is None else (slice(None), pos, head)
+        value[index] = seen[hook.name][index]
+        return value
+
+    hooks = [(name, partial(receive, head=head)) for name, head in receivers]
+    return logit_diff(model.run_with_hooks(base, fwd_hooks=hooks))
+
+
+RECEIVERS = {
+    "3.1.q": ("blocks.3.attn.hook_q", 1),
+    "2.0.v": ("blocks.2.attn.hook_v", 0),
+    "3.1.k": ("blocks.3.attn.hook_k", 1),
+    "mlp2": ("blocks.2.hook_mlp_out", None),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mlps", ["frozen", "free"])
+def test_path_patching_equals_two_hooked_forwards(family, mlps):
+    model, runs = tiny.bridge(family), patching.record(tiny.bridge(family), PAIRS)
+    for names in (["3.1.q"], ["2.0.v", "3.1.k"], ["mlp2"], ["logits"]):
+        for pos in ([5], list(range(POS)), [4, 6]):
+            table = patching.path_patch(
+                model, PAIRS, ["0.2", "mlp1", "1.3"], names, pos=pos, mlps=mlps, runs=runs,
+                normalise=False, per_prompt=True,
+            )  # fmt: skip
+            targets = [RECEIVERS[name] for name in names if name != "logits"]
+            for sender, place in {"0.2": (0, 2), "mlp1": (1, None), "1.3": (1, 3)}.items():
+                expected = slow_path(model, place, targets, mlps, pos)
+                found = table.loc[table["sender"] == sender, "logit_diff"].to_numpy()
+                close(found, expected)
+
+
+def test_a_direct_path_by_hand_on_gpt2():
+    """Sender 0.2, receiver 3.1.q: norm, weights and biases of the Hugging Face model itself."""
+    model = tiny.load(hf := cast(Any, tiny.hf_model("gpt2")))
+    runs, pos = patching.record(model, PAIRS), 5
+    change = runs.corrupted.activation("z", 0)[:, pos, 2] - runs.clean.activation("z", 0)[:, pos, 2]
+    weight = hf.transformer.h[0].attn.c_proj
+    weight = getattr(weight, "original_component", weight).weight[16:24]  # rows of head 2
+    stream = runs.clean.resid[3][:, pos] + change @ weight
+    block = hf.transformer.h[3]
+    block = getattr(block, "original_component", block)
+    norm = getattr(block.ln_1, "original_component", block.ln_1)
+    c_attn = getattr(block.attn, "original_component", block.attn).c_attn
+    c_attn = getattr(c_attn, "original_component", c_attn)
+    q = (norm(stream) @ c_attn.weight + c_attn.bias)[:, 8:16]  # head 1
+    rows = [{"site": "q", "layer": 3, "pos": pos, "head": 1, "write": engine.replace(q)}]
+    names = runs.functions(["logit_diff"])
+    expected = engine.run(runs.clean, pd.DataFrame(rows), names, per_prompt=True)["logit_diff"]
+    found = patching.path_patch(
+        model, PAIRS, ["0.2"], ["3.1.q"], pos=pos, runs=runs, normalise=False, per_prompt=True
+    )
+    close(found["logit_diff"].to_numpy(), expected.to_numpy())
+
+
+def test_paths_to_the_logits_denoise_and_default_positions():
+    model = tiny.bridge("qwen3")
+    table = patching.path_patch(
+        model, PAIRS, "heads", ["logits"], "denoise", normalise=False, per_prompt=True
+    )
+    assert table["sender"].nunique() == 16
+    expected = slow_path(model, (2, 1), [], "frozen", list(range(POS)), "denoise")
+    close(table.loc[table["sender"] == "2.1", "logit_diff"].to_numpy(), expected)
+
+
+def test_senders_before_the_first_difference_change_nothing():
+    model = tiny.bridge("gpt2")
+    table = patching.path_patch(model, PAIRS, "heads", ["3.0.q"], pos=1)
+    close(table["logit_diff"].to_numpy(), torch.ones(12))
+    assert table["sender"].iloc[-1] == "2.3"
+
+
+@pytest.mark.parametrize(
+    ("senders", "receivers", "message"),
+    [
+        (["3.0"], ["3.1.q"], "no receiver comes after"),
+        (["0.0", "mlp2"], ["mlp2"], "no receiver comes after"),
+        (["0.9"], ["3.1.q"], "does not exist"),
+        (["0"], ["3.1.q"], "cannot read '0'"),
+        (["0.0"], ["3.1"], "cannot read '3.1'"),
+        (["0.0"], ["3.2.k"], "2 heads"),
+        (["0.0"], ["logits", "mlp3"], "cannot read 'logits'"),
+        ("all", ["mlp3"], "'heads' or 'mlps'"),
+    ],
+)
+def test_bad_paths_are_named(senders, receivers, message):
+    with pytest.raises(ValueError, match=message):
+        patching.path_patch(tiny.bridge("llama"), PAIRS, senders, receivers)
+
+
+# --- attribution --------------------------------------------------------------------------------
+
+
+def linear_model():
+    """A GPT-2 with uniform attention, no nonlinearity in the MLPs, and norms that only scale."""
+    hf = cast(Any, tiny.hf_model("gpt2", activation_function="linear"))
+    for block in hf.transformer.h:
+        for parameter in (block.attn.c_attn.weight, block.attn.c_attn.bias):
+            parameter.data[..., :64] = 0  # queries and keys
+    model = tiny.load(hf)
+    norms = [block.ln1 for block in model.blocks] + [block.ln2 for block in model.blocks]
+    for norm in [*norms, model.ln_final]:
+        scale, shift = norm.weight, norm.bias
+        norm.__dict__["forward"] = lambda x, *_, s=scale, b=shift, **__: x * s + b
+    return model
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out",
+                                  "z", "v"])  # fmt: skip
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_attribution_equals_patching_on_a_linear_network(site, steps, direction):
+    model = linear_model()
+    table = patching.sweep(model, PAIRS, site, direction, positions="each")
+    estimate = patching.attribution(
+        model, PAIRS, site, direction=direction, steps=steps, positions="each"
+    )
+    close(estimate["logit_diff"].to_numpy(), table["logit_diff"].to_numpy())
+    assert table["logit_diff"].nunique() > 4  # not all zero or one
+    for column in ("layer", "pos", "head"):
+        assert (table[column].fillna(-1) == estimate[column].fillna(-1)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "site", ["resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
+)
+def test_attribution_is_the_slope_of_small_patches(family, site):
+    """Patching a ten-thousandth of the way, times ten thousand, in double precision."""
+    model = tiny.load(tiny.hf_model(family).double())
+    runs = patching.record(model, PAIRS)
+    table = patching.attribution(model, PAIRS, site, normalise=False, runs=runs, layers=[0, 2])
+    write = engine.interpolate(runs.corrupted, runs.clean, 1e-4)
+    rows = table[["site", "layer", "pos", "head"]].assign(write=write)
+    found = engine.run(runs.corrupted, rows, runs.functions(["logit_diff"]))
+    base = float(span(model)[1].mean())
+    slopes = (found["logit_diff"] - base) * 1e4
+    close(table["logit_diff"].to_numpy() - base, slopes.to_numpy(), 1e-2)
+
+
+def test_many_steps_from_the_embeddings_integrate_to_the_whole_effect():
+    """Along the embeddings' line the effects of all positions of resid_pre 0 add up to the span."""
+    model = tiny.load(tiny.hf_model("llama").double())
+    arguments: dict[str, Any] = {"site": "resid_pre", "positions": "all", "layers": [0]}
+    plain = patching.attribution(model, PAIRS, **arguments)["logit_diff"][0]
+    many = patching.attribution(model, PAIRS, **arguments, steps=64)["logit_diff"][0]
+    assert abs(many - 1) < 0.01 < abs(plain - 1)
+
+
+def test_attribution_leaves_no_gradients_or_hooks_behind():
+    model = tiny.bridge("gpt2")
+    before = model(PAIRS.clean_tokens)
+    patching.attribution(model, PAIRS, "z")
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    torch.testing.assert_close(model(PAIRS.clean_tokens), before)
+
+
+def test_attribution_refuses_what_has_no_gradient():
+    model = tiny.bridge("gpt2")
+    with pytest.raises(ValueError, match="zero gradient"):
+        patching.attribution(model, PAIRS, metric="kl", direction="noise")
+    with pytest.raises(ValueError, match="steps"):
+        patching.attribution(model, PAIRS, steps=0)
+    with pytest.raises(ValueError, match="no gradient"):
+        patching.attribution(model, PAIRS, metric="accuracy")

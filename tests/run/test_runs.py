@@ -1,0 +1,521 @@
+"""Runs: parameters checked before anything starts, failures contained, results whole or absent."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from mi_helpers.claims import KEYS, Record
+from mi_helpers.run import cli as runs
+from mi_helpers.run import execute as notebooks
+from mi_helpers.run import parameters, provenance, reference, render, scorecard
+
+PARAMETERS = """SEED = 0  # of the prompts
+N: int = 3  # prompts
+RATE = 0.5  # share
+LAYERS = [1, 2]  # which
+WORD = "a"  # a word
+FLAG = False  # or not
+LIMIT: int | None = None  # none
+TWICE = 2 * N  # computed"""
+CHECK = """from mi_helpers import claims
+claims.start("00_good", model="toy", seed=SEED)
+claims.check(
+    id="00.three", says="<b>N</b> | is 3", source="this test", value=N, interval=(2, 4),
+    holds=N == 3, rule="N == 3",
+)
+print("n is", N)"""
+CHILD = """import os, subprocess
+child = subprocess.Popen(["sleep", "1000"])
+open("pids", "w").write(f"{os.getpid()} {child.pid}")"""
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    """A notebook of a title, the parameters cell and code cells."""
+    cells = [new_markdown_cell("# A title"), *map(new_code_cell, sources)]
+    cells[1].metadata["tags"] = ["parameters"]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of three notebooks: one is good, one fails, one never ends."""
+    root = tmp_path_factory.mktemp("a {brace} and space")
+    write_notebook(root / "notebooks/00_good.ipynb", PARAMETERS, CHECK)
+    write_notebook(root / "notebooks/01_bad.ipynb", PARAMETERS, "print('so far')", "1 / 0", "2")
+    write_notebook(
+        root / "notebooks/02_slow.ipynb", PARAMETERS, CHILD, "import time; time.sleep(1000)"
+    )
+    return root
+
+
+@pytest.fixture
+def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path) -> runs.Run:
+    """All three, run once. The clock jumps past the limit when the slow one has come to its end."""
+    ahead = 0.0
+
+    def monotonic() -> float:
+        return time.monotonic() + ahead
+
+    def execute(*arguments: Any, on_cell: Any, **options: Any) -> notebooks.Outcome:
+        def jump(done: int) -> None:
+            nonlocal ahead
+            on_cell(done)
+            if arguments[0].stem == "02_slow" and done == 3:
+                ahead = 3600.0
+
+        return real(*arguments, on_cell=jump, **options)
+
+    real = notebooks.execute
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notebooks, "time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep))
+        patch.setattr(notebooks, "execute", execute)
+        return runs.run(name="first", root=root)
+
+
+def alive(pids: Path) -> list[int]:
+    return [pid for pid in map(int, pids.read_text().split()) if psutil.pid_exists(pid)]
+
+
+def test_a_run_leaves_whole_outputs_partial_outputs_and_errors(finished: runs.Run) -> None:
+    names = sorted(path.name for path in finished.folder.iterdir())
+    assert names == [
+        "00_good.ipynb", "01_bad.failed.ipynb", "01_bad.log", "02_slow.failed.ipynb", "02_slow.log",
+        "environment.json", "scorecard.json", "scorecard.md",
+    ]  # fmt: skip
+    assert finished.failures == {
+        "01_bad": "cell 4: ZeroDivisionError: division by zero",
+        "02_slow": "time limit of 30 min reached in cell 4 of 4",
+    }
+    partial = nbformat.read(finished.folder / "01_bad.failed.ipynb", as_version=4)
+    assert "so far" in str(partial)
+
+
+def test_at_the_time_limit_the_kernel_and_its_children_are_killed(
+    finished: runs.Run, root: Path
+) -> None:
+    assert len((root / "notebooks/pids").read_text().split()) == 2
+    assert alive(root / "notebooks/pids") == []
+
+
+def test_the_scorecard_holds_the_claims_of_finished_notebooks(finished: runs.Run) -> None:
+    (record,) = json.loads((finished.folder / "scorecard.json").read_text())
+    assert tuple(record) == KEYS
+    assert (record["id"], record["value"], record["holds"]) == ("00.three", 3.0, True)
+    page = (finished.folder / "scorecard.md").read_text()
+    assert "| ✔ holds | `00.three` &lt;b&gt;N&lt;/b&gt; \\| is 3 | 3 [2, 4] |" in page
+
+
+def test_the_environment_says_what_the_run_was_made_with(finished: runs.Run, root: Path) -> None:
+    written = scorecard.read_environment(finished.folder)
+    assert written["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert written["packages"]["torch"]
+    assert written["device"]
+    entry = written["notebooks"]["00_good"]
+    assert entry["parameters"]["SEED"] == 0
+    assert entry["parameters"]["TWICE"] == "2 * N"
+    assert str(root) not in json.dumps(written)
+
+
+def test_the_commit_is_named_and_changes_on_top_of_it_too(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(tmp_path), *name, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert provenance._commit(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-q", "-m", "one")
+    assert provenance._commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert provenance._commit(tmp_path) == git("rev-parse", "HEAD") + "+changes"
+
+
+def test_weights_are_known_by_their_hash(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    single = provenance.weights(str(tmp_path))
+    assert single["sha256"].startswith("ba7816bf8f01cfea")  # SHA-256 of "abc"
+    (tmp_path / "more.safetensors").write_bytes(b"")
+    assert provenance.weights(str(tmp_path)) != single
+    assert provenance.weights("smollm2-135m")["sha256"].startswith("b179c952")
+
+
+def test_the_command_runs_with_parameters_and_compares_with_the_reference(
+    here: Path, finished: runs.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference.save(here, finished.records, finished.outcomes, finished.made_with)
+    assert runs.main(["run", "00", "-p", "N=9", "--name", "nine"]) == 0
+    out = capsys.readouterr().out
+    assert "✘ does not hold  00.three  toy  9 [2, 4]" in out
+    assert "0 of 1 claims hold, 1 do not" in out
+    assert "toy, from the reference to this run: 1 flip" in out
+    assert "flip  00.three  ✔ holds 3 [2, 4] -> ✘ does not hold 9 [2, 4]" in out
+    assert runs.main(["diff", "first", "nine"]) == 1
+    assert runs.main(["diff", "nine", str(here / "papermill_runs/nine/scorecard.json")]) == 0
+    assert capsys.readouterr().out.endswith("no difference\n")
+
+
+def test_ctrl_c_kills_the_family_and_leaves_no_result(root: Path, tmp_path: Path) -> None:
+    def interrupt(done: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    run = runs.Run(tmp_path, "interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(root / "notebooks/02_slow.ipynb", {}, 10, interrupt)
+    assert alive(root / "notebooks/pids") == []
+    assert not list(run.folder.glob("scorecard*"))
+    assert not (run.folder / "02_slow.ipynb").exists()
+
+
+def test_papermill_hanging_after_the_last_cell_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebooks, "GRACE", 0.2)
+    output, log = tmp_path / "out.ipynb", tmp_path / "log"
+    done = new_code_cell("1", metadata={"papermill": {"status": "completed"}})
+    nbformat.write(new_notebook(cells=[done]), output)
+    log.write_text("")
+    process = subprocess.Popen(["sleep", "1000"])
+    assert not notebooks._wait(process, output, time.monotonic() + 100, lambda done: None)
+    notebooks.kill_family(process)
+    assert notebooks._error(output, process.returncode, log) is None
+
+
+def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("Traceback\n\x1b[31mDeadKernelError: Kernel died\x1b[0m\n")
+    error = notebooks._error(tmp_path / "absent.ipynb", 1, log)
+    assert error == "papermill ended with code 1: DeadKernelError: Kernel died"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "SEEDS=1"], "no chosen notebook has a parameter SEEDS; did you mean SEED?"),
+        (["-p", "zzz=1"], "known: FLAG, LAYERS, LIMIT, N, RATE, SEED, TWICE, WORD"),
+        (["-p", "N"], "-p takes NAME=VALUE, got 'N'"),
+        (["-p", "N=1", "-p", "N=2"], "N is given twice"),
+        (["-p", "N=2.5"], "00_good: N is of type int (default 3), got '2.5'"),
+        (["--model", "gpt2"], "no chosen notebook has a parameter MODEL"),
+        (["03_none"], "no notebook is called '03_none'; there are 00_good, 01_bad, 02_slow"),
+        (["0"], "several notebooks begin with '0'; there are 00_good, 01_bad, 02_slow"),
+        (["--name", "../up"], "a run's name is"),
+        (["--name", "reference"], "a run's name is"),
+        (["--timeout", "0"], "the time limit must be above 0"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_starts(
+    arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((here / "papermill_runs").glob("*"))
+    assert runs.main(["run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted((here / "papermill_runs").glob("*")) == before
+
+
+def test_a_name_in_use_is_refused(
+    finished: runs.Run, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runs.main(["run", "00", "--name", "first"]) == 2
+    assert "choose another --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("SEED", "4", 4),
+        ("RATE", "2", 2.0),
+        ("RATE", "1e-5", 1e-5),
+        ("LAYERS", "[3]", [3]),
+        ("LAYERS", "(3, 4)", [3, 4]),
+        ("WORD", "1", "1"),
+        ("WORD", "", ""),
+        ("FLAG", "true", True),
+        ("LIMIT", "7", 7),
+        ("LIMIT", "None", None),
+        ("TWICE", "5", 5),
+    ],
+)
+def test_values_take_the_type_of_the_default(name: str, text: str, value: Any, root: Path) -> None:
+    found = parameters.read(root / "notebooks/00_good.ipynb")[name]
+    converted = parameters.convert(found, text)
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SEED", "True"), ("SEED", "'4'"), ("SEED", "four"), ("RATE", "fast"), ("RATE", "None"),
+        ("LAYERS", "3"), ("LAYERS", "['a']"), ("LAYERS", "[1.5]"), ("FLAG", "1"), ("LIMIT", "x"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_refused(name: str, text: str, root: Path) -> None:
+    found = parameters.read(root / "notebooks/00_good.ipynb")[name]
+    with pytest.raises(ValueError, match=f"{name} is of type"):
+        parameters.convert(found, text)
+
+
+def test_a_model_is_given_to_the_notebooks_that_take_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+    one = write_notebook(tmp_path / "notebooks/00_one.ipynb", 'MODEL = "m"')
+    two = write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0")
+    values, notes = parameters.assign([one, two], {"MODEL": "my-model"})
+    assert values == {one: {"MODEL": str(tmp_path / "my-model")}, two: {}}
+    assert notes == ["MODEL is not a parameter of 01_two: left alone there"]
+    with pytest.raises(ValueError, match="no such directory"):
+        parameters.assign([one, two], {"MODEL": "./other"})
+
+
+FULL = """SEED = 0  # of the prompts
+N = 3  # prompts; full: 100
+LAYERS = [
+    1, 2,
+]  # which; full: [1, 2, 3]
+MARK = "# full: 9"  # no comment in there"""
+
+
+def test_a_full_run_takes_the_values_that_the_comments_name(tmp_path: Path) -> None:
+    one = write_notebook(tmp_path / "notebooks/00_one.ipynb", FULL)
+    two = write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0  # of a full set")
+    values, notes = parameters.assign([one, two], {"SEED": "4"}, full=True)
+    assert values == {one: {"N": 100, "LAYERS": [1, 2, 3], "SEED": 4}, two: {"SEED": 4}}
+    assert notes == ["no full set in 01_two: run as always"]
+    assert parameters.assign([one], {"N": "5"}, full=True)[0][one]["N"] == 5
+    assert parameters.assign([one], {})[0][one] == {}
+
+
+def test_a_full_value_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path / "notebooks/00_one.ipynb", "N = 3  # prompts; full: all")
+    with pytest.raises(ValueError, match="00_one: N is of type int"):
+        parameters.assign([path], {}, full=True)
+
+
+def test_full_reaches_the_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parameters_cell = PARAMETERS.replace("# prompts", "# prompts; full: 30")
+    write_notebook(tmp_path / "notebooks/00_good.ipynb", parameters_cell, "assert N == 30")
+    assert runs.main(["run", "--full", "--name", "full"]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_had_stops_the_run_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_notebook(tmp_path / "notebooks/00_one.ipynb", 'MODEL = "smollm2-135m"')
+    assert runs.main(["run", "--model", "empty"]) == 2
+    assert "no config.json" in capsys.readouterr().err
+    assert not (tmp_path / "papermill_runs").exists()
+
+
+def test_what_is_no_notebook_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    path = tmp_path / "notebooks/00_torn.ipynb"
+    path.write_text('{"cells": [')
+    with pytest.raises(ValueError, match=r"00_torn\.ipynb cannot be read as a notebook"):
+        parameters.read(path)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "scorecard.json"
+    scorecard.write_atomic(target, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        scorecard.write_atomic(target, "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(target.name, "old")]
+
+
+def claim(id: str = "00.a", **changes: Any) -> Record:
+    base = {
+        "id": id, "notebook": "00_good", "model": "toy", "says": "s", "source": "p", "value": 1.0,
+        "low": 0.9, "high": 1.1, "rule": "r", "holds": True, "why": None, "seed": 0,
+    }  # fmt: skip
+    return Record(**{**base, **changes})  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "kinds"),
+    [
+        ([claim()], [claim(value=1.05, low=0.95, high=1.15)], []),
+        ([claim()], [claim(holds=False)], ["flip"]),
+        ([claim()], [claim(holds=None, why="no")], ["flip"]),
+        ([claim()], [claim(value=1.2, low=1.15, high=1.3)], ["moved"]),
+        ([claim()], [claim(value=1.2, low=0.8, high=1.6)], []),
+        ([claim()], [claim(value=1.2, low=None, high=None)], ["moved"]),
+        ([claim(low=None, high=None)], [claim(value=1.005, low=None, high=None)], []),
+        ([claim(low=None, high=None)], [claim(value=1.02, low=None, high=None)], ["moved"]),
+        ([claim("00.a"), claim("00.b")], [claim("00.b", holds=False), claim("00.c")],
+         ["flip", "missing", "new"]),
+        ([claim(model="one")], [claim(model="two")], []),
+        ([claim(model="one"), claim(model="two")], [claim(model="two")], ["missing"]),
+        ([claim(seed=0), claim(seed=1, holds=False)], [claim(seed=0), claim(seed=1)], ["flip"]),
+    ],
+)  # fmt: skip
+def test_scorecards_are_compared_claim_by_claim(
+    a: list[Record], b: list[Record], kinds: list[str]
+) -> None:
+    assert [change.kind for change in scorecard.compare(a, b)] == kinds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '[{"id": "00.a"}]', json.dumps([{**claim(), "value": "NaN"}])]
+)
+def test_a_corrupt_scorecard_is_one_clear_error(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text(text)
+    assert runs.main(["diff", "a.json", "a.json"]) == 2
+    assert capsys.readouterr().err.startswith("mi diff: a.json is not a scorecard: ")
+    assert runs.main(["diff", "absent", "a.json"]) == 2
+    assert "no scorecard at absent" in capsys.readouterr().err
+
+
+def test_a_reference_is_renewed_for_the_notebooks_that_ran(tmp_path: Path) -> None:
+    other = claim("01.b", notebook="01_other")
+    outcomes: dict[str, Any] = {"00_good": {"seconds": 1}, "01_other": {"seconds": 2}}
+    reference.save(tmp_path, [claim(model="a/b"), claim(model="c")], outcomes, {"python": "3"})
+    (folder,) = reference.save(tmp_path, [{**other, "model": "a/b"}], outcomes, {"python": "4"})
+    assert folder == tmp_path / "papermill_runs/reference/a--b"
+    assert [record["id"] for record in scorecard.read(folder)] == ["00.a", "01.b"]
+    made_with = scorecard.read_environment(folder)["notebooks"]
+    assert {name: entry["python"] for name, entry in made_with.items()} == {
+        "00_good": "3", "01_other": "4",
+    }  # fmt: skip
+    lines = reference.compare(tmp_path, [{**other, "model": "a/b", "holds": False}])
+    assert lines[0] == "a/b, from the reference to this run: 1 flip"
+    assert reference.compare(tmp_path, [claim(model="d")])[0].startswith("d: no reference")
+
+
+def figure(**data: str) -> Any:
+    return new_output("display_data", data={render.PLOTLY: {"data": []}, **data})
+
+
+def executed(source: Path, *outputs: Any) -> Any:
+    """A notebook as papermill leaves it, its second code cell with these outputs."""
+    done = nbformat.read(source, as_version=4)
+    done.metadata["papermill"] = {"input_path": str(source)}
+    for count, cell in enumerate(done.cells[1:], 1):
+        cell.execution_count = count
+        cell.metadata["papermill"] = {"status": "completed"}
+        cell.metadata["execution"] = {"iopub.status.busy": "now"}
+    done.cells[2].outputs = list(outputs)
+    return done
+
+
+def stored(folder: Path, *outputs: Any) -> tuple[Path, list[str]]:
+    """Store an execution with these outputs; the notebook's path and what was refused."""
+    source = write_notebook(folder / "notebooks/00_good.ipynb", PARAMETERS, "print(1)")
+    run = runs.Run(folder, "r")
+    run.paths["00_good"] = source
+    nbformat.write(executed(source, *outputs), run.folder / "00_good.ipynb")
+    return source, render.store(run)
+
+
+def test_stored_outputs_are_clean(tmp_path: Path) -> None:
+    source, refused = stored(
+        tmp_path,
+        new_output("stream", name="stdout", text="one\n"),
+        new_output("stream", name="stderr", text="  0%|  | /home/me"),
+        new_output("display_data", data={"text/plain": "0%", render._WIDGET: {"model_id": "7f"}}),
+        new_output("stream", name="stdout", text="two\n"),
+        figure(**{"image/png": "/tmp/AAAA"}),
+    )
+    assert refused == []
+    result = nbformat.read(source, as_version=4)
+    nbformat.validate(result)
+    cell = result.cells[2]
+    assert [cell.execution_count for cell in result.cells[1:]] == [1, 2]
+    assert [out.get("text") for out in cell.outputs] == ["one\ntwo\n", None]
+    assert "image/png" in cell.outputs[1].data
+    assert result.metadata == render._METADATA
+    assert [cell.metadata for cell in result.cells] == [{}, {"tags": ["parameters"]}, {}]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (figure(), "cell 3: a figure without its static PNG"),
+        (
+            new_output("stream", text="see /home/me/x"),
+            "cell 3: a path of this machine, '/home/me/x'",
+        ),
+        (new_output("stream", text=r"see C:\Users\me"), "cell 3: a path of this machine"),
+    ],
+)
+def test_outputs_that_must_not_be_stored_leave_the_notebook_alone(
+    output: Any, message: str, tmp_path: Path
+) -> None:
+    source, refused = stored(tmp_path, output)
+    assert len(refused) == 1
+    assert message in refused[0]
+    assert nbformat.read(source, as_version=4).cells[2].execution_count is None
+
+
+def test_a_notebook_edited_while_it_ran_is_not_overwritten(tmp_path: Path) -> None:
+    source = write_notebook(tmp_path / "notebooks/00_good.ipynb", PARAMETERS, "print(1)")
+    run = runs.Run(tmp_path, "r")
+    run.paths["00_good"] = source
+    nbformat.write(executed(source), run.folder / "00_good.ipynb")
+    write_notebook(source, PARAMETERS, "print(2)")
+    assert render.store(run) == ["00_good: it was edited while it ran; render it again"]
+    assert nbformat.read(source, as_version=4).cells[2].source == "print(2)"
+
+
+def test_without_a_browser_render_says_how_to_get_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from choreographer.browsers.chromium import Chromium
+
+    monkeypatch.setattr(Chromium, "find_browser", lambda **_: None)
+    assert runs.main(["render"]) == 2
+    assert "apt-get install chromium" in capsys.readouterr().err
+
+
+def test_models_lists_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runs.main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "smollm2-135m" in out
+    assert "layers" in out
+
+
+def test_the_command_line_answers_without_loading_what_is_slow() -> None:
+    code = (
+        "import sys, mi_helpers.run.cli; print({'torch', 'pandas', 'papermill'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,391 @@
+"""The scorecard of many runs: its table, its Markdown and its page, opened in a real browser."""
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mi_helpers.claims import Record
+from mi_helpers.run import cli as runs
+from mi_helpers.run import markdown as scorecard_markdown
+from mi_helpers.run import page as scorecard_page
+from mi_helpers.run import reference, scorecard, thumbnails
+from mi_helpers.run import table as scorecard_table
+from mi_helpers.run.execute import PLOTLY
+from tests.run.sweeping import write_notebook
+
+EVIL = "<script>alert(1)</script> & \"quotes\" | 'pipes' ]( </style>"
+PAPERS = ("Wang et al. 2022, section 3", "Zhang & Nanda 2023; Wang et al. 2022 (0.5)", "identity")
+
+
+def record(id: str, model: str, holds: bool | None, value: float | None, **more: Any) -> Record:
+    base = {
+        "id": id, "notebook": f"{id[:2]}_topic", "model": model, "says": f"{id} is so",
+        "source": PAPERS[0], "value": value, "low": None, "high": None, "rule": "above 1",
+        "holds": holds, "why": None if holds is not None else "no task", "seed": 0,
+    }  # fmt: skip
+    return Record(**{**base, **more})  # type: ignore[typeddict-item]
+
+
+def save(root: Path, name: str, records: list[Record], **outcome: Any) -> Path:
+    """A folder as `mi run` leaves it."""
+    folder = root / "papermill_runs" / name
+    names = {r["notebook"] for r in records} | ({outcome["notebook"]} if outcome else set())
+    given = {"MODEL": records[0]["model"], "SEED": records[0]["seed"]}
+    outcomes = {n: {"error": None, "parameters": given} for n in names}
+    if outcome:
+        outcomes[outcome["notebook"]]["error"] = outcome["error"]
+    scorecard.write(folder, records, {"notebooks": outcomes})
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_runs(tmp_path)
+
+
+def make_runs(tmp_path: Path) -> Path:
+    """Runs of two models, one with two seeds, one with a failure; and a reference."""
+    (tmp_path / "notebooks").mkdir()
+    both = {"low": 1.0, "high": 3.0}
+    for seed, holds in ((0, True), (1, False)):
+        save(tmp_path, f"a{seed}", [
+            record("00.x", "m-2", holds, 2.0 + seed, seed=seed, **both, says=EVIL, rule=EVIL),
+            record("00.y", "m-2", True, 1e-5, seed=seed, source=PAPERS[1]),
+            record("01.z", "m-2", None, None, seed=seed, source=PAPERS[2], why=EVIL),
+        ])  # fmt: skip
+    last = [
+        record("00.x", "m-10", True, -0.5, low=-1.0, high=1.0, says=EVIL, rule=EVIL),
+        record("00.y", "m-10", False, 0.2, source=PAPERS[1]),
+    ]
+    save(tmp_path, "b", last, notebook="01_topic", error=f"cell 1: {EVIL}")
+    old = [record("00.x", "m-2", False, 0.5, says="x"), record("00.y", "m-2", True, 2e-5)]
+    reference.save(tmp_path, old, {"00_topic": {}}, {})
+    return tmp_path
+
+
+def collect(root: Path, *names: str, **options: Any) -> scorecard_table.Table:
+    folders = [root / "papermill_runs" / name for name in names]
+    return scorecard_table.collect(folders, root, **options)
+
+
+def test_claims_are_rows_models_are_columns_and_seeds_share_a_cell(root: Path) -> None:
+    table = collect(root, "b", "a1", "a0")
+    assert list(table.claims) == ["00.x", "00.y", "01.z"]
+    assert [str(column) for column in table.columns] == ["m-2", "m-10"]
+    first, second = table.columns
+    assert [e.record["value"] for e in table.cells["00.x", first]] == [2.0, 3.0]
+    assert scorecard_table.outcome(table.cells["00.x", first]) == "✔ 1 of 2"
+    assert scorecard_table.outcome(table.cells["00.y", second]) == "✘"
+    assert ("01.z", second) not in table.cells
+    assert [run.error for run in table.failed] == [f"cell 1: {EVIL}"]
+
+
+def test_what_changed_against_the_reference_is_told(root: Path) -> None:
+    table = collect(root, "a0", "a1", "b")
+    assert [(e.change.kind, e.change.id, e.record["seed"]) for e in table.changes if e.change] == [
+        ("flip", "00.x", 0), ("moved", "00.y", 0),
+    ]  # fmt: skip
+    assert collect(root, "reference").changes == []
+
+
+def test_what_differs_between_runs_of_a_model_makes_columns(root: Path) -> None:
+    for n in (4, 8):
+        folder = save(root, f"n{n}", [record("00.x", "m-2", True, n)])
+        outcome = {"error": None, "parameters": {"MODEL": "m-2", "SEED": 0, "N": n, "L": [1]}}
+        scorecard.write(folder, scorecard.read(folder), {"notebooks": {"00_topic": outcome}})
+    table = collect(root, "n8", "n4")
+    assert [str(column) for column in table.columns] == ["m-2, N=4", "m-2, N=8"]
+    assert [r.get("variant") for r in table.records] == ["N=4", "N=8"]
+    table = collect(root, "a0", "reference")  # of one model and seed: told apart by their folders
+    assert [column.variant for column in table.columns] == ["a0", "m-2"]
+
+
+def test_a_scorecard_with_variants_is_compared_run_by_run(root: Path) -> None:
+    one = [record("00.x", "m", True, 1.0, variant="N=4"), record("00.x", "m", True, 1.0)]
+    other = [record("00.x", "m", False, 1.0, variant="N=4"), record("00.x", "m", True, 1.0)]
+    assert [c.kind for c in scorecard.compare(one, other)] == ["flip"]
+    with pytest.raises(ValueError, match=r"00\.x m  0 is in one scorecard twice"):
+        scorecard.compare([one[1], one[1]], other)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("Wang et al. 2022, section 3.2 (0.59 on GPT-2 small)", ["Wang et al. 2022"]),
+        ("Zhang & Nanda 2023; Wang et al. 2022", ["Zhang & Nanda 2023", "Wang et al. 2022"]),
+        ("nostalgebraist 2020", ["nostalgebraist 2020"]),
+        ("Miller et al. 2024, arXiv 2407.08734", ["Miller et al. 2024"]),
+        ("arXiv 2004.10928, definition", ["arXiv 2004.10928"]),
+        ("common observation on GPT-2; measured here", ["beyond the papers"]),
+    ],
+)
+def test_papers_are_read_off_sources(source: str, expected: list[str]) -> None:
+    assert scorecard_table.papers(record("00.x", "m", True, 1.0, source=source)) == expected
+
+
+def test_markdown_keeps_texts_as_texts_and_links_the_notebooks(root: Path) -> None:
+    write_notebook(root / "papermill_runs/b/00_topic.ipynb", "1")
+    folder = root / "papermill_runs/with space"
+    text = scorecard_markdown.markdown(collect(root, "a0", "a1", "b"), folder)
+    assert "<script>" not in text
+    assert "\\| 'pipes'" in text
+    assert "| [✔ -0.5 [-1, 1]](../b/00_topic.ipynb) |" in text
+    assert "✔ 1 of 2<br>seed 0: ✔ 2 [1, 3] (flip)<br>seed 1: ✘ 3 [1, 3]" in text
+    assert "| **all** | **✔ 3 ✘ 1 – 2** | **✔ 1 ✘ 1 – 0** |" in text
+    assert "- flip 00.x ✘ does not hold 0.5 -&gt; ✔ holds 2 [1, 3] (00_topic, m-2, seed 0)" in text
+    assert "- 01_topic, m-10, seed 0: cell 1: &lt;script&gt;" in text
+
+
+class Tags(HTMLParser):
+    """The elements and the texts of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_is_one_file_and_texts_stay_texts(root: Path) -> None:
+    page = scorecard_page.page(collect(root, "a0", "a1", "b"), root, title=EVIL)
+    found = Tags(page)
+    assert found.texts.count(EVIL) >= 4  # title, heading, claim and why, whole
+    assert [name for name, _ in found.tags].count("script") == 1  # the page's own
+    for _, attributes in found.tags:
+        for key in ("src", "href"):
+            assert (attributes.get(key) or "data:").startswith(("data:", "papermill_runs/"))
+    assert not re.search(r"url\(|@import|https?:", page)
+
+
+def test_the_same_runs_in_any_order_make_the_same_files(root: Path) -> None:
+    for name, order in (("one", ("a0", "a1", "b")), ("two", ("b", "a1", "a0"))):
+        scorecard_page.write(collect(root, *order), root / name)
+    for path in (root / "one").iterdir():
+        assert path.read_bytes() == (root / "two" / path.name).read_bytes()
+
+
+def png(width: int = 800, height: int = 500) -> str:
+    """A picture of stripes, as a notebook holds it."""
+    import io
+
+    from PIL import Image
+
+    stripes = np.zeros((height, width, 3), dtype=np.uint8)
+    stripes[:, ::50] = 255
+    file = io.BytesIO()
+    Image.fromarray(stripes).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def add_figures(folder: Path) -> None:
+    """An executed notebook with a plotly figure, a plain picture and a broken one."""
+    path = write_notebook(folder / "00_topic.ipynb", "1")
+    notebook = json.loads(path.read_text())
+    title = {"layout": {"title": {"text": f"Effect<br>of {EVIL}"}}}
+    datas: list[dict[str, Any]] = [
+        {"image/png": png(), PLOTLY: title}, {"image/png": png(50, 40)}, {"image/png": "broken"},
+    ]  # fmt: skip
+    notebook["cells"][1]["outputs"] = [
+        {"output_type": "display_data", "metadata": {}, "data": data} for data in datas
+    ]
+    path.write_text(json.dumps(notebook))
+
+
+def test_figures_become_small_pictures_with_their_titles(root: Path) -> None:
+    from PIL import Image
+
+    add_figures(root / "papermill_runs/a0")
+    made = thumbnails.make(root / "papermill_runs/a0/00_topic.ipynb")
+    assert len(made) == 2
+    assert made[0].title.startswith("Effect of ")
+    file = root / "x.webp"
+    file.write_bytes(made[0].webp)
+    assert Image.open(file).size == (360, 225)
+    page = scorecard_page.page(collect(root, "a0", "b"), root)
+    pictures = [a for name, a in Tags(page).tags if name == "img"]
+    assert [(p["src"] or "")[:23] for p in pictures] == ["data:image/webp;base64,"] * 2
+    assert "<script>alert" not in page
+
+
+def test_a_scorecard_of_one_paper(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    assert runs.main(["scorecard", "a0", "b", "--paper", "zhang"]) == 0
+    records = scorecard.read(root / "papermill_runs/scorecard")
+    assert {r["id"] for r in records} == {"00.y"}
+    assert "2 models" in capsys.readouterr().out
+    assert runs.main(["scorecard", "a0", "--paper", "Nobody 1999"]) == 2
+    assert "no claim has 'Nobody 1999' in its source" in capsys.readouterr().err
+
+
+def test_what_holds_no_run_or_is_damaged_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    for arguments, message in (
+        (["nowhere"], "no run, sweep or reference in nowhere"),
+        (["notebooks"], "no run, sweep or reference in notebooks"),
+        ([], "name at least one run"),
+    ):
+        assert runs.main(["scorecard", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    (root / "papermill_runs/a0/scorecard.json").write_text("[{]")
+    assert runs.main(["scorecard", "a0"]) == 2
+    assert "a0/scorecard.json is not a scorecard" in capsys.readouterr().err
+    (root / "papermill_runs/a1/plan.json").write_text("{")
+    assert runs.main(["scorecard", "a1"]) == 2
+    assert "a1/plan.json is not a sweep's plan" in capsys.readouterr().err
+
+
+README = "before\n<!-- scorecard -->\nold\n<!-- /scorecard -->\nafter\n"
+
+
+def test_the_summary_in_a_readme_is_generated(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    (root / "README.md").write_text(README)
+    assert runs.main(["scorecard", "--readme"]) == 0
+    table = (
+        "| ✔ holds ✘ does not – n/a | [m-2](papermill_runs/reference/m-2/scorecard.md) |\n"
+        "|---|---|\n| 00_topic | ✔ 1 ✘ 1 – 0 |\n| **all** | **✔ 1 ✘ 1 – 0** |\n"
+    )
+    assert (root / "README.md").read_text() == README.replace("old\n", table)
+    (root / "README.md").write_text("no markers")
+    assert runs.main(["scorecard", "--readme"]) == 2
+    assert "has no <!-- scorecard --> markers" in capsys.readouterr().err
+
+
+def test_the_readmes_summary_is_that_of_the_committed_references() -> None:
+    here = Path(__file__).parents[2]
+    readme = (here / "README.md").read_text(encoding="utf-8")
+    expected = scorecard_markdown.readme_table(here)
+    assert f"<!-- scorecard -->\n{expected}<!-- /scorecard -->" in readme, "mi scorecard --readme"
+
+
+class Browser:
+    """A page in a headless Chrome or Chromium, spoken to through choreographer."""
+
+    def __init__(self) -> None:
+        from choreographer import Browser as Headless
+
+        self._loop = asyncio.new_event_loop()
+        self._browser = Headless(headless=True, enable_sandbox=False)
+        self._run(self._browser.open())
+
+    def show(self, file: Path) -> None:
+        """Open a file and wait until it is there."""
+        self._tab = self._run(self._browser.create_tab("about:blank"))
+        self._send("Page.enable")
+        self._send("Emulation.setDeviceMetricsOverride", width=1400, height=900,
+                   deviceScaleFactor=1, mobile=False)  # fmt: skip
+        self._send("Page.navigate", url=file.resolve().as_uri())
+        ready = "document.readyState == 'complete' && location.protocol == 'file:'"
+        while not self.get(ready):
+            self._run(asyncio.sleep(0.05))
+
+    def _run(self, work: Any) -> Any:
+        return self._loop.run_until_complete(asyncio.wait_for(work, 60))
+
+    def _send(self, command: str, **parameters: Any) -> Any:
+        return self._run(self._tab.send_command(command, params=parameters or None))["result"]
+
+    def get(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        answer = self._send("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def screenshot(self) -> bytes:
+        return base64.b64decode(self._send("Page.captureScreenshot")["data"])
+
+    def close(self) -> None:
+        self._run(self._browser.close())
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The page of all runs, with figures, in a browser."""
+    from choreographer.browsers.chromium import Chromium
+
+    if not Chromium.find_browser(skip_local=False):
+        pytest.skip("there is no Chrome or Chromium on this machine")
+    root = make_runs(tmp_path_factory.mktemp("opened"))
+    add_figures(root / "papermill_runs/a0")
+    page, _, _ = scorecard_page.write(collect(root, "a0", "a1", "b"), root / "out")
+    browser = Browser()
+    try:
+        browser.show(page)
+        yield browser
+    finally:
+        browser.close()  # one left open would keep this process from ending
+
+
+def choose(browser: Browser, id: str, value: str) -> int:
+    """Set a box of the page to a value; how many claims then show."""
+    name = "checked" if value in ("true", "false") else "value"
+    literal = value if name == "checked" else json.dumps(value)
+    script = f"const box = document.getElementById('{id}'); box.{name} = {literal};"
+    browser.get(f"{{ {script} box.dispatchEvent(new Event('change', {{bubbles: true}})) }}")
+    shown = browser.get("[...document.querySelectorAll('tr[data-papers]')].filter(r => "
+                        "r.offsetParent !== null).length")  # fmt: skip
+    assert browser.get("document.getElementById('shown').textContent") == f"{shown} of 3 claims"
+    return shown
+
+
+def test_in_a_browser_the_page_filters_and_shows_its_figures(opened: Browser) -> None:
+    assert (
+        opened.get("document.querySelector('h1').textContent")
+        == "Which findings hold on which model"
+    )
+    assert choose(opened, "paper", "") == 3
+    assert choose(opened, "paper", "Zhang & Nanda 2023") == 1
+    assert choose(opened, "paper", "beyond the papers") == 1
+    heads = "[...document.querySelectorAll('thead th')].filter(h => !h.hidden).length"
+    assert opened.get(heads) == 3
+    assert choose(opened, "words", "nowhere to be found") == 0
+    assert opened.get(heads) == 1  # models without any of the claims that show are left out
+    assert choose(opened, "words", "") == 1
+    assert choose(opened, "paper", "Wang et al. 2022") == 2
+    assert choose(opened, "paper", "") == 3
+    assert choose(opened, "words", "ALERT") == 2  # a claim's text, and another's reason
+    assert choose(opened, "words", "") == 3
+    assert choose(opened, "differs", "true") == 2
+    assert choose(opened, "differs", "false") == 3
+    assert choose(opened, "changed", "true") == 2
+    assert choose(opened, "changed", "false") == 3
+    opened.get("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    opened.get("document.querySelectorAll('img').forEach(i => { i.loading = 'eager' })")
+    drawn = "[...document.images].map(i => i.decode().then(() => i.naturalWidth))"
+    widths = opened._send("Runtime.evaluate", expression=f"Promise.all({drawn})",
+                          awaitPromise=True, returnByValue=True)  # fmt: skip
+    assert widths["result"]["value"] == [360, 50]
+
+
+def test_in_a_browser_verdicts_differ_in_colour_and_nothing_overflows(opened: Browser) -> None:
+    colours = {
+        kind: opened.get(f"getComputedStyle(document.querySelector('td.{kind}')).backgroundColor")
+        for kind in ("holds", "fails", "skips", "mixed")
+    }
+    assert len(set(colours.values())) == 4
+    assert opened.get("document.documentElement.scrollWidth <= innerWidth")
+    assert opened.get("document.querySelectorAll('td svg circle').length") == 3
+    picture = opened.screenshot()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000  # not a blank page

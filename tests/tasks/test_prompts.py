@@ -1,0 +1,356 @@
+"""Prompt pairs and tasks, on word-level tokenizers that split text as real ones do."""
+
+import re
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mi_helpers.tasks import prompts, words
+from mi_helpers.tasks.pairs import PromptPairs, compare_tokens, token_labels
+
+SENTENCES = (
+    "the in the year List: The lasted from the year to the year def (self, ):\n "
+    '"""\n\n    :param : \n    :param ' + " ".join(words.IOI_TEMPLATES.values())
+)
+VOCABULARY = " ".join(
+    [words.NAMES, words.PLACES, words.OBJECTS, words.EVENTS, words.WORDS, words.ARGUMENTS]
+    + [re.sub(r"[;{}]", " ", text) for fact in words.FACTS.values() for text in fact]
+)
+GENERATORS = (
+    prompts.ioi,
+    prompts.greater_than,
+    prompts.induction,
+    prompts.facts,
+    prompts.docstring,
+)
+
+
+@cache
+def make_model(digits: str = r"[0-9]", vocabulary: str = VOCABULARY) -> SimpleNamespace:
+    """Enough of a bridge to tokenise: words with their leading space, digits split by `digits`."""
+    pattern = rf" ?[A-Za-z]+|{digits}|[0-9]|[^A-Za-z0-9]"
+    numbers = [str(i) for i in range(10)] + [f"{i:02}" for i in range(100)]
+    # with and without the space, because a prompt's first word has none
+    text = re.findall(pattern, SENTENCES) + re.findall(r"[A-Za-z]+", SENTENCES)
+    text += [" " + word for word in (SENTENCES + " " + vocabulary).split() if word.isalpha()]
+    vocab = dict.fromkeys(["<unk>", "<s>", *numbers, *map(str, range(100, 1000)), *text])
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocab)}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>")
+
+    def to_tokens(text: str) -> torch.Tensor:
+        return torch.tensor([[1, *tokenizer(text)["input_ids"]]])
+
+    cfg = SimpleNamespace(device="cpu", d_vocab=len(vocab))
+    return SimpleNamespace(tokenizer=tokenizer, to_tokens=to_tokens, cfg=cfg)
+
+
+def token(model: SimpleNamespace, text: str) -> int:
+    return model.tokenizer.convert_tokens_to_ids(text)
+
+
+class Scripted:
+    """A model that gives each prompt's answer the logit it is told to, at the last position."""
+
+    def __init__(self, pairs: PromptPairs, clean: list[float], corrupted: list[float]):
+        both = [(pairs.clean_tokens, clean), (pairs.corrupted_tokens, corrupted)]
+        self.script = {
+            tuple(row.tolist()): (int(answer), value)
+            for tokens, values in both
+            for row, answer, value in zip(tokens, pairs.answers, values, strict=True)
+        }
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*tokens.shape, 2000)
+        for i, row in enumerate(tokens):
+            answer, value = self.script[tuple(row.tolist())]
+            logits[i, -1, answer] = value
+        return logits
+
+
+def global_random_state() -> tuple[str, str]:
+    return str(torch.get_rng_state().tolist()), str(np.random.get_state())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("task", GENERATORS, ids=lambda task: task.__name__)
+def test_every_task(task):
+    """What all generators promise: shapes, labels, seeds, prefixes, and no global state."""
+    model = make_model()
+    before = global_random_state()
+    pairs = task(model, n=6, seed=3)
+    assert global_random_state() == before
+    assert pairs.task == task.__name__
+    assert len(pairs) == 6
+    assert pairs.clean_tokens.shape == pairs.corrupted_tokens.shape == (6, len(pairs.labels))
+    assert len(set(pairs.labels)) == len(pairs.labels)
+    assert pairs.labels[-1] == "END"
+    assert not (pairs.clean_tokens == 0).any(), "an unknown word was used"
+    assert not (pairs.answers == pairs.wrong).any()
+    assert (pairs.clean_tokens != pairs.corrupted_tokens).any(1).all()
+    assert task(model, n=6, seed=3).clean == pairs.clean
+    assert task(model, n=6, seed=4).clean != pairs.clean
+    assert task(model, n=9, seed=3).clean[:6] == pairs.clean
+    for text, answer in zip(pairs.clean, pairs.answers, strict=True):
+        after = text + model.tokenizer.decode([answer])
+        assert model.to_tokens(after)[0, -1] == answer
+    with pytest.raises(ValueError, match="n is 0"):
+        task(model, n=0)
+
+
+def occurrences(tokens: torch.Tensor, ids: torch.Tensor) -> list[int]:
+    return (tokens == ids[:, None]).sum(1).tolist()
+
+
+@pytest.mark.parametrize("template", words.IOI_TEMPLATES)
+@pytest.mark.parametrize("order", ["abba", "baba", "both"])
+def test_ioi_prompts(template, order):
+    pairs = prompts.ioi(make_model(), n=6, template=template, order=order)
+    assert occurrences(pairs.clean_tokens, pairs.answers) == [1] * 6
+    assert occurrences(pairs.clean_tokens, pairs.wrong) == [2] * 6
+    first = [
+        int((row == a).nonzero()[0]) < int((row == b).nonzero()[0])
+        for row, a, b in zip(pairs.clean_tokens, pairs.answers, pairs.wrong, strict=True)
+    ]
+    assert first == {"abba": [True] * 6, "baba": [False] * 6, "both": [True, False] * 3}[order]
+    named = [label for label in pairs.labels if label in ("IO", "S1", "S2", "name 1", "name 2")]
+    expected = {"abba": ["IO", "S1"], "baba": ["S1", "IO"], "both": ["name 1", "name 2"]}
+    assert named == [*expected[order], "S2"]
+    if order != "both":
+        assert (pairs.clean_tokens[:, pairs.labels.index("IO")] == pairs.answers).all()
+        assert (pairs.clean_tokens[:, pairs.labels.index("S2")] == pairs.wrong).all()
+
+
+def test_ioi_corruptions_differ_as_documented():
+    model = make_model()
+    sets = {c: prompts.ioi(model, n=6, corruption=c) for c in ("abc", "s2", "names")}
+    names = [sets["abc"].labels.index(label) for label in ("IO", "S1", "S2")]
+    for corruption, pairs in sets.items():
+        assert pairs.clean == sets["abc"].clean
+        differs = (pairs.clean_tokens != pairs.corrupted_tokens).nonzero()[:, 1].reshape(6, -1)
+        assert differs.tolist() == [names[-1:] if corruption == "s2" else names] * 6
+    abc, swapped = (sets[c].corrupted_tokens[:, names] for c in ("abc", "names"))
+    clean = sets["abc"].clean_tokens[:, names]
+    assert all(
+        len({*new.tolist(), *old.tolist()}) == 5 for new, old in zip(abc, clean, strict=True)
+    )
+    assert torch.equal(swapped, clean[:, [1, 0, 0]])
+
+
+def test_ioi_takes_a_sentence_of_ones_own():
+    sentence = "Then {first} and {second} met, and {giver} gave it to"
+    assert prompts.ioi(make_model(), n=2, template=sentence).clean[0].endswith("gave it to")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"corruption": "abb"}, "corruption is 'abb'; it must be one of abc, s2, names"),
+        ({"order": "random"}, "it must be one of abba, baba, both"),
+        ({"template": "nosuch"}, "it must be one of"),
+        ({"template": "Then {first} and {second} met. {first} left"}, r"needs \{first\}"),
+    ],
+)
+def test_ioi_refuses_unknown_choices(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prompts.ioi(make_model(), **arguments)
+
+
+@pytest.mark.parametrize(("digits", "width"), [("[0-9]", 1), ("[0-9]{2}", 2)])
+def test_greater_than(digits, width):
+    model = make_model(digits)
+    pairs = prompts.greater_than(model, n=20)
+    assert pairs.right_set is not None
+    assert pairs.wrong_set is not None
+    for i, text in enumerate(pairs.clean):
+        start = re.sub(r".* year (\d\d)(\d\d) to the year \1$", r"\2", text)[:width]
+        later = [f"{k:0{width}}" for k in range(10**width) if k > int(start)]
+        earlier = [f"{k:0{width}}" for k in range(10**width) if k < int(start) + width - 1]
+        for marks, expected in ((pairs.right_set, later), (pairs.wrong_set, earlier)):
+            found = [model.tokenizer.decode([k]) for k in marks[i].nonzero().flatten()]
+            assert sorted(found) == expected
+        assert pairs.right_set[i, pairs.answers[i]]
+        assert pairs.wrong_set[i, pairs.wrong[i]]
+        assert pairs.corrupted[i] == re.sub(r"(\d\d)\d\d to", r"\g<1>01 to", text)
+
+
+def test_greater_than_needs_usable_digits():
+    with pytest.raises(ValueError, match="no one-token answers"):
+        prompts.greater_than(make_model("[0-9]{3}"))
+
+
+def test_induction():
+    pairs = prompts.induction(make_model(), n=5, length=8)
+    for clean, corrupted, answer, wrong in zip(
+        pairs.clean_tokens, pairs.corrupted_tokens, pairs.answers, pairs.wrong, strict=True
+    ):
+        cue = int((clean == clean[-1]).nonzero()[0])
+        assert clean[cue + 1] == answer
+        assert corrupted[cue + 1] == wrong
+        assert sorted(clean.tolist()) == sorted(corrupted.tolist())
+        assert (clean != corrupted).sum() == 2
+    assert pairs.labels.index("decoy") > pairs.labels.index("answer")
+    with pytest.raises(ValueError, match="at least 6"):
+        prompts.induction(make_model(), length=5)
+
+
+@pytest.mark.parametrize("relation", words.FACTS)
+def test_facts(relation):
+    model = make_model()
+    most = len(words.FACTS[relation][1].split(";"))
+    pairs = prompts.facts(model, n=most, relation=relation)
+    known = re.sub(r"\s+", " ", words.FACTS[relation][1])
+    answers = [pairs.answers, pairs.wrong]
+    for texts, tokens in zip([pairs.clean, pairs.corrupted], answers, strict=True):
+        for text, answer in zip(texts, tokens, strict=True):
+            country = text.split()[-2]
+            assert f"{country}{model.tokenizer.decode([answer])}" in known
+    assert len(set(pairs.clean)) == most
+    assert "country" in pairs.labels
+    with pytest.raises(ValueError, match=f"single tokens for only {most}"):
+        prompts.facts(model, n=most + 1, relation=relation)
+
+
+def test_docstring():
+    pairs = prompts.docstring(make_model(), n=8)
+    for i in range(8):
+        at = dict(zip(pairs.labels, pairs.clean_tokens[i].tolist(), strict=True))
+        assert at["A def"] == at["A doc"]
+        assert at["B def"] == at["B doc"]
+        assert at["C def"] == pairs.answers[i]
+        definition = pairs.clean_tokens[i, : pairs.labels.index("A doc")]
+        assert (definition == pairs.wrong[i]).sum() == 1
+        differs = (pairs.clean_tokens[i] != pairs.corrupted_tokens[i]).nonzero().flatten()
+        assert [pairs.labels[k] for k in differs] == ["A def", "B def", "C def", "A doc", "B doc"]
+
+
+def test_too_few_words():
+    with pytest.raises(ValueError, match="3 single-token names of 63 tried, and 5"):
+        prompts.ioi(make_model(vocabulary="Mary John Tom store drink"))
+
+
+def from_texts(clean, corrupted, answers=(" Mary",), wrong=(" John",)):
+    return PromptPairs.from_texts(make_model(), clean, corrupted, list(answers), list(wrong))
+
+
+def test_unequal_lengths_are_shown_side_by_side():
+    with pytest.raises(ValueError, match=r"(?s)prompt 0: the clean prompt has 3 .* one 4") as error:
+        from_texts(["the year"], ["the year the"])
+    lines = str(error.value).splitlines()[-4:]
+    assert [line.split() for line in lines] == [
+        ["0", "‹s›", "‹s›"],
+        ["1", "the", "the"],
+        ["2", "·year", "·year"],
+        ["3", "(end)", "·the", "<-", "differs"],
+    ]
+    two = ["the year", "the year to"]
+    with pytest.raises(ValueError, match="prompt 1 has 4 tokens and prompt 0 has 3"):
+        from_texts(two, two, (" Mary", " Tom"), (" John", " Dan"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "wrong", "message"),
+    [
+        ([" Mary John"], [" Tom"], "' Mary John' is not one token"),
+        ([" Mary"], ["er"], "'er' is not one token after 'the year'.*leading space"),
+        ([" Xyzzy"], [" Tom"], "is not one token"),
+        ([""], [" Tom"], "is not one token"),
+        ([" Mary"], [" Mary"], "prompt 0: answer and wrong answer are both ' Mary'"),
+        ([" Mary", " Tom"], [" John"], "'answers': 2"),
+    ],
+)
+def test_bad_answers_are_refused(answers, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        from_texts(["the year"], ["to the"], answers, wrong)
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        from_texts([], [], [], [])
+
+
+def test_from_texts_keeps_what_it_is_given():
+    model = make_model()
+    pairs = PromptPairs.from_texts(
+        model, ["the the year"], ["the in year"], [" Mary"], [" John"], roles={2: "here"}
+    )
+    assert pairs.labels == ["‹s›", "the", "here", "·year"]
+    assert pairs.answers.tolist() == [token(model, " Mary")]
+    assert pairs.wrong.tolist() == [token(model, " John")]
+
+
+def test_token_labels_are_readable_and_distinct():
+    model = make_model()
+    ids = [1] + [token(model, text) for text in (" the", "\n", " the", " ", "the", " the")]
+    labels = token_labels(model, torch.tensor(ids))
+    assert labels == ["‹s›", "·the", "\\n", "·the (2)", "·", "the", "·the (3)"]
+
+
+def test_token_labels_of_a_sentencepiece_tokenizer():
+    """Its decoder drops the space that its pieces carry; the label must not."""
+    inner = Tokenizer(models.WordLevel({"<unk>": 0, "▁the": 1, "ing": 2}, "<unk>"))
+    inner.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    assert token_labels(SimpleNamespace(tokenizer=tokenizer), [1, 2, 1]) == [
+        "·the",
+        "ing",
+        "·the (2)",
+    ]
+
+
+def test_token_labels_of_half_a_character():
+    inner = Tokenizer(models.WordLevel({"Ã": 0, "©": 1}, "Ã"))
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert token_labels(SimpleNamespace(tokenizer=tokenizer), [0, 1]) == ["Ã", "©"]
+
+
+def test_compare_tokens_marks_the_differences():
+    model = make_model()
+    text = compare_tokens(model, [1, token(model, " the")], [1, token(model, " Mary")])
+    assert [line.endswith("<- differs") for line in text.splitlines()] == [False, False, True]
+
+
+def test_performance():
+    pairs = prompts.ioi(make_model(), n=8)
+    scripted = Scripted(pairs, clean=[2.0] * 6 + [-1.0] * 2, corrupted=[0.0] * 8)
+    table = pairs.performance(scripted)
+    assert table.index.tolist() == ["clean", "corrupted"]
+    assert table.loc["clean", ["prompts", "accuracy", "logit_diff"]].tolist() == [8, 0.75, 1.25]
+    # Wilson's interval for 6 of 8, worked out by hand
+    assert table.loc["clean", "accuracy_low"] == pytest.approx(0.4093, abs=1e-4)
+    assert table.loc["clean", "accuracy_high"] == pytest.approx(0.9285, abs=1e-4)
+    assert -1 < table.loc["clean", "logit_diff_low"] < 1.25 < table.loc["clean", "logit_diff_high"]
+    assert table.loc["corrupted", ["accuracy", "logit_diff"]].tolist() == [0.0, 0.0]
+    perfect = pairs.performance(Scripted(pairs, [1.0] * 8, [0.0] * 8)).loc["clean"]
+    assert (perfect.accuracy_low, perfect.accuracy_high) == (pytest.approx(0.6756, abs=1e-4), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "does"),
+    [
+        ([2.0] * 16, [0.0] * 16, True),
+        ([2.0] * 13 + [-0.5] * 3, [0.0] * 16, True),
+        ([2.0] * 16, [2.0] * 16, False),  # the corruption takes nothing away
+        ([2.0] * 11 + [-0.5] * 5, [0.0] * 16, False),  # right on 11 of 16
+        ([-2.0] * 16, [0.0] * 16, False),
+        ([1.0, -1.0] * 8, [0.0] * 16, False),
+    ],
+)
+def test_does_task(clean, corrupted, does):
+    pairs = prompts.ioi(make_model(), n=16)
+    assert pairs.does_task(Scripted(pairs, clean, corrupted)) is does
+
+
+def test_untrained_models_do_not_do_the_task():
+    """Random logits pass the rule by luck in under 2 % of seeds."""
+    pairs = prompts.ioi(make_model(), n=8)
+    rng = np.random.default_rng(0)
+    passed = [
+        pairs.does_task(Scripted(pairs, *rng.normal(size=(2, 8)).tolist())) for _ in range(200)
+    ]
+    assert sum(passed) <= 4

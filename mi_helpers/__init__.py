@@ -9,7 +9,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .claims import above, below, between, claim, equals
     from .models import available_models, load_model
+    from .stats import estimate
 
 _ROOMS = (
     "basis",
@@ -27,9 +29,27 @@ _ROOMS = (
     "tasks",
     "toys",
 )
-_NAMES = {"available_models": "models", "load_model": "models"}  # a name, and where it is defined
+_NAMES = {  # a name, and where it is defined
+    "above": "claims",
+    "available_models": "models",
+    "below": "claims",
+    "between": "claims",
+    "claim": "claims",
+    "equals": "claims",
+    "estimate": "stats",
+    "load_model": "models",
+}
 
-__all__ = ["available_models", "load_model"]
+__all__ = [
+    "above",
+    "available_models",
+    "below",
+    "between",
+    "claim",
+    "equals",
+    "estimate",
+    "load_model",
+]
 
 # Before torch starts its threads: those that wait then give up their core. Beside another busy
 # process, waiting threads that keep theirs slow a forward pass down twenty-fold.

@@ -1,9 +1,16 @@
-"""Claims: what a paper says, what was measured here, and whether it holds.
+"""Claims: what a paper says, what was measured here, and the verdict that follows.
 
-A notebook names itself once with `start`, then calls `check` for each claim. Every call shows one
-row, and under `mi run` also appends one JSON line to the file named by `MI_SCORECARD`. `table`
-shows all rows again at the end of the notebook. The rule that decides whether a claim holds is
-written before the result is looked at; "does not hold here" is a result like any other.
+A notebook names itself once with `start`, then makes one `claim` for each statement. The verdict
+follows from the estimate's interval and a rule that is code, fixed before the result is seen:
+
+- holds: the whole interval is on the right side of the rule's limit, and the null is not;
+- does not hold: the whole interval is on the wrong side;
+- undecided: the interval spans the limit, or the null passes as well;
+- not applicable: the model, or a parent claim, lacks what the claim is about.
+
+Exact identities and truth tables are checks of our own code (`kind="check"`), shown and counted
+apart. Every claim shows one row, and under `mi run` also appends one JSON line to the file named by
+`MI_SCORECARD`. `table` shows all rows again at the end of the notebook.
 """
 
 import html
@@ -11,14 +18,20 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
+
+from .stats import Estimate
 
 SIGNIFICANT = 4  # digits kept of every number, so that two machines write the same record
+Verdict = Literal["holds", "does not hold", "undecided", "not applicable"]
+Kind = Literal["replication", "check"]
 
 
 class Record(TypedDict):
-    """One claim as the scorecard stores it. `holds` is None where the claim does not apply.
+    """One claim as the scorecard stores it.
 
     A scorecard of many runs adds `variant` where more than model and seed tells its runs apart.
     """
@@ -28,11 +41,15 @@ class Record(TypedDict):
     model: str
     says: str
     source: str
+    kind: Kind
     value: float | None
     low: float | None
     high: float | None
+    n: int | None
+    unit: str
     rule: str
-    holds: bool | None
+    null: str | None
+    verdict: Verdict
     why: str | None
     seed: int | None
     variant: NotRequired[str]
@@ -40,17 +57,75 @@ class Record(TypedDict):
 
 KEYS = tuple(key for key in Record.__annotations__ if key != "variant")
 _ID = re.compile(r"(\d\d)\.[a-z0-9]+(-[a-z0-9]+)*")
-# Blue and orange of the Okabe-Ito palette; the mark and the word say the same without colour.
-_VERDICTS = {
-    True: ("✔", "holds", "#0072B2"),
-    False: ("✘", "does not hold", "#D55E00"),
-    None: ("–", "not applicable", "#767676"),
+# The Okabe-Ito palette; the mark and the word say the same without colour.
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "holds": ("✔", "#0072B2"),
+    "does not hold": ("✘", "#D55E00"),
+    "undecided": ("?", "#CC79A7"),
+    "not applicable": ("–", "#767676"),
 }
+
+
+# Rules
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Holds where a number lies between two limits, both excluded; one may be infinite."""
+
+    low: float
+    high: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def verdict(self, low: float, high: float) -> Verdict:
+        """What an interval says: all of it inside, all of it outside on one side, or neither."""
+        if self.low < low and high < self.high:
+            return "holds"
+        return "does not hold" if high <= self.low or low >= self.high else "undecided"
+
+
+def above(limit: float) -> Rule:
+    """The whole interval lies above `limit`."""
+    return Rule(limit, math.inf, f"> {limit:g}")
+
+
+def below(limit: float) -> Rule:
+    """The whole interval lies below `limit`."""
+    return Rule(-math.inf, limit, f"< {limit:g}")
+
+
+def between(low: float, high: float) -> Rule:
+    """The whole interval lies between two limits."""
+    if not low < high:
+        raise ValueError(f"between needs low < high, got {low:g} and {high:g}")
+    return Rule(low, high, f"between {low:g} and {high:g}")
+
+
+def equals(value: float, tolerance: float) -> Rule:
+    """The whole interval lies within `tolerance` of `value`."""
+    if not tolerance > 0:
+        raise ValueError(f"a tolerance is above 0, got {tolerance:g}")
+    return Rule(value - tolerance, value + tolerance, f"{value:g} ± {tolerance:g}")
+
+
+# The notebook's claims
+
+
 _context: dict[str, Any] = {}
+_conditions: dict[str, str | None] = {}  # None where it applies, else why not
 _records: dict[str, Record] = {}
 
 
-def start(notebook: str, *, model: object, seed: int | None) -> None:
+def start(
+    notebook: str,
+    *,
+    model: object,
+    seed: int | None,
+    applies: Mapping[str, bool | str] | None = None,
+) -> None:
     """Name the notebook, the model and the seed that the following claims belong to.
 
     Args:
@@ -58,11 +133,22 @@ def start(notebook: str, *, model: object, seed: int | None) -> None:
         model: the name given to `load_model`, or a loaded model; a directory is recorded by its
             last part alone, so that no path of this machine enters a scorecard.
         seed: the seed of the notebook, None where nothing is random.
+        applies: conditions that claims name in `needs`: True, or the reason why it does not apply.
     """
     if not re.match(r"\d\d_", notebook):
         raise ValueError(f"a notebook's name starts with two digits and '_', got {notebook!r}")
     _context.update(notebook=notebook, model=model_name(model), seed=seed)
     _records.clear()
+    _conditions.clear()
+    for name, state in (applies or {}).items():
+        condition(name, state is True, state if isinstance(state, str) else "")
+
+
+def condition(name: str, applies: bool, why: str) -> None:
+    """Set once what several claims need; where it does not apply, `why` says so to the reader."""
+    if not applies and not why.strip():
+        raise ValueError(f"say why {name!r} does not apply")
+    _conditions[name] = None if applies else why
 
 
 def model_name(model: object) -> str:
@@ -74,69 +160,141 @@ def model_name(model: object) -> str:
     return path.resolve().name if path.is_dir() else name
 
 
-def check(
-    *,
+def claim(
     id: str,
+    *,
     says: str,
     source: str,
-    value: float | None,
-    interval: tuple[float, float] | None,
-    holds: bool | None,
-    rule: str,
-    why: str | None = None,
+    value: Estimate | float | None,
+    rule: Rule,
+    null: tuple[str, Estimate | float] | None = None,
+    kind: Kind = "replication",
+    needs: str | None = None,
 ) -> None:
-    """Show one claim as a row and record it.
+    """Show one claim as a row, with the verdict that follows, and record it.
 
     Args:
         id: `<notebook number>.<slug>`, such as "01.or-gate-denoise"; once in a notebook.
         says: the claim in the paper's sense, one sentence.
         source: paper and section.
-        value: the measured number; None only where the claim does not apply.
-        interval: its uncertainty (low, high), from `bootstrap` over prompts or seeds.
-        holds: what the rule says of the value; None where the claim does not apply.
-        rule: the condition under which it holds, written before the result was seen.
-        why: the reason; needed where `holds` is None.
+        value: what was measured: an `Estimate`, or for a check a plain number. None only where
+            the claim does not apply.
+        rule: `above`, `below`, `between` or `equals`, its limit fixed before the result was seen.
+        null: a control's name and what it measured; where the rule does not fail for it, the claim
+            is undecided.
+        needs: a condition of `start` or `condition`, or the id of a parent claim.
 
-    Raises:
-        ValueError: a malformed or repeated id, an empty text, a NaN, an interval out of order.
+    Raises ValueError for a malformed or repeated id, an empty text, a replication without an
+    interval, an unknown `needs`, or NaN.
     """
     if not _context:
-        raise RuntimeError('call mi.claims.start("00_tour", model=MODEL, seed=SEED) before check')
-    low, high = (None, None) if interval is None else interval
+        raise RuntimeError('call mi.claims.start("00_tour", model=MODEL, seed=SEED) before claim')
+    if kind not in ("replication", "check"):
+        raise ValueError(f"claim {id!r}: kind is 'replication' or 'check', got {kind!r}")
+    absent = _absence(id, needs)
+    if value is None and absent is None:
+        raise ValueError(f"claim {id!r}: value may be None only where the claim does not apply")
+    if absent is None and kind == "replication" and not isinstance(value, Estimate):
+        raise ValueError(f"claim {id!r}: a replication needs an interval: use mi.estimate(...)")
+    found = _interval(value)
+    verdict, why = ("not applicable", absent) if absent else _judge(rule, found, null)
     record = Record(
         id=id,
         notebook=_context["notebook"],
         model=_context["model"],
         says=says,
         source=source,
-        value=_number(value),
-        low=_number(low),
-        high=_number(high),
-        rule=rule,
-        holds=_plain(holds),
+        kind=kind,
+        value=_number(found.value) if found else None,
+        low=_number(found.low) if found and found.n else None,
+        high=_number(found.high) if found and found.n else None,
+        n=found.n or None if found else None,
+        unit=found.unit if found else "",
+        rule=str(rule),
+        null=None if null is None else f"{null[0]}: {_plainly(null[1])}",
+        verdict=verdict,
         why=why,
         seed=_context["seed"],
     )
     validate(record)
-    scorecard = os.environ.get("MI_SCORECARD")
-    _refuse_second(record, rerun_allowed=not scorecard)
-    if scorecard:
-        with open(scorecard, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    _records[id] = record
+    _keep(record)
     _show(Rows([record]))
 
 
 def records() -> list[Record]:
-    """The claims checked so far, in the order of their first check."""
+    """The claims made so far, in the order of their first making."""
     return list(_records.values())
 
 
 def table() -> "Rows":
-    """All claims checked so far: the closing table of a notebook."""
+    """All claims made so far: the closing table of a notebook."""
     if not _records:
-        raise RuntimeError("no claim has been checked yet, so there is no table to show")
+        raise RuntimeError("no claim has been made yet, so there is no table to show")
     return Rows(records(), header=True)
+
+
+def _absence(id: str, needs: str | None) -> str | None:
+    """Why the claim does not apply, None where it does."""
+    if needs is None:
+        return None
+    if needs in _conditions:
+        return _conditions[needs]
+    if needs not in _records:
+        known = ", ".join([*_conditions, *_records]) or "none"
+        raise ValueError(f"claim {id!r} needs {needs!r}, which was not set before it; set: {known}")
+    verdict = _records[needs]["verdict"]
+    return None if verdict == "holds" else f"its parent {needs}: {verdict}"
+
+
+def _judge(
+    rule: Rule, found: Estimate | None, null: tuple[str, Estimate | float] | None
+) -> tuple[Verdict, str | None]:
+    """The verdict, and where it is undecided what would decide."""
+    assert found is not None
+    verdict = rule.verdict(found.low, found.high)
+    if verdict == "undecided":
+        return verdict, _deciding(rule, found)
+    if verdict == "holds" and null is not None:
+        control = _interval(null[1])
+        assert control is not None
+        if rule.verdict(control.low, control.high) != "does not hold":
+            return "undecided", f"the null is not ruled out ({null[0]})"
+    return verdict, None
+
+
+def _deciding(rule: Rule, found: Estimate) -> str:
+    """About how many samples would bring the nearer end of the interval to the nearest limit.
+
+    An interval narrows with the root of the number of samples.
+    """
+    distance = min(abs(found.value - limit) for limit in (rule.low, rule.high))
+    half = (found.high - found.low) / 2
+    needed = math.inf if distance == 0 else found.n * (half / distance) ** 2
+    if not needed <= 1000 * found.n:  # NaN is refused later, with its claim's name
+        return f"at n = {found.n} {found.over} the value lies on its limit"
+    rounded = int(float(f"{max(needed, found.n + 1):.2g}"))
+    return f"n = {found.n} {found.over}; about {max(rounded, found.n + 1)} would decide"
+
+
+def _interval(value: Estimate | float | None) -> Estimate | None:
+    """A plain number is an interval of no width, with n = 0."""
+    if value is None or isinstance(value, Estimate):
+        return value
+    number = float(_plain(value))
+    return Estimate(number, number, number, 0, "")
+
+
+def _keep(record: Record) -> None:
+    """Running a cell again replaces its claim; another claim of the same id is a mistake."""
+    scorecard = os.environ.get("MI_SCORECARD")
+    first = _records.get(record["id"])
+    same = first and all(first[key] == record[key] for key in ("says", "source", "rule"))
+    if first is not None and (scorecard or not same):
+        raise ValueError(f"claim {record['id']!r} was already made in this notebook")
+    if scorecard:
+        with open(scorecard, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    _records[record["id"]] = record
 
 
 def validate(record: Record) -> None:
@@ -160,33 +318,33 @@ def validate(record: Record) -> None:
     for key, number in (("value", record["value"]), ("low", low), ("high", high)):
         if number is not None and (not _is_number(number) or not math.isfinite(number)):
             fail(f"{key} must be a finite number or None, got {number!r}")
-    if (low is None) != (high is None):
-        fail("an interval has two ends")
+    if (low is None) != (high is None) or (low is None) != (record["n"] is None):
+        fail("an interval has two ends and a number of samples")
     if low is not None and high is not None and low > high:
         fail(f"the interval [{low}, {high}] is out of order")
-    if record["holds"] not in (True, False, None) or _is_number(record["holds"]):
-        fail(f"holds must be True, False or None, got {record['holds']!r}")
-    if record["holds"] is not None and record["value"] is None:
-        fail("a claim that holds, or does not, needs its measured value")
-    if record["why"] is not None and not isinstance(record["why"], str):
-        fail("why must be a text or None")
-    if record["holds"] is None and not (record["why"] or "").strip():
-        fail("a claim that does not apply (holds=None) needs why=")
+    if record["kind"] not in ("replication", "check"):
+        fail(f"kind must be 'replication' or 'check', got {record['kind']!r}")
+    if record["verdict"] not in VERDICTS:
+        fail(f"verdict must be one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
+    if record["verdict"] != "not applicable" and record["value"] is None:
+        fail("a verdict needs its measured value")
+    if record["verdict"] == "not applicable" and not (record["why"] or "").strip():
+        fail("a claim that does not apply needs its reason in why")
 
 
 def verdict(record: Record) -> str:
-    """`✔ holds`, `✘ does not hold` or `– not applicable`."""
-    return " ".join(_VERDICTS[record["holds"]][:2])
+    """`✔ holds`, `✘ does not hold`, `? undecided` or `– not applicable`."""
+    return f"{VERDICTS[record['verdict']][0]} {record['verdict']}"
 
 
 def measured(record: Record) -> str:
-    """`0.83 [0.71, 0.9]`, or an empty text where nothing was measured."""
+    """`0.83 [0.71, 0.9] nats`, or an empty text where nothing was measured."""
     if record["value"] is None:
         return ""
     text = digits(record["value"])
     if record["low"] is not None and record["high"] is not None:
         text += f" [{digits(record['low'])}, {digits(record['high'])}]"
-    return text
+    return f"{text} {record['unit']}".rstrip()
 
 
 class Rows:
@@ -201,7 +359,7 @@ class Rows:
 
     def _repr_html_(self) -> str:
         rows = "".join(_html_row(record) for record in self.records)
-        heads = ("", "claim", "measured", "rule", "source") if self.header else ()
+        heads = ("", "claim", "measured", "rule", "null", "source") if self.header else ()
         cells = "".join(f'<th style="text-align:left">{head}</th>' for head in heads)
         head = f"<thead><tr>{cells}</tr></thead>" if heads else ""
         return f'<table class="mi-claims">{head}<tbody>{rows}</tbody></table>'
@@ -210,28 +368,28 @@ class Rows:
 def _text_row(record: Record) -> str:
     head = f"{verdict(record)}  {record['id']}  {measured(record)}".rstrip()
     lines = [head, f"  {record['says']} ({record['source']})", f"  rule: {record['rule']}"]
-    return "\n".join([*lines, f"  why: {record['why']}"] if record["why"] else lines)
+    lines += [f"  {key}: {record[key]}" for key in ("null", "why") if record[key]]  # type: ignore[literal-required]
+    return "\n".join(lines)
 
 
 def _html_row(record: Record) -> str:
-    says, rule, source, why = (
-        html.escape(record[key] or "") for key in ("says", "rule", "source", "why")
+    says, rule, null, source, why = (
+        html.escape(record[key] or "")  # type: ignore[literal-required]
+        for key in ("says", "rule", "null", "source", "why")
     )
-    colour = _VERDICTS[record["holds"]][2]
+    colour = VERDICTS[record["verdict"]][1]
     mark = f'<b style="color:{colour}">{verdict(record)}</b>' + (f"<br>{why}" if why else "")
-    claim = f"<code>{html.escape(record['id'])}</code><br>{says}"
-    cells = (mark, claim, measured(record), rule, source)
+    kind = " (check)" if record["kind"] == "check" else ""
+    name = f"<code>{html.escape(record['id'])}</code>{kind}<br>{says}"
+    cells = (mark, name, html.escape(measured(record)), rule, null, source)
     return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
 
 
-def _refuse_second(record: Record, rerun_allowed: bool) -> None:
-    """Running a cell again replaces its claim; another claim of the same id is a mistake."""
-    first = _records.get(record["id"])
-    if first is None:
-        return
-    same = all(first[key] == record[key] for key in ("says", "source", "rule"))
-    if not (same and rerun_allowed):
-        raise ValueError(f"claim {record['id']!r} was already checked in this notebook")
+def _plainly(value: Estimate | float) -> str:
+    found = _interval(value)
+    assert found is not None
+    interval = f" [{digits(found.low)}, {digits(found.high)}]" if found.n else ""
+    return digits(found.value) + interval
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..metrics import logit_diff
-from ..stats import bootstrap
+from ..stats import estimate, share
 
 Model = Any  # a TransformerBridge; not imported here because that takes seconds
 
@@ -105,16 +105,16 @@ class PromptPairs:
         """
         rows = {}
         for run, values in self._logit_diffs(model).items():
-            mean, low, high = bootstrap(values)
-            share, share_low, share_high = _wilson(int((values > 0).sum()), len(values))
+            mean = estimate(values)
+            right = share(int((values > 0).sum()), len(values), over="prompts")
             rows[run] = {
                 "prompts": len(values),
-                "accuracy": share,
-                "accuracy_low": share_low,
-                "accuracy_high": share_high,
-                "logit_diff": mean,
-                "logit_diff_low": low,
-                "logit_diff_high": high,
+                "accuracy": right.value,
+                "accuracy_low": right.low,
+                "accuracy_high": right.high,
+                "logit_diff": mean.value,
+                "logit_diff_low": mean.low,
+                "logit_diff_high": mean.high,
             }
         return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -127,11 +127,10 @@ class PromptPairs:
         1 % of seeds.
         """
         diffs = self._logit_diffs(model)
-        right = int((diffs["clean"] > 0).sum())
-        share, share_low, _ = _wilson(right, len(self))
-        _, clean_low, _ = bootstrap(diffs["clean"])
-        _, moved_low, _ = bootstrap(diffs["clean"] - diffs["corrupted"])
-        return share >= min_accuracy and share_low > 0.5 and clean_low > 0 and moved_low > 0
+        right = share(int((diffs["clean"] > 0).sum()), len(self), over="prompts")
+        score, moved = estimate(diffs["clean"]), estimate(diffs["clean"] - diffs["corrupted"])
+        accurate = right.value >= min_accuracy and right.low > 0.5
+        return accurate and score.low > 0 and moved.low > 0
 
     @torch.no_grad()
     def _logit_diffs(self, model: Model) -> dict[str, np.ndarray]:
@@ -224,11 +223,3 @@ def next_token(model: Model, prompt: str, answer: str) -> int:
             f"{pieces}. Answers must be single tokens; most need a leading space"
         )
     return added[0]
-
-
-def _wilson(successes: int, total: int) -> tuple[float, float, float]:
-    """A share and its 95 % Wilson score interval."""
-    z, share = 1.959964, successes / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
-    return share, max(0.0, float(centre - half)), min(1.0, float(centre + half))

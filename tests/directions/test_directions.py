@@ -2,11 +2,10 @@
 
 from functools import partial
 
-import pandas as pd
 import pytest
 import torch
 
-from mi_helpers import engine, stats
+from mi_helpers import engine
 from mi_helpers.directions import baselines as directions
 from mi_helpers.directions import explore as direction_explorer
 from mi_helpers.directions import sae as sae_directions
@@ -314,16 +313,6 @@ def test_steps_from_other_points_are_compared_with_those_points() -> None:
     again = directions.moves(where, {"a": starts["other"], "b": moved[:, -1:] + 1.0})
     both = text_outputs.measure(run, again, -1)
     assert (both.kl[0] - found.kl[3]).abs().max() > 1e-4  # not the distance from x
-
-
-def test_ratio_pairs_prompts() -> None:
-    lines = [
-        {"prompt": p, "direction": name, "kl": scale * (p + 1.0)}
-        for p in range(5)
-        for name, scale in (("a", 3.0), ("b", 2.0), ("b", 4.0))
-    ]
-    value, low, high = stats.ratio(pd.DataFrame(lines), "a", "b")
-    assert (value, low, high) == pytest.approx((1, 1, 1))  # exactly proportional: no spread
 
 
 def test_explorer_pushes_a_text() -> None:

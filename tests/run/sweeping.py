@@ -14,14 +14,13 @@ from mi_helpers.run import parameters
 
 PARAMETERS = "SEED = 0  # of the numbers\nN = 3  # numbers"
 CHECK = """import random
-from mi_helpers import claims
+from mi_helpers import claims, stats
 claims.start("00_toy", model="toy", seed=SEED)
 draw = random.Random(f"{SEED} {N}").random
 values = [draw() for _ in range(N)]
-claims.check(
-    id="00.mean", says="The <b>mean</b> is large", source="Wang et al. 2022, section 1",
-    value=sum(values) / N, interval=(min(values), max(values)), holds=sum(values) > N / 2,
-    rule="above 0.5",
+claims.claim(
+    "00.mean", says="The <b>mean</b> is large", source="Wang et al. 2022, section 1",
+    value=stats.estimate(values), rule=claims.above(0.5),
 )"""
 MODEL = 'MODEL = "a"  # a directory\nSEED = 0  # unused'
 

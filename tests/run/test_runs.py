@@ -27,11 +27,11 @@ WORD = "a"  # a word
 FLAG = False  # or not
 LIMIT: int | None = None  # none
 TWICE = 2 * N  # computed"""
-CHECK = """from mi_helpers import claims
+CHECK = """from mi_helpers import claims, stats
 claims.start("00_good", model="toy", seed=SEED)
-claims.check(
-    id="00.three", says="<b>N</b> | is 3", source="this test", value=N, interval=(2, 4),
-    holds=N == 3, rule="N == 3",
+claims.claim(
+    "00.three", says="<b>N</b> | is 3", source="this test",
+    value=stats.Estimate(N, N - 1, N + 1, 5, "draws"), rule=claims.equals(3, 1.5),
 )
 print("n is", N)"""
 CHILD = """import os, subprocess

@@ -3,7 +3,7 @@
 One theme for all: white ground, colours that colour-blind readers can tell apart (Okabe & Ito
 2008), a blue-white-orange scale centred at zero where zero means "no effect", and cividis
 elsewhere. Importing this module makes every figure show twice in a notebook: interactive, and as
-a PNG for pages that run no scripts (`rendering.py`).
+a PNG for pages that run no scripts (`panels.py`).
 
 Every function takes the names of the table's columns; a name that the table lacks raises a
 ValueError that lists its columns. `facet` draws one panel for each value of a column.
@@ -24,6 +24,7 @@ from .panels import (
     DIVERGING,
     SEQUENTIAL,
     THEME,
+    InteractiveAndStatic,
     axis_name,
     colour_bar,
     finish,
@@ -41,7 +42,6 @@ from .panels import (
     title_axes,
     whole_ticks,
 )
-from .rendering import InteractiveAndStatic
 
 pio.templates["mi"] = THEME
 pio.templates.default = "mi"

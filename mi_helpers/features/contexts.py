@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from scipy import sparse
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -21,6 +22,13 @@ class Context:
 
     tokens: tuple[str, ...]
     activation: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """The text, with the words in brackets on which the feature fires at half or more of its
+        strongest activation here."""
+        least = max(self.activation) / 2
+        pairs = zip(self.tokens, self.activation, strict=True)
+        return "".join(f"[{word}]" if 0 < least <= a else word for word, a in pairs)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,6 @@ def cards(
     model: TransformerBridge,
     firing: Firing,
     decoder: Float[Tensor, "feature d_model"],
-    tokens: Int[Tensor, "document pos"],
     features: Sequence[int],
     n_contexts: int = 3,
     before: int = 10,
@@ -53,40 +60,71 @@ def cards(
 ) -> dict[int, Card]:
     """A card for each of some features of a layer.
 
-    `tokens` are the texts of the stream, with the first token of each, which the stream leaves
-    out. Contexts are from different documents, the strongest first. Promoted and suppressed tokens
-    are those that the decoder row alone, read by the final norm and unembedding, makes likelier or
-    less likely (the logit lens of a direction): a first guess at its effect, not a measurement.
+    Contexts are from different documents, the strongest first. Promoted and suppressed tokens are
+    those that the decoder row alone, read by the final norm and unembedding, makes likelier or less
+    likely (the logit lens of a direction): a first guess at its effect, not a measurement.
     """
-    texts = tokens[:, 1:].flatten().tolist()
-    if len(texts) != firing.n_tokens:
-        raise ValueError(f"the texts have {len(texts)} tokens, the stream {firing.n_tokens}")
-    words = _Words(model)
-    by_feature, starts = firing.values.tocsc(), [*firing.starts(), firing.n_tokens]
-    number = np.searchsorted(starts, np.arange(firing.n_tokens), side="right") - 1
+    found, columns = {}, firing.values.tocsc()
     said = _extremes(model, decoder[list(features)], n_words)
-    found = {}
+    read = _Reader(model, firing, before, after)
     for feature, (most, least) in zip(features, said, strict=True):
-        span = slice(*by_feature.indptr[feature : feature + 2])
-        where, value = by_feature.indices[span], by_feature.data[span]
-        activation = dict(
-            zip(where.tolist(), (value / max(value, default=1)).tolist(), strict=True)
-        )
-        contexts = []
-        for peak in _peaks(where, value, number, n_contexts):
-            low = max(peak - before, starts[number[peak]])
-            high = min(peak + after + 1, starts[number[peak] + 1])
-            span_words = tuple(words[texts[t]] for t in range(low, high))
-            contexts.append(
-                Context(span_words, tuple(activation.get(t, 0.0) for t in range(low, high)))
-            )
+        where, value = _firings(columns, feature)
+        peaks = _peaks(where, value, firing.documents, n_contexts)
         found[int(feature)] = Card(
             fires=len(where) / firing.n_tokens,
-            contexts=tuple(contexts),
-            promoted=tuple(words[t] for t in most),
-            suppressed=tuple(words[t] for t in least),
+            contexts=tuple(read.context(where, value, peak) for peak in peaks),
+            promoted=tuple(read.words[t] for t in most),
+            suppressed=tuple(read.words[t] for t in least),
         )
     return found
+
+
+def levels(
+    model: TransformerBridge,
+    firing: Firing,
+    feature: int,
+    n: int = 2,
+    before: int = 10,
+    after: int = 4,
+) -> dict[str, tuple[Context, ...]]:
+    """`n` contexts each where a feature fires most ("top"), about its median firing ("middle"), and
+    least ("weak"), from different documents: its strongest contexts are its best face."""
+    where, value = _firings(firing.values.tocsc(), feature)
+    read = _Reader(model, firing, before, after)
+    order = np.argsort(value)
+    third = np.array_split(order, 3)
+    parts = {"top": order, "middle": third[1], "weak": third[0][: max(n, len(order) // 10)]}
+    return {
+        name: tuple(
+            read.context(where, value, peak)
+            for peak in _peaks(where[part], value[part], firing.documents, n)
+        )
+        for name, part in parts.items()
+    }
+
+
+def _firings(columns: sparse.csc_array, feature: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens on which a feature fires, and how strongly."""
+    span = slice(*columns.indptr[feature : feature + 2])
+    return columns.indices[span], columns.data[span]
+
+
+class _Reader:
+    """Stretches of a stream's text about one token, within its document."""
+
+    def __init__(self, model: TransformerBridge, firing: Firing, before: int, after: int) -> None:
+        if firing.tokens is None:
+            raise ValueError("the stream has no token ids: use features.collect")
+        self.words, self.tokens = _Words(model), firing.tokens.tolist()
+        self.documents, self.before, self.after = firing.documents, before, after
+
+    def context(self, where: np.ndarray, value: np.ndarray, peak: int) -> Context:
+        """About `peak`, with how strongly a feature fires there, as a share of its maximum."""
+        low, high = np.searchsorted(self.documents, self.documents[peak] + np.array([0, 1]))
+        span = range(max(peak - self.before, low), min(peak + self.after + 1, high))
+        activation = dict(zip(where.tolist(), (value / value.max()).tolist(), strict=True))
+        words = tuple(self.words[self.tokens[t]] for t in span)
+        return Context(words, tuple(activation.get(t, 0.0) for t in span))
 
 
 def _peaks(where: np.ndarray, value: np.ndarray, document: np.ndarray, n: int) -> list[int]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .firing import SparseAutoencoder
+from ..engine.stream import Autoencoder
 
 Stream = Float[Tensor, "document pos d_model"]
 
@@ -46,47 +46,50 @@ def sample_bins(
 @torch.no_grad()
 def ablations(
     step: Callable[[Stream], Stream],
-    saes: tuple[SparseAutoencoder, SparseAutoencoder],
+    saes: tuple[Autoencoder, Autoencoder],
     before: Stream,
     chosen: pd.DataFrame,
     documents: int = 4,
-    at_once: int = 4,
+    at_once: int = 16,
+    counted: Bool[Tensor, "document pos"] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """For each pair (columns up, down), the downstream feature without the upstream one.
 
     `step` takes the stream of the first autoencoder's place to the second's. For each pair,
-    `documents` texts are drawn in which both fire (or, for lack of such, the downstream one).
-    Adds the columns tokens (on which the downstream feature fires), and drop: the share of its
-    summed activation on those tokens that is gone. Rows whose feature fires nowhere have NaN.
+    `documents` texts are drawn in which both fire (or, for lack of such, the downstream one), at
+    tokens that are `counted` (by default all). Adds the columns tokens (on which the downstream
+    feature fires), and drop: the share of its summed activation on those tokens that is gone. Rows
+    whose feature fires nowhere have NaN. `at_once` texts are run together.
     """
     up_sae, down_sae = saes
+    counted = torch.ones(before.shape[:2], dtype=torch.bool) if counted is None else counted
     ups = torch.cat([_activations(up_sae, x, chosen["up"]) for x in before.split(16)])
     after = torch.cat([step(x) for x in before.split(16)])
     downs = torch.cat([_activations(down_sae, x, chosen["down"]) for x in after.split(16)])
-    names = chosen[["up", "down"]].astype(int).to_numpy().tolist()
-    draws = [np.random.default_rng([seed, *name]) for name in names]
+    ups, downs = (x * counted[..., None].to(x) for x in (ups, downs))
+    # One row of the work: a pair, and one of the texts drawn for it.
+    names = chosen[["up", "down"]].astype(int).to_numpy()
+    draws = [np.random.default_rng([seed, *name]) for name in names.tolist()]
     places = [_texts(ups[..., k], downs[..., k], documents, rng) for k, rng in enumerate(draws)]
-    drop, tokens = np.full(len(chosen), np.nan), np.zeros(len(chosen), int)
-    for low in range(0, len(chosen), at_once):
-        numbers = [k for k in range(low, min(low + at_once, len(chosen))) if len(places[k])]
-        if not numbers:
-            continue
-        owner = torch.cat([torch.full((len(places[k]),), k) for k in numbers])
-        where = torch.cat([places[k] for k in numbers])
-        features = torch.tensor(chosen["up"].to_numpy())[owner]
-        new = down_sae.encode(step(without(up_sae, before[where], features)))
-        for k in numbers:
-            old = downs[places[k]][..., k]
-            now = new[owner == k][..., int(chosen["down"].iloc[k])]
-            tokens[k] = int((old > 0).sum())
-            drop[k] = 1 - float(now[old > 0].sum() / old.sum())
-    return chosen.assign(tokens=tokens, drop=drop)
+    pair = torch.repeat_interleave(torch.arange(len(places)), torch.tensor([*map(len, places)]))
+    text = torch.cat([*places, torch.zeros(0, dtype=torch.long)])
+    old = downs[text, :, pair]
+    new = torch.zeros_like(old)
+    for rows in torch.arange(len(pair)).split(at_once):
+        up, down = torch.tensor(names)[pair[rows]].T
+        moved = down_sae.encode(step(without(up_sae, before[text[rows]], up)))
+        new[rows] = moved[torch.arange(len(rows)), :, down]
+    new = new * (old > 0)
+    sums = pd.DataFrame({"old": old.sum(1), "new": new.sum(1), "tokens": (old > 0).sum(1)})
+    sums = sums.groupby(pair.numpy()).sum().reindex(range(len(chosen)), fill_value=0)
+    drop = 1 - sums["new"] / sums["old"].where(sums["old"] > 0)
+    return chosen.assign(tokens=sums["tokens"].to_numpy(), drop=drop.to_numpy())
 
 
 @torch.no_grad()
 def without(
-    sae: SparseAutoencoder, stream: Stream, features: Tensor
+    sae: Autoencoder, stream: Stream, features: Tensor
 ) -> Float[Tensor, "document pos d_model"]:
     """The stream with one feature a document at zero, and the autoencoder's error as it was."""
     activations = sae.encode(stream)
@@ -97,7 +100,7 @@ def without(
 
 
 def _activations(
-    sae: SparseAutoencoder, stream: Stream, features: pd.Series
+    sae: Autoencoder, stream: Stream, features: pd.Series
 ) -> Float[Tensor, "document pos feature"]:
     return sae.encode(stream)[..., torch.tensor(features.to_numpy())]
 

@@ -1,30 +1,20 @@
 """How the features of sparse autoencoders fire along a stream of tokens, kept sparse.
 
-The comparisons of `features.py` start from a `Firing` for each layer, all of the same tokens.
+The comparisons of `relations.py` start from a `Firing` for each layer, all of the same tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-
-class SparseAutoencoder(Protocol):
-    """What is asked of an autoencoder; those of sae-lens have it."""
-
-    W_dec: Tensor
-
-    def encode(self, x: Tensor) -> Tensor: ...
-
-    def decode(self, feature_acts: Tensor) -> Tensor: ...
+from ..engine.stream import Autoencoder, ordinary_tokens, residuals
 
 
 class RandomDirections:
@@ -52,13 +42,17 @@ class Firing:
     """How one layer's features fire on a stream of tokens.
 
     `values` is a sparse [token, feature] array of activations, none negative, zeros not stored;
-    `documents` numbers the document of each token, never falling along the stream.
+    `documents` numbers the document of each token, never falling along the stream; `tokens` are
+    their ids, where known.
     """
 
     values: sparse.csr_array
     documents: Int[np.ndarray, "token"]
+    tokens: Int[np.ndarray, "token"] | None = None
 
     def __post_init__(self) -> None:
+        if self.tokens is not None and len(self.tokens) != len(self.documents):
+            raise ValueError(f"{len(self.tokens)} token ids for {len(self.documents)} tokens")
         if len(self.documents) != self.values.shape[0]:
             raise ValueError(
                 f"{len(self.documents)} tokens have a document, {self.values.shape[0]} have values"
@@ -89,8 +83,12 @@ class Firing:
         bounds = [*self.starts(), self.n_tokens]
         if not 0 <= first < stop < len(bounds):
             raise ValueError(f"documents {first} to {stop} of {len(bounds) - 1} do not exist")
-        span = slice(bounds[first], bounds[stop])
-        return Firing(self.values[span], self.documents[span])
+        return self.where(np.arange(bounds[first], bounds[stop]))
+
+    def where(self, kept: np.ndarray) -> "Firing":
+        """The stream of some tokens: booleans, or numbers in order."""
+        tokens = None if self.tokens is None else self.tokens[kept]
+        return Firing(self.values[kept], self.documents[kept], tokens)
 
     def rolled(self, by: int) -> "Firing":
         """The same stream, begun `by` documents later and continued with those left out.
@@ -103,9 +101,10 @@ class Firing:
         if not 0 < by < len(starts):
             raise ValueError(f"roll by 1 to {len(starts) - 1} documents, got {by}")
         at = int(starts[by])
-        values = sparse.vstack([self.values[at:], self.values[:at]], format="csr")
+        order = np.roll(np.arange(self.n_tokens), -at)
         lengths = np.roll(np.diff([*starts, self.n_tokens]), -by)
-        return Firing(values, np.repeat(np.arange(len(starts)), lengths))
+        tokens = None if self.tokens is None else self.tokens[order]
+        return Firing(self.values[order], np.repeat(np.arange(len(starts)), lengths), tokens)
 
 
 def gather(batches: Iterable[Float[Tensor, "document pos feature"]]) -> Firing:
@@ -148,51 +147,37 @@ def adjacent(known: pd.DataFrame, most: int = 4) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def residuals(
-    model: TransformerBridge, tokens: Int[Tensor, "document pos"], boundaries: Iterable[int]
-) -> dict[int, Float[Tensor, "document pos d_model"]]:
-    """The residual stream before each of some layers (`n_layers`: after the last), position 0 left
-    out, since its norm dwarfs the others'. Later layers are not run."""
-    wanted, n_layers = sorted(set(boundaries)), model.cfg.n_layers
-    if not wanted or wanted[0] < 0 or wanted[-1] > n_layers:
-        raise ValueError(f"boundaries are from 0 to {n_layers}, got {wanted}")
-    found: dict[int, Tensor] = {}
-
-    def keep(boundary: int) -> Callable[[Tensor, HookPoint], None]:
-        return lambda value, hook: found.update({boundary: value[:, 1:].clone()})
-
-    names = {
-        b: f"blocks.{b - 1}.hook_resid_post" if b else "blocks.0.hook_resid_pre" for b in wanted
-    }
-    hooks: list[Any] = [(name, keep(boundary)) for boundary, name in names.items()]
-    # One layer at least, or the first block's hooks would not fire.
-    stop = None if wanted[-1] == n_layers else max(1, wanted[-1])
-    model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=stop)
-    return found
-
-
 def collect(
     model: TransformerBridge,
-    saes: Mapping[int, SparseAutoencoder],
+    saes: Mapping[int, Autoencoder],
     tokens: Int[Tensor, "document pos"],
     batch_size: int = 8,
 ) -> dict[int, Firing]:
     """Run texts through the model, and each layer's stream through its autoencoder.
 
-    `saes` maps a boundary (12: the stream before layer 12) to the autoencoder trained there.
-    Position 0 is left out. Memory: what fires, and one batch of dense activations.
+    `saes` maps a boundary (12: the stream before layer 12) to the autoencoder trained there. Left
+    out: position 0, and tokens of extreme norm at any of the boundaries (`ordinary`). Memory: what
+    fires, and one batch of dense activations.
     """
-    parts: dict[int, list[Firing]] = {boundary: [] for boundary in saes}
+    parts: dict[int, list[sparse.csr_array]] = {boundary: [] for boundary in saes}
+    kept = []
     for batch in tokens.split(batch_size):
         streams = residuals(model, batch, saes)
+        kept.append(ordinary(streams).cpu())
         for boundary, sae in saes.items():
-            with torch.no_grad():
-                parts[boundary].append(gather([sae.encode(streams[boundary])]))
-    return {boundary: _joined(found) for boundary, found in parts.items()}
+            some = sae.encode(streams[boundary])[kept[-1]]
+            parts[boundary].append(sparse.csr_array(some.float().cpu().numpy()))
+    counted = torch.cat(kept)
+    ids = tokens[:, 1:].cpu()[counted].numpy()
+    documents = counted.nonzero()[:, 0].numpy()
+    return {
+        boundary: Firing(sparse.vstack(found, format="csr"), documents, ids)
+        for boundary, found in parts.items()
+    }
 
 
-def _joined(parts: list[Firing]) -> Firing:
-    values = sparse.vstack([part.values for part in parts], format="csr")
-    before = np.cumsum([0, *(part.n_documents for part in parts[:-1])])
-    documents = [part.documents + first for part, first in zip(parts, before, strict=True)]
-    return Firing(values, np.concatenate(documents))
+def ordinary(
+    streams: Mapping[int, Float[Tensor, "document pos d_model"]],
+) -> Bool[Tensor, "document pos"]:
+    """Which tokens are of ordinary norm at all boundaries of a stream."""
+    return torch.stack([ordinary_tokens(x) for x in streams.values()]).all(0)

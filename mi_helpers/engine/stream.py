@@ -1,0 +1,67 @@
+"""The residual stream as data: what to collect, which tokens to leave out, who reads it.
+
+Position 0, and on some models a few tokens behind it, have a norm tens of times that of all others
+(the default model: 2500 to 7400 against a median of 140). One of them can make up a mean, a
+covariance or a correlation by itself. So whatever takes those leaves such tokens out, by norm, and
+says how many they were: `ordinary_tokens`.
+"""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ..models.hooks import hooked
+from ..models.sites import hook_name
+
+EXTREME = 5.0  # times the median norm
+
+
+class Autoencoder(Protocol):
+    """What is asked of a sparse autoencoder; those of sae-lens have it."""
+
+    W_dec: Any
+
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    def decode(self, feature_acts: Tensor) -> Tensor: ...
+
+
+def ordinary_tokens(
+    resid: Float[Tensor, "*batch d_model"], times: float = EXTREME
+) -> Bool[Tensor, "*batch"]:
+    """False for tokens whose norm is more than `times` the median norm.
+
+    For everything that takes means, covariances or correlations over tokens (features here;
+    baselines of directions and regions as well). `(~ordinary_tokens(x)).sum()` is to be reported.
+    """
+    norms = resid.norm(dim=-1)
+    return norms <= times * norms.median()
+
+
+@torch.no_grad()
+def residuals(
+    model: TransformerBridge, tokens: Int[Tensor, "document pos"], boundaries: Iterable[int]
+) -> dict[int, Float[Tensor, "document pos d_model"]]:
+    """The residual stream before each of some layers (`n_layers`: after the last), position 0 left
+    out. Later layers are not run."""
+    wanted, n_layers = sorted(set(boundaries)), model.cfg.n_layers
+    if not wanted or wanted[0] < 0 or wanted[-1] > n_layers:
+        raise ValueError(f"boundaries are from 0 to {n_layers}, got {wanted}")
+    found: dict[int, Tensor] = {}
+
+    def keep(boundary: int, value: Tensor) -> None:
+        found[boundary] = value[:, 1:].clone()
+
+    with ExitStack() as stack:
+        for b in wanted:
+            name = hook_name("resid_post", b - 1) if b else hook_name("resid_pre", 0)
+            stack.enter_context(hooked(model.hook_dict[name], partial(keep, b)))
+        # One layer at least, or the first block's hooks would not fire.
+        model(tokens, stop_at_layer=None if wanted[-1] == n_layers else max(1, wanted[-1]))
+    return found

@@ -6,6 +6,7 @@ is first used, so that the command line answers at once.
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,3 +67,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*_NAMES, *_ROOMS])
+
+
+if "ipykernel" in sys.modules:  # figures of every room show with our theme and renderer
+    importlib.import_module(".plots", __name__)

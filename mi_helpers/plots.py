@@ -9,7 +9,7 @@ Every function takes the names of the table's columns; a name that the table lac
 ValueError that lists its columns. `facet` draws one panel for each value of a column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -274,3 +274,23 @@ def attention(
     label_ticks(figure.update_yaxes, tokens, autorange="reversed")
     frame_maps(figure, panels, "key (looks at)", "query (looks from)")
     return finish(figure, title, colour_bar(BLUES, (0, 1), "attention"))
+
+
+def explorer(show: Callable[..., Any], button: str = "", **controls: Any) -> Any:
+    """Widgets for a live notebook: `show(**chosen)` returns what is shown below them.
+
+    `controls` are as for ipywidgets.interact: a text, a list to choose from, (low, high, step), or
+    any widget. `show` runs at each change, or where `button` has a label, when it is clicked. A
+    ValueError of `show` is printed. A stored notebook keeps no trace of it.
+    """
+    from IPython.display import display
+    from ipywidgets import interactive
+
+    def shown(**chosen: Any) -> None:
+        try:
+            display(show(**chosen))
+        except ValueError as error:
+            print(error)
+
+    manual = {"manual": True, "manual_name": button} if button else {}
+    return interactive(shown, manual, **controls)

@@ -339,3 +339,22 @@ def test_a_wide_logarithmic_axis_shows_powers():
     figure = plots.lines(pd.DataFrame({"x": [1e-12, 1], "y": [0, 1]}), "x", "y", log_x=True)
     assert figure.layout.xaxis.exponentformat == "power"
     assert figure.layout.xaxis.dtick == 2
+
+
+def test_the_explorer_shows_what_was_chosen_and_prints_what_is_wrong(capsys):
+    pytest.importorskip("ipywidgets")
+
+    def show(text, layer):
+        if layer == 3:
+            raise ValueError("no such layer")
+        return f"{text}, layer {layer}"
+
+    box = plots.explorer(show, "Draw", text="A", layer=[2, 3])
+    text, layer, button, _ = box.children
+    text.value = "B"
+    button.click()
+    layer.value = 3
+    button.click()
+    printed = capsys.readouterr().out
+    assert "B, layer 2" in printed
+    assert "no such layer" in printed

@@ -1,12 +1,11 @@
 """An explorer of sensitive directions for a live notebook: your text, a direction, a length."""
 
-import html
 from typing import Any
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from .. import engine
+from .. import engine, plots
 from ..engine.text import measure
 from ..tasks.pairs import token_labels
 from . import baselines as directions
@@ -44,30 +43,19 @@ def push(
 
 
 def explorer(model: TransformerBridge, text: str) -> Any:
-    """Widgets for text, direction, layer and length; each change shows what the model says next.
+    """Widgets for text, direction, layer and length; each change shows what the model says next."""
+    from ipywidgets import FloatSlider, IntSlider
 
-    Needs a live kernel; a stored notebook keeps no trace of it.
-    """
-    import ipywidgets as widgets
+    def show(text: str, direction: str, layer: int, length: float, seed: int) -> Any:
+        kl, words = push(model, text, direction, layer, length, seed)
+        return words.style.hide().set_caption(f"KL {kl:.3f} nats")
 
     n_layers = model.cfg.n_layers
-    controls = {
-        "text": widgets.Textarea(text, layout=widgets.Layout(width="95%")),
-        "kind": widgets.Dropdown(options=KINDS, description="direction"),
-        "layer": widgets.IntSlider(n_layers // 2, 0, n_layers - 1, description="layer"),
-        "length": widgets.FloatSlider(0.3, min=0, max=2, step=0.05, description="length / ‖x‖"),
-        "seed": widgets.IntText(0, description="seed"),
-    }
-
-    def show(**chosen: Any) -> None:
-        from IPython.display import HTML, display
-
-        try:
-            kl, words = push(model, **chosen)
-        except ValueError as error:
-            display(HTML(f"<p>{html.escape(str(error))}</p>"))
-            return
-        display(HTML(f"<p>KL {kl:.3f} nats</p>{words.to_html(index=False)}"))
-
-    shown = widgets.interactive_output(show, controls)
-    return widgets.VBox([*controls.values(), shown])
+    return plots.explorer(
+        show,
+        text=text,
+        direction=list(KINDS),
+        layer=IntSlider(n_layers // 2, 0, n_layers - 1),
+        length=FloatSlider(0.3, min=0, max=2, step=0.05, description="length / ‖x‖"),
+        seed=0,
+    )

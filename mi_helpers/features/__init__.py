@@ -1,19 +1,36 @@
-"""What becomes of a feature from one layer to the next."""
+"""What becomes of a feature from one layer to the next.
 
-from .contexts import cards
+In reading order: `firing` runs texts through the model and keeps what fires, sparse, tokens of
+extreme norm left out; `relations` takes the statistics of all pairs of two layers' features;
+`kinds` names what becomes of features (passed on, gates, special cases, lost); `effects` takes a
+feature out and reads the next layer's; `graph` joins similar features into communities; `contexts`
+and `explore` show them to a reader. After Balcells et al. 2024, arXiv 2410.08869.
+"""
+
+from ..engine.stream import residuals
+from .contexts import cards, levels
 from .effects import ablations, sample_bins
 from .explore import explorer
-from .firing import RandomDirections, adjacent, collect, gather, residuals
-from .graph import communities, edges, likeness, longest_chains, rewired, spanning_share
+from .firing import RandomDirections, adjacent, collect, gather, ordinary
+from .graph import (
+    communities,
+    edges,
+    likeness,
+    longest_chains,
+    modularity_gain,
+    rewired,
+    spanning_share,
+)
 from .kinds import (
     alive,
-    context_entropy,
     error_slopes,
     flow,
     gates,
     node_table,
-    share_interval,
+    rate_matched,
+    related_share,
     specialised,
+    token_entropy,
     truth,
 )
 from .relations import best, pairs, relative_threshold, totals
@@ -27,24 +44,28 @@ __all__ = [
     "cards",
     "collect",
     "communities",
-    "context_entropy",
     "edges",
     "error_slopes",
     "explorer",
     "flow",
     "gates",
     "gather",
+    "levels",
     "likeness",
     "longest_chains",
+    "modularity_gain",
     "node_table",
+    "ordinary",
     "pairs",
+    "rate_matched",
+    "related_share",
     "relative_threshold",
     "residuals",
     "rewired",
     "sample_bins",
-    "share_interval",
     "spanning_share",
     "specialised",
+    "token_entropy",
     "totals",
     "truth",
 ]

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
+from ..panels import COLOURS, safe_text
 from .contexts import Card
 
 ASSETS = Path(__file__).parents[1] / "data" / "graph"
@@ -28,9 +30,11 @@ _LEVELS = 10  # of activation, for shading
 
 @dataclass(frozen=True)
 class Explorer:
-    """The page, to show as a cell's output or to `save`."""
+    """The page, to show as a cell's output or to `save`; `first_view` is a picture of it as it
+    opens, for pages that run no scripts."""
 
     page: str
+    first_view: go.Figure
     features: int
     edges: int
     height: int = 640
@@ -107,7 +111,7 @@ def explorer(
         "cards": [_packed(card, words) for card in found],
     }
     data["words"] = list(words)
-    return Explorer(_page(title, data), len(nodes), len(inside), height)
+    return Explorer(_page(title, data), _first_view(title, data), len(nodes), len(inside), height)
 
 
 def _checked(nodes: pd.DataFrame, cards: Mapping[tuple[int, int], Card]) -> pd.DataFrame:
@@ -171,6 +175,31 @@ def _layout(
     columns = [1.1 * k / max(1, len(layers) - 1) for k in range(len(layers))]
     x = nodes["layer"].map(dict(zip(layers, columns, strict=True))) + shift
     return (x.round(4).tolist(), (y / total).round(5).tolist(), columns)
+
+
+def _first_view(title: str, data: dict[str, Any], named: int = 40) -> go.Figure:
+    """The graph as the page shows it first; the features with the strongest edges carry words."""
+    nodes, edges = data["nodes"], data["edges"]
+    x, y = np.array(nodes["x"]), np.array(nodes["y"])
+    ends = np.array([edges["source"], edges["target"]], int).reshape(2, -1)
+    gap = np.full(ends.shape[1], np.nan)
+    strength = np.zeros(len(x))
+    np.maximum.at(strength, ends, np.tile(edges["weights"][0], (2, 1)) if ends.size else 0)
+    shown = np.argsort(-strength, kind="stable")[:named]
+    words = [safe_text(nodes["word"][n]) if n in shown else "" for n in range(len(x))]
+    colours = [COLOURS[c % len(COLOURS)] if c >= 0 else "#AAAAAA" for c in nodes["community"]]
+    figure = go.Figure()
+    lines = [np.stack([*values[ends], gap], axis=1).ravel().astype(np.float32) for values in (x, y)]
+    grey = {"color": "#CCCCCC", "width": 0.6}
+    figure.add_scatter(x=lines[0], y=lines[1], mode="lines", line=grey, hoverinfo="skip")
+    figure.add_scatter(
+        x=x, y=y, text=words, mode="markers+text", textposition="middle right",
+        textfont={"size": 10}, marker={"color": colours, "size": 6},
+    )  # fmt: skip
+    ticks = [f"layer {layer}" for layer in data["layers"]]
+    figure.update_xaxes(tickvals=data["columns"], ticktext=ticks, showgrid=False, zeroline=False)
+    figure.update_yaxes(visible=False)
+    return figure.update_layout(title=title, width=1000, height=640, showlegend=False)
 
 
 def _page(title: str, data: dict[str, Any]) -> str:

@@ -18,6 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..communities import leiden
+from ..stats import Estimate
+from .firing import Firing
+from .relations import resampled_pearson
 
 Chain = list[tuple[int, int, float]]
 
@@ -86,6 +89,33 @@ def rewired(joined: pd.DataFrame, seed: int = 0, rounds: int = 5) -> pd.DataFram
                 down[i], down[j] = down[j], down[i]
         parts.append(part.assign(down=down))
     return pd.concat(parts)
+
+
+def modularity_gain(
+    tables: Mapping[tuple[int, int], pd.DataFrame],
+    firing: Mapping[int, Firing],
+    at_least: float,
+    n: int = 20,
+    seed: int = 0,
+) -> Estimate:
+    """Modularity of the graph of pairs with r ≥ `at_least`, less that of a rewired copy, and its
+    95 % interval over `n` resamples of the texts.
+
+    A resample draws whole documents, takes r anew for all pairs of r ≥ half of `at_least`, joins
+    those that reach it, and finds the communities of that graph and of its rewired copy.
+    """
+    near = {gap: t[t["pearson"] >= at_least / 2] for gap, t in tables.items()}
+    r = {(a, b): resampled_pearson(firing[a], firing[b], t, n, seed) for (a, b), t in near.items()}
+    draws = [{gap: t.assign(pearson=r[gap][k]) for gap, t in near.items()} for k in range(n)]
+    value = _gain(edges(tables, at_least), seed)
+    gains = np.array([_gain(edges(draw, at_least), seed) for draw in draws])
+    low, high = value + np.quantile(gains - gains.mean(), [0.025, 0.975])
+    documents = next(iter(firing.values())).n_documents
+    return Estimate(value, float(low), float(high), documents, "texts")
+
+
+def _gain(joined: pd.DataFrame, seed: int) -> float:
+    return communities(joined).modularity - communities(rewired(joined, seed)).modularity
 
 
 def spanning_share(found: Communities, layers: int, at_least: int = 3) -> float:

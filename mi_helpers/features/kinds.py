@@ -12,10 +12,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
+from ..stats import Estimate
 from .firing import Firing
 from .relations import (
     Threshold,
@@ -55,10 +56,10 @@ def flow(
     }
 
 
-def share_interval(
+def related_share(
     table: pd.DataFrame, up: Firing, down: Firing, at_least_r: float, side: str = "down",
     min_fires: int = 20, n: int = 200, seed: int = 0,
-) -> tuple[float, float, float]:  # fmt: skip
+) -> Estimate:  # fmt: skip
     """The share of one side's live features with a partner of r ≥ `at_least_r`, and its 95 %
     interval over resampled documents.
 
@@ -78,7 +79,7 @@ def share_interval(
     shares = (reached & also_live).sum(1) / also_live.sum(1)
     value = float((best(table, side, len(live))[live] >= at_least_r).mean())
     low, high = value + np.quantile(shares - shares.mean(), [0.025, 0.975])
-    return value, max(0.0, float(low)), min(1.0, float(high))
+    return Estimate(value, max(0.0, low), min(1.0, high), stream.n_documents, "texts")
 
 
 def node_table(
@@ -171,6 +172,22 @@ def truth(
     return pd.DataFrame(rows, columns=columns)
 
 
+def rate_matched(
+    candidates: pd.DataFrame, up: Firing, seed: int = 0, among: int = 20
+) -> pd.DataFrame:
+    """The null of a gate: each candidate with its second input `b` drawn at random out of the
+    `among` upstream features that fire about as often as it, inputs of the candidate left out."""
+    rng, fires = np.random.default_rng(seed), totals(up).fires
+    order = np.argsort(fires, kind="stable")
+    rank = np.argsort(order)
+    drawn = []
+    for a, b in candidates[["a", "b"]].itertuples(index=False):
+        first = int(np.clip(rank[b] - among // 2, 0, max(0, len(order) - among - 2)))
+        near = order[first : first + among + 2]
+        drawn.append(int(rng.choice(near[~np.isin(near, [a, b])])))
+    return candidates.assign(b=drawn)
+
+
 def _tokens(pattern: sparse.csc_array, feature: int) -> np.ndarray:
     return np.sort(pattern.indices[pattern.indptr[feature] : pattern.indptr[feature + 1]])
 
@@ -199,23 +216,21 @@ def specialised(
     return table[(table["necessity"] >= necessity) & (table["sufficiency"] <= sufficiency)]
 
 
-def context_entropy(
-    firing: Firing, contexts: Int[np.ndarray, "token"], sample: int = 20, draws: int = 10,
-    seed: int = 0,
-) -> Float[np.ndarray, "feature"]:  # fmt: skip
-    """How many kinds of context each feature fires on: entropy in bits over `contexts`, the kind
-    of every token (its id, for instance).
+def token_entropy(
+    firing: Firing, sample: int = 20, draws: int = 10, seed: int = 0
+) -> Float[np.ndarray, "feature"]:
+    """On how many kinds of token each feature fires: entropy over token ids, in bits.
 
     The entropy of few draws is biased low, so that rare features would look special. So each is
     that of `sample` firings, the mean over `draws` samples without replacement. A feature that
     fires less often gets NaN.
     """
-    if len(contexts) != firing.n_tokens:
-        raise ValueError(f"{len(contexts)} contexts for {firing.n_tokens} tokens")
+    if firing.tokens is None:
+        raise ValueError("the stream has no token ids: use features.collect")
     rng, pattern = np.random.default_rng(seed), firing.values.tocsc()
     found = np.full(firing.width, np.nan)
     for feature in range(firing.width):
-        seen = contexts[_tokens(pattern, feature)]
+        seen = firing.tokens[_tokens(pattern, feature)]
         if len(seen) >= sample:
             parts = [rng.choice(seen, sample, replace=False) for _ in range(draws)]
             found[feature] = np.mean([_entropy(part) for part in parts])

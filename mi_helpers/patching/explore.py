@@ -1,6 +1,6 @@
 """An explorer of activation patching for a live notebook: your own two prompts, one heat map."""
 
-import html
+from functools import partial
 from typing import Any
 
 import plotly.graph_objects as go
@@ -39,36 +39,15 @@ def patch_figure(
 
 
 def explorer(model: TransformerBridge, clean: str, corrupted: str, answer: str, wrong: str) -> Any:
-    """Widgets for two prompts, their answers, site, direction and metric; the button draws the map.
-
-    Needs a live kernel; a stored notebook keeps no trace of it.
-    """
-    import ipywidgets as widgets
-
-    wide = widgets.Layout(width="95%")
-    texts = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
-    boxes = {
-        name: widgets.Text(text, description=name, layout=wide) for name, text in texts.items()
-    }
-    sites = [site for site in SITES if hook_name(site, 0) in model.hook_dict]
-    single = [name for name in METRICS if name != "prob_diff"]  # that one needs sets of answers
-    choices = {"site": sites, "direction": ["denoise", "noise"], "metric": single}
-    menus = {name: widgets.Dropdown(options=o, description=name) for name, o in choices.items()}
-    button, shown = widgets.Button(description="Patch"), widgets.HTML()
-    figures = widgets.Output()
-
-    def draw(_: object) -> None:
-        chosen = {name: box.value for name, box in (boxes | menus).items()}
-        figures.clear_output(wait=True)
-        shown.value = "running …"
-        try:
-            figure = patch_figure(model, **chosen)
-        except ValueError as error:
-            shown.value = f"<pre>{html.escape(str(error))}</pre>"
-            return
-        shown.value = ""
-        with figures:
-            figure.show()
-
-    button.on_click(draw)
-    return widgets.VBox([*boxes.values(), *menus.values(), button, shown, figures])
+    """Widgets for two prompts, their answers, site, direction and metric; a button draws the map."""
+    return plots.explorer(
+        partial(patch_figure, model),
+        "Patch",
+        clean=clean,
+        corrupted=corrupted,
+        answer=answer,
+        wrong=wrong,
+        site=[site for site in SITES if hook_name(site, 0) in model.hook_dict],
+        direction=["denoise", "noise"],
+        metric=[name for name in METRICS if name != "prob_diff"],  # it needs sets of answers
+    )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from .. import plots
 from .paths import slice_map
 
 
@@ -35,30 +36,17 @@ def slice_figure(
 
 
 def explorer(model: TransformerBridge, texts: Sequence[str], layer: int = 0, size: int = 21) -> Any:
-    """Widgets to choose three texts of equal token length and a layer; the button draws the map.
+    """Widgets to choose three texts of equal token length and a layer; the button draws the map."""
+    from ipywidgets import IntSlider
 
-    Needs a live kernel; a stored notebook keeps no trace of it.
-    """
-    import ipywidgets as widgets
-
-    wide = widgets.Layout(width="95%")
-    boxes = [
-        widgets.Text(text, description=name, layout=wide)
-        for name, text in zip("ABC", texts, strict=True)
-    ]
-    depth = widgets.IntSlider(layer, 0, model.cfg.n_layers - 1, description="layer")
-    button, shown = widgets.Button(description="Draw the map"), widgets.Output()
-
-    def draw(_: object) -> None:
-        tokens = [model.to_tokens(box.value) for box in boxes]
+    def draw(A: str, B: str, C: str, layer: int) -> go.Figure:
+        tokens = [model.to_tokens(text) for text in (A, B, C)]
         lengths = [t.shape[1] for t in tokens]
-        with shown:
-            shown.clear_output(wait=True)
-            if len(set(lengths)) > 1:
-                print(f"The texts must have equal token lengths; these have {lengths}.")
-                return
-            found = slice_map(model, torch.cat(tokens), layer=depth.value, size=size)
-            slice_figure(*found, title=f"after block {depth.value}").show()
+        if len(set(lengths)) > 1:
+            raise ValueError(f"The texts must have equal token lengths; these have {lengths}.")
+        found = slice_map(model, torch.cat(tokens), layer=layer, size=size)
+        return slice_figure(*found, title=f"after block {layer}")
 
-    button.on_click(draw)
-    return widgets.VBox([*boxes, depth, button, shown])
+    named = dict(zip("ABC", texts, strict=True))
+    depth = IntSlider(layer, 0, model.cfg.n_layers - 1)
+    return plots.explorer(draw, "Draw the map", **named, layer=depth)

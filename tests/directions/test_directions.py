@@ -325,7 +325,7 @@ def test_explorer_pushes_a_text() -> None:
     again, _ = direction_explorer.push(model, text, "unembedding", 2, 0.5)
     assert again != kl
     box = direction_explorer.explorer(model, text)
-    kind = next(child for child in box.children if getattr(child, "description", "") == "direction")
+    kind = box.children[1]
     assert set(kind.options) == {*directions.BASELINES, "unembedding"}
 
 

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from mi_helpers.features import explore as feature_explorer
-from mi_helpers.features.contexts import Card, Context, cards
+from mi_helpers.features.contexts import Card, Context, cards, levels
 from mi_helpers.features.firing import gather
 from tests import tiny
 
@@ -31,8 +32,9 @@ def test_cards_show_where_a_feature_fires_and_what_it_says():
     activations = torch.zeros(4, 14, 3)
     activations[0, 2, 1], activations[2, 13, 1], activations[2, 12, 1] = 2.0, 4.0, 1.0
     decoder = Random(3).W_dec
-    firing = gather([activations])
-    found = cards(model, firing, decoder, tokens, [1, 0], n_contexts=5, before=3, after=2)
+    ids = tokens[:, 1:].flatten().numpy()
+    firing = replace(gather([activations]), tokens=ids)
+    found = cards(model, firing, decoder, [1, 0], n_contexts=5, before=3, after=2)
     card = found[1]
     assert card.fires == 3 / 56
     first, second = card.contexts  # of two documents, the stronger first
@@ -48,8 +50,14 @@ def test_cards_show_where_a_feature_fires_and_what_it_says():
     labels = [model.tokenizer.convert_ids_to_tokens(int(t)) for t in expected]
     assert list(card.promoted) == [w.replace("<", "‹").replace(">", "›") for w in labels]
     assert not set(card.promoted) & set(card.suppressed)
-    with pytest.raises(ValueError, match="44 tokens, the stream 56"):
-        cards(model, firing, decoder, tokens[:, :-3], [1])
+    assert str(second) == "w1w2[w3]w4w5"
+    by_level = levels(model, firing, 1, n=1, before=1, after=0)
+    assert by_level["top"][0].activation == (0.25, 1)
+    assert by_level["weak"][0].activation == (0, 0.25)
+    with pytest.raises(ValueError, match="no token ids"):
+        cards(model, gather([activations]), decoder, [1])
+    with pytest.raises(ValueError, match="56 tokens"):
+        replace(firing, tokens=ids[:-3])
 
 
 # --- The page's data ----------------------------------------------------------------------------
@@ -107,6 +115,15 @@ def test_the_page_holds_the_graph_and_nothing_reaches_out():
     assert not re.search(r"(src|href)\s*=\s*[\"']?https?:", made.page)
     assert "sourceMappingURL" not in made.page
     assert repr(made) == f"explorer of {len(nodes)} features and {len(joined)} edges"
+
+
+def test_the_first_view_is_the_picture_of_the_page():
+    nodes, joined, cards = graph()
+    made = feature_explorer.explorer(nodes, joined, cards)
+    lines, points = made.first_view.data
+    assert len(points.x) == len(nodes)
+    assert len(lines.x) == 3 * made.edges
+    assert "<img" not in "".join(points.text)
 
 
 def test_edges_to_features_that_are_not_shown_are_left_out(tmp_path):

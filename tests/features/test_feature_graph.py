@@ -8,6 +8,8 @@ import torch
 from mi_helpers.engine import stack as sections
 from mi_helpers.features import effects as feature_effects
 from mi_helpers.features import graph
+from mi_helpers.features.firing import gather
+from mi_helpers.features.relations import pairs
 from tests import tiny
 
 from .test_features import Random
@@ -158,6 +160,23 @@ def test_ablation_through_a_model_is_a_hooked_forward():
         assert abs(row["drop"]) > 1e-3
 
 
+def test_tokens_that_do_not_count_are_left_out():
+    saes = Orthogonal(2), Orthogonal(2)
+    stream = torch.rand(4, 5, 2, generator=torch.Generator().manual_seed(0))
+    counted = torch.ones(4, 5, dtype=torch.bool)
+    counted[:, 0] = False
+    huge = stream.clone()
+    huge[:, 0] *= 1e4
+    chosen = pd.DataFrame({"up": [0], "down": [1]})
+    step = torch.tensor([[1.0, 0], [0.3, 0.7]])
+    found = [
+        feature_effects.ablations(lambda x: x @ step.T, saes, x, chosen, counted=counted)
+        for x in (stream, huge)
+    ]
+    assert found[0]["drop"].iloc[0] == pytest.approx(found[1]["drop"].iloc[0])
+    assert found[0]["tokens"].tolist() == [16]
+
+
 def test_bins():
     table = pd.DataFrame({"up": range(100), "down": 0, "pearson": np.linspace(0, 1, 100)})
     found = feature_effects.sample_bins(table, [0.1, 0.5, 1.0], 7)
@@ -172,3 +191,16 @@ def test_bins():
     assert 1.0 in feature_effects.sample_bins(table, [0.5, 1.0], 99)["pearson"].tolist()
     with pytest.raises(ValueError, match="rise"):
         feature_effects.sample_bins(table, [0.5, 0.1], 7)
+
+
+def test_modularity_gain_is_that_of_the_groups():
+    rng, shape = np.random.default_rng(0), (60, 20, 12)
+    group = rng.exponential(size=(*shape[:2], 3)) * (rng.random((*shape[:2], 3)) < 0.2)
+    firing = {}
+    for layer in range(3):
+        noise = rng.exponential(size=shape) * (rng.random(shape) < 0.05)
+        firing[layer] = gather([torch.tensor(np.repeat(group, 4, -1) + noise).float()])
+    tables = {(a, a + 1): pairs(firing[a], firing[a + 1]) for a in (0, 1)}
+    found = graph.modularity_gain(tables, firing, 0.4, n=5)
+    assert 0.3 < found.low <= found.value <= found.high < 0.5  # of 2/3, less chance
+    assert found.n == 60

@@ -1,5 +1,7 @@
 """Planted copies, gates, special and lost features are found; in shuffled data nothing is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,12 +71,14 @@ def test_nothing_is_found_in_shuffled_data(planted, shuffled):
     assert kinds.specialised(shuffled).empty
 
 
-def test_share_interval_covers_the_share(planted, table):
+def test_the_interval_of_related_share_covers_it(planted, table):
     up, down, _ = planted
-    value, low, high = kinds.share_interval(table, up, down, 0.95, n=50)
+    found = kinds.related_share(table, up, down, 0.95, n=50)
+    value, low, high = found.value, found.low, found.high
     assert value == 6 / DOWN
     assert (low, high) == pytest.approx((value, value))
-    value, low, high = kinds.share_interval(table, up, down, 0.55, side="up", n=50)
+    found = kinds.related_share(table, up, down, 0.55, side="up", n=50)
+    value, low, high = found.value, found.low, found.high
     assert 0 < low <= value <= high < 1
     assert low < high
     assert value == (features.best(table, "up", UP) >= 0.55).mean()
@@ -136,7 +140,7 @@ def test_specialised_features_are_found_and_have_less_entropy(planted, table):
     assert {(18 + k, 12 + k) for k in range(3)} <= pairs
     ands = {(6 + 2 * k + side, 6 + k) for k in range(3) for side in (0, 1)}
     assert pairs <= ands | {(18 + k, 12 + k) for k in range(3)}
-    entropies = [kinds.context_entropy(s, contexts, sample=20) for s in (up, down)]
+    entropies = [kinds.token_entropy(replace(s, tokens=contexts), sample=20) for s in (up, down)]
     assert (entropies[1][12:15] < entropies[0][18:21] - 0.5).all()
 
 
@@ -145,15 +149,15 @@ def test_entropy_does_not_depend_on_how_often_a_feature_fires():
     contexts = rng.integers(0, 16, 40_000)
     fires = rng.random((1, 40_000, 60)) < np.repeat([0.001, 0.1], 30)
     firing = gather([torch.tensor(fires).float()])
-    entropies = kinds.context_entropy(firing, contexts, sample=20)
+    entropies = kinds.token_entropy(replace(firing, tokens=contexts), sample=20)
     rare, common = np.nanmean(entropies[:30]), np.nanmean(entropies[30:])
     assert rare == pytest.approx(common, abs=0.05)
     assert common < 3.5  # of 4 bits: the bias of few draws, equal for all
-    one = kinds.context_entropy(firing, np.zeros(40_000, int), sample=20)
+    one = kinds.token_entropy(replace(firing, tokens=np.zeros(40_000, int)), sample=20)
     assert (one == 0).all()
-    assert np.isnan(kinds.context_entropy(firing, contexts, sample=1000)[0])
-    with pytest.raises(ValueError, match="contexts"):
-        kinds.context_entropy(firing, contexts[:5])
+    assert np.isnan(kinds.token_entropy(replace(firing, tokens=contexts), sample=1000)[0])
+    with pytest.raises(ValueError, match="no token ids"):
+        kinds.token_entropy(firing)
 
 
 def test_error_slopes_find_the_lost_share():
@@ -178,3 +182,16 @@ def test_refusals(planted, table):
         kinds.gates(table, "xor")
     with pytest.raises(ValueError, match="more text"):
         kinds.flow(table, up, down, at_least=10**6)
+
+
+def test_a_rate_matched_input_fires_as_often_and_foretells_less(planted, table):
+    up, down, _ = planted
+    found = kinds.gates(table, "and", at_least=0.9)
+    drawn = kinds.rate_matched(found, up, among=6)
+    fires = features.totals(up).fires
+    ratio = fires[drawn["b"]] / fires[found["b"]]
+    assert np.median(ratio) == pytest.approx(1, abs=0.5)
+    assert (drawn["b"] != found["b"]).all()
+    assert (drawn["b"] != found["a"]).all()
+    gate, null = (kinds.truth(x, up, down, "and")["gate"].mean() for x in (found, drawn))
+    assert gate > null + 0.2

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mi_helpers.engine.stream import ordinary_tokens, residuals
 from mi_helpers.features import relations as features
 from mi_helpers.features.firing import (
     Firing,
@@ -14,8 +15,8 @@ from mi_helpers.features.firing import (
     adjacent,
     collect,
     gather,
-    residuals,
 )
+from mi_helpers.models.hooks import hooked
 from tests import tiny
 
 POS = 8
@@ -261,6 +262,22 @@ def test_collect_is_encode_of_a_plain_forward(family):
         assert found[boundary].documents.tolist() == np.repeat(range(5), 6).tolist()
     with pytest.raises(ValueError, match="from 0 to 4"):
         residuals(model, tokens, [5])
+
+
+def test_tokens_of_extreme_norm_are_left_out_of_all_layers():
+    model = tiny.bridge("gpt2")
+    tokens = torch.randint(3, tiny.D_VOCAB, (5, 7), generator=torch.Generator().manual_seed(0))
+    tokens[tokens == 9] = 8
+    tokens[1, 3] = tokens[4, 6] = 9
+    scale = torch.where(tokens == 9, 1e4, 1.0)[..., None]
+    with hooked(model.hook_dict["hook_embed"], lambda x: x * scale):
+        found = collect(model, {1: Random(6), 2: Random(9, seed=1)}, tokens, batch_size=5)
+    assert {firing.n_tokens for firing in found.values()} == {5 * 6 - 2}
+    assert 9 not in found[1].tokens
+    assert np.bincount(found[2].documents).tolist() == [6, 5, 6, 6, 5]
+    x = torch.ones(3, 4, 5)
+    x[1, 2] *= 6
+    assert (~ordinary_tokens(x)).nonzero().tolist() == [[1, 2]]
 
 
 def test_random_directions_let_the_largest_fire():

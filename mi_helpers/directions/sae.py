@@ -7,23 +7,13 @@ pathological). How much more depends on what "random" means, which is why every 
 """
 
 from collections.abc import Iterable
-from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from ..engine.stream import Autoencoder
 from .baselines import MIXTURE, Spot, unit
-
-
-class Autoencoder(Protocol):
-    """What is asked of an autoencoder; those of sae-lens have it."""
-
-    W_dec: Any
-
-    def encode(self, x: Tensor) -> Tensor: ...
-
-    def decode(self, feature_acts: Tensor) -> Tensor: ...
 
 
 @torch.no_grad()

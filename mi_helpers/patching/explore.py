@@ -39,7 +39,7 @@ def patch_figure(
 
 
 def explorer(model: TransformerBridge, clean: str, corrupted: str, answer: str, wrong: str) -> Any:
-    """Widgets for two prompts, their answers, site, direction and metric; a button draws the map."""
+    """Widgets for prompts, their answers, site, direction and metric; the button draws the map."""
     return plots.explorer(
         partial(patch_figure, model),
         "Patch",

@@ -21,7 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ..models.hooks import hooked
 from ..models.sites import hook_name
-from ..tasks.texts import sample_prompts
+from ..tasks.sampled import sample_prompts
 
 FINAL = "final"
 

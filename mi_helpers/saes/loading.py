@@ -29,7 +29,7 @@ from ..engine.text import measure
 from ..models.hooks import hooked
 from ..models.loading import DEFAULT
 from ..models.sites import hook_name
-from ..tasks.texts import sample_prompts
+from ..tasks.sampled import sample_prompts
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -1,13 +1,15 @@
 """Prompts: pairs with a clean and a corrupted side, the tasks that make them, and running text."""
 
+from .corpora import documents, texts
 from .pairs import PromptPairs, compare_tokens, token_labels
 from .prompts import docstring, facts, greater_than, induction, ioi
-from .texts import order_gain, sample_prompts, text_pairs
+from .sampled import order_gain, sample_prompts, text_pairs
 
 __all__ = [
     "PromptPairs",
     "compare_tokens",
     "docstring",
+    "documents",
     "facts",
     "greater_than",
     "induction",
@@ -15,5 +17,6 @@ __all__ = [
     "order_gain",
     "sample_prompts",
     "text_pairs",
+    "texts",
     "token_labels",
 ]

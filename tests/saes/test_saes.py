@@ -15,7 +15,7 @@ from mi_helpers import engine
 from mi_helpers.engine.rows import Place
 from mi_helpers.models.loading import DEFAULT
 from mi_helpers.saes import loading as saes
-from mi_helpers.tasks import texts
+from mi_helpers.tasks import sampled
 from tests import tiny
 
 pytest.importorskip("sae_lens")
@@ -241,7 +241,7 @@ def test_clamp_and_held(trained: Path) -> None:
         by = (value - sae.encode(x)[..., feature])[..., None] * sae.W_dec[feature]
         assert (new - x).allclose(by, atol=1e-5)
     with saes.held(model, sae, feature, 0.0):
-        written = texts.sample_prompts(model, 3, 8, seed=1)
+        written = sampled.sample_prompts(model, 3, 8, seed=1)
         logits = model(written)
     rows = [{"site": "resid_pre", "layer": 2, "pos": list(range(1, 9)), "head": None}]
     table = pd.DataFrame(rows).assign(write=[saes.clamp(sae, feature, 0.0)])

@@ -1,0 +1,165 @@
+"""Documents and windows of their tokens: the same everywhere, apart between the splits."""
+
+import hashlib
+import random
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import mi_helpers as mi
+from mi_helpers.tasks import corpora
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> SimpleNamespace:
+    return tiny.load(tiny.hf_model("gpt2"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sixty documents of twenty words each, of which a tokenizer of w0, w1, … knows all."""
+    for i in range(60):
+        words = random.Random(i).sample(range(1, 125), 20)
+        (tmp_path / f"{i:02}.txt").write_text(" ".join(f"w{word}" for word in words))
+    return tmp_path
+
+
+def test_windows_begin_with_bos_and_lie_inside_documents(model, folder: Path) -> None:
+    tokens = mi.tasks.texts(model, 8, 7, source=folder)
+    assert tokens.shape == (8, 7)
+    assert (tokens[:, 0] == model.tokenizer.bos_token_id).all()
+    texts = mi.tasks.documents(folder)
+    for row in model.tokenizer.batch_decode(tokens[:, 1:]):
+        assert sum(row in text for text in texts) == 1
+
+
+def test_more_windows_extend_fewer_and_do_not_overlap(model, folder: Path) -> None:
+    texts = mi.tasks.documents(folder, "train")
+    few = mi.tasks.texts(model, 10, 6, folder, "train", seed=1)
+    many = mi.tasks.texts(model, 3 * len(texts), 6, folder, "train", seed=1)
+    assert torch.equal(many[:10], few)
+    assert not torch.equal(mi.tasks.texts(model, 10, 6, folder, "train", seed=2), few)
+    rows = model.tokenizer.batch_decode(many[:, 1:])
+    first = rows[: len(texts)]  # one of each document
+    assert all(any(row in text for row in first) for text in texts)
+    for text in texts:  # the words of a document are distinct, so overlap shows
+        inside = " ".join(row for row in rows if row in text).split()
+        assert len(set(inside)) == len(inside) == 15
+
+
+def test_the_splits_share_no_document(folder: Path) -> None:
+    train, held_out = (mi.tasks.documents(folder, split) for split in ("train", "held-out"))
+    assert len(train) + len(held_out) == 60
+    assert set(train).isdisjoint(held_out)
+    assert 3 <= len(held_out) <= 25
+
+
+def test_special_tokens_stay_out(model, folder: Path) -> None:
+    for file in folder.iterdir():
+        file.write_text("w1 w2 </s> w3 w4 w5 w6 w7")
+    (folder / "good.txt").write_text("w1 w2 w3 w4 w5 w6 w7 w8")
+    split = "held-out" if "w8" in " ".join(mi.tasks.documents(folder)) else "train"
+    assert mi.tasks.texts(model, 1, 4, folder, split).shape == (1, 4)
+    with pytest.raises(ValueError, match="hold 2 windows of 4 positions, not 3"):
+        mi.tasks.texts(model, 3, 4, folder, split)
+
+
+def test_a_long_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    paragraphs = [f"paragraph {i} " + "word " * 100 for i in range(50)]
+    file.write_text("\n\n".join(paragraphs))
+    found = corpora._documents(file, "train") + corpora._documents(file, "held-out")
+    assert len(found) == 13
+    assert sum(text.count("paragraph") for _, text in found) == 50
+
+
+def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="no text in"):
+        mi.tasks.documents(tmp_path)
+    with pytest.raises(ValueError, match="'train' or 'held-out'"):
+        mi.tasks.documents(tmp_path, "test")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="neither 'docs', nor a file or folder here"):
+        mi.tasks.documents("no/such-data")
+
+
+def test_a_data_set_is_read_from_its_text_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load(name: str, configuration: str | None, **options: object) -> list[dict[str, str]]:
+        asked.append((name, configuration))
+        return [{"text": f"story {i}"} for i in range(30)]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    train = mi.tasks.documents("some/stories:small", "train")
+    assert asked == [("some/stories", "small")]
+    assert len(train) + len(mi.tasks.documents("some/stories:small")) == 30
+    assert "story 0" in train + mi.tasks.documents("some/stories:small")
+
+
+MODULE = '''
+"""{prose}"""
+class A:
+    """Too short."""
+    def f(self):
+        """{other}
+
+        - 1
+        """
+    def g(self):
+        """{prose}"""
+    def h(self):
+        """{code}"""
+'''
+
+
+def test_docstrings_are_cleaned_and_repeats_left_out() -> None:
+    prose = "\n".join(f"This line number {i} says something of its own." for i in range(12))
+    other = "\n        ".join(f"Another line of words, which is number {i}." for i in range(12))
+    code = "\n".join(f">>> one two three four five six {i}" for i in range(20))
+    source = MODULE.format(prose=prose, other=other, code=code)
+    found = [(name, text) for name, text in corpora._walk(source, "m") if corpora._is_prose(text)]
+    assert [name for name, _ in found] == ["m", "m.A.f", "m.A.g"]
+    assert found[1][1].splitlines()[1] == "Another line of words, which is number 1."
+    assert [name for name, _ in corpora._without_repeats(iter(found))] == ["m", "m.A.f"]
+
+
+def test_another_installation_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MI_HELPERS_CACHE", str(tmp_path))
+    monkeypatch.setattr(corpora, "MANIFEST", {"networkx": "0"})
+    corpora._docstrings.cache_clear()
+    with pytest.warns(UserWarning, match="docstrings of networkx"):
+        first = mi.tasks.documents()
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(corpora, "_parse", None)  # from here on the cache answers
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mi.tasks.documents() == first
+    corpora._docstrings.cache_clear()
+    with pytest.warns(UserWarning, match="docstrings of networkx"):
+        assert mi.tasks.documents() == first
+    corpora._docstrings.cache_clear()
+    assert kept.name.startswith("docs-")
+
+
+def test_the_installed_docstrings_are_those_of_the_manifest() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corpora._docstrings.cache_clear()
+        found = mi.tasks.documents() + mi.tasks.documents(split="train")
+    assert len(found) > 7000
+    assert len(set(found)) == len(found)
+
+
+def test_the_tokens_are_the_same_on_every_machine() -> None:
+    """No model arithmetic: these windows of the default tokenizer are fixed."""
+    tokens = mi.tasks.texts(mi.load_model(), 16, 40)
+    said = hashlib.sha256(str(tokens.tolist()).encode()).hexdigest()
+    assert said[:16] == "7f68d2c73cf34b82"

@@ -1,6 +1,6 @@
 """Small networks whose inner structure is known."""
 
-from . import gates
+from . import gates, max_of_k
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
 from .networks import (
@@ -31,6 +31,7 @@ __all__ = [
     "gates",
     "linear_network",
     "linear_transformer",
+    "max_of_k",
     "load_arrays",
     "squared_change",
     "tracr_pairs",

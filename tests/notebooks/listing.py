@@ -189,4 +189,20 @@ NOTEBOOKS: tuple[Listed, ...] = (
         },
         families=("gpt2", "gemma2"),
     ),
+    Listed(
+        "18_compact_proofs",
+        changed={"SEED": "1", "N_NETS": "5", "N_EXACT": "1", "STEPS": "300"},
+        families=(),
+        model="toys",
+        model_free=frozenset(
+            {
+                "18.cubic-certifies-most",
+                "18.sound",
+                "18.cheaper-is-looser",
+                "18.scores-rank-one",
+                "18.faithful-is-tighter",
+                "18.errors-compound",
+            }
+        ),
+    ),
 )

@@ -3,15 +3,14 @@
 A comment that ends in `full: VALUE` names a parameter's value at a paper's scale.
 
 Papermill only warns about an unknown parameter, and takes a value of any type. So names and types
-are checked here, before anything starts.
+are checked here and in `plan`, before anything starts.
 """
 
 import ast
-import difflib
 import io
 import json
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,13 +36,21 @@ def read(path: Path) -> dict[str, Parameter]:
         raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
     found = {}
     for node in body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-            if isinstance(target, ast.Name):
-                parameter = _parameter(target.id, node)
-                found[target.id] = parameter._replace(full=full.get(node.end_lineno))
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    found[target.id] = _parameter(target.id, node, full.get(node.end_lineno))
     return found
+
+
+def all_values(path: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter of a notebook with the chosen value, or else its default."""
+    return {name: p.default for name, p in read(path).items()} | dict(chosen)
+
+
+def full_values(path: Path) -> dict[str, Any]:
+    """The values at full scale of the parameters whose comments name one."""
+    return {name: convert(p, p.full) for name, p in read(path).items() if p.full is not None}
 
 
 def _full(source: str) -> dict[int | None, str]:
@@ -53,58 +60,17 @@ def _full(source: str) -> dict[int | None, str]:
     return {n: text.split("full: ")[-1].strip() for n, text in comments.items() if "full: " in text}
 
 
-def all_values(path: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Every parameter of a notebook with the chosen value, or else its default."""
-    return {name: p.default for name, p in read(path).items()} | dict(chosen)
-
-
-def _parameter(name: str, node: Any) -> Parameter:
+def _parameter(name: str, node: Any, full: str | None) -> Parameter:
     """Types come from the default and, where it is annotated, from the plain names in there."""
     try:
         default = ast.literal_eval(node.value)
     except ValueError:
-        return Parameter(name, ast.unparse(node.value), None)
+        return Parameter(name, ast.unparse(node.value), None, full)
     annotation = getattr(node, "annotation", None)
     named = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)} if annotation else set()
     plain = {t.__name__: t for t in (str, int, float, bool, list, tuple, dict)}
     types = {type(default)} | {plain[n] for n in named if n in plain}
-    return Parameter(name, default, None if types == {type(None)} else tuple(types))
-
-
-def assign(
-    paths: Sequence[Path], texts: Mapping[str, str], full: bool = False
-) -> tuple[dict[Path, dict[str, Any]], list[str]]:
-    """The values that each notebook gets for NAME=VALUE texts, and notes on those left out.
-
-    A name must be a parameter of at least one of the notebooks, and its value must fit the type
-    of the default in each that has it; ValueError says what does not. With `full`, parameters that
-    are not given take their value at full scale.
-    """
-    known = {path: read(path) for path in paths}
-    every = {name for parameters in known.values() for name in parameters}
-    notes = []
-    if full:
-        small = [path.stem for path in paths if not any(p.full for p in known[path].values())]
-        notes += [f"no full set in {', '.join(small)}: run as always"] if small else []
-    for name in texts:
-        without = [path.stem for path in paths if name not in known[path]]
-        if len(without) == len(paths):
-            close = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(every))}"
-            raise ValueError(f"no chosen notebook has a parameter {name}; {hint}")
-        if without:
-            notes.append(f"{name} is not a parameter of {', '.join(without)}: left alone there")
-    values: dict[Path, dict[str, Any]] = {}
-    for path in paths:
-        values[path] = {}
-        larger = {name: p.full for name, p in known[path].items() if full and p.full}
-        for name, text in (larger | dict(texts)).items():
-            if name in known[path]:
-                try:
-                    values[path][name] = convert(known[path][name], text)
-                except ValueError as error:
-                    raise ValueError(f"{path.stem}: {error}") from None
-    return values, notes
+    return Parameter(name, default, None if types == {type(None)} else tuple(types), full)
 
 
 def convert(parameter: Parameter, text: str) -> Any:
@@ -134,8 +100,7 @@ def convert(parameter: Parameter, text: str) -> Any:
 
 def _elements_fit(value: list[Any], default: Any) -> bool:
     allowed = {type(element) for element in default or ()}
-    if float in allowed:
-        allowed.add(int)
+    allowed |= {int} if float in allowed else set()
     return not allowed or all(type(element) in allowed for element in value)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep is to run: its settings, its grid, and the identity of each run.
+"""What is to run: settings, their grid, and the identity of each run.
 
 Settings are a YAML file, or the same on the command line:
 
@@ -12,6 +12,7 @@ Settings are a YAML file, or the same on the command line:
 relative to the file. A notebook without a parameter of that name runs without it, once.
 """
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -23,13 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from ..claims import model_name
-from . import execute as notebooks
-from . import fingerprint, provenance
-from .parameters import Parameter, all_values, assign, convert, read
+from . import execute, parameters, provenance
 
 KEYS = ("notebooks", "models", "seeds", "parameters")
 LIMIT = 500  # runs that start without being asked for twice
-Grid = dict[str, list[str]]  # the values of each parameter, as texts of the command line
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,8 @@ class Job:
 
     @property
     def slot(self) -> str:
-        """What the sweep asked for. A run of the same slot and another identity replaces it."""
-        values = {name: self.inputs["parameters"][name] for name in self.given}
-        return _json([self.path.stem, values])
+        """What was asked for. A run of the same slot and another identity replaces it."""
+        return _json([self.path.stem, self._asked])
 
     @property
     def folder(self) -> str:
@@ -58,9 +55,12 @@ class Job:
         parts = [self.path.stem, model if isinstance(model, str) else "", self.identity[:16]]
         return "-".join(re.sub(r"[^\w.@=-]+", "--", part) for part in parts if part)
 
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return {name: self.inputs["parameters"][name] for name in self.given}
+
     def __str__(self) -> str:
-        values = {name: self.inputs["parameters"][name] for name in self.given}
-        return " ".join([self.path.stem, *(f"{name}={value}" for name, value in values.items())])
+        return " ".join([self.path.stem, *(f"{n}={value}" for n, value in self._asked.items())])
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -88,31 +88,30 @@ def resolve(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """The settings with models and notebooks that are paths relative to `base` made absolute."""
     found = dict(settings)
     if "models" in found:
-        names = [str(name) for name in _several("models", found["models"])]
+        names = map(str, _several("models", found["models"]))
         found["models"] = [path for name in names for path in _models(name, base)]
     if "notebooks" in found:
-        names = [
-            f"{name:02d}" if isinstance(name, int) else str(name)  # YAML reads 03 as a number
+        names = (  # YAML reads 03 as a number
+            f"{name:02d}" if isinstance(name, int) else str(name)
             for name in _several("notebooks", found["notebooks"])
-        ]
-        files = {name: (base / name).resolve() for name in names if name.endswith(".ipynb")}
+        )
         found["notebooks"] = [
-            str(files[name]) if name in files and files[name].is_file() else name for name in names
+            str((base / n).resolve()) if n.endswith(".ipynb") and (base / n).is_file() else n
+            for n in names
         ]
     return found
 
 
 def _models(name: str, base: Path) -> list[str]:
     """A model's name as it is, or the directories that a path or pattern stands for."""
-    path = Path(name).expanduser()
+    path = base / Path(name).expanduser()  # an absolute one stays as it is
     if not re.search(r"[*?\[]", name):
-        return [str((base / path).resolve())] if (base / path).is_dir() else [name]
-    pattern = path.relative_to(path.anchor) if path.is_absolute() else path
-    start = Path(path.anchor) if path.is_absolute() else base
-    found = [p for p in sorted(start.glob(str(pattern))) if (p / "config.json").is_file()]
-    if not found:
+        return [str(path.resolve())] if path.is_dir() else [name]
+    found = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
+    directories = [p for p in found if (p / "config.json").is_file()]
+    if not directories:
         raise ValueError(f"models: no directory of weights matches {name!r} in {base}")
-    return [str(p.resolve()) for p in sorted(found, key=lambda p: natural(p.name))]
+    return [str(p.resolve()) for p in sorted(directories, key=lambda p: natural(p.name))]
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -122,38 +121,54 @@ def natural(text: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def make(
-    settings: Mapping[str, Any], root: Path, limit: float = LIMIT
+    settings: Mapping[str, Any],
+    root: Path,
+    *,
+    full: bool = False,
+    resumable: bool = True,
+    limit: float = LIMIT,
 ) -> tuple[list[Job], list[str]]:
     """The runs that settings ask for, those of one model together; and notes.
 
     Models are fetched where they are not on this machine, since their weights are part of the
     identity.
 
+    Args:
+        full: whether parameters that are not given take their value at full scale.
+        resumable: whether the identity has the package's code in it.
+
     Raises:
         ValueError: an unknown notebook or parameter, a value of another type, two models of one
             name, more runs than the limit; before any model is fetched.
         OSError: a model that cannot be had.
     """
-    paths = notebooks.find(settings.get("notebooks", ()), root)
+    paths = execute.find(settings.get("notebooks", ()), root)
+    known = {path: parameters.read(path) for path in paths}
+    larger = {path: parameters.full_values(path) if full else {} for path in paths}
     grids = _grids(settings)
-    known = {path: read(path) for path in paths}
-    asked = sum(
-        math.prod(len(set(texts)) for name, texts in grid.items() if name in known[path])
-        for path in paths
-        for grid in grids
-    )
+    notes = _check_names(grids, known)
+    if small := [path.stem for path in paths if full and not larger[path]]:
+        notes.append(f"no full set in {', '.join(small)}: run as always")
+    wanted = [(path, _values(path, known[path], grid)) for grid in grids for path in paths]
+    asked = sum(math.prod(map(len, values.values())) for _, values in wanted)
     if asked > limit:
         raise ValueError(
             f"these settings ask for {asked} runs; to start more than {limit}, give --yes"
         )
-    table, notes = _convert(known, grids)
-    return list(_identify(list(_requests(paths, grids, table)))), notes
+    requests = {}  # each once
+    for path, values in wanted:
+        for chosen in itertools.product(*values.values()):
+            given = larger[path] | dict(zip(values, chosen, strict=True))
+            requests[_json([str(path), given])] = path, given
+    models = list(dict.fromkeys(given.get("MODEL") for _, given in requests.values()))
+    ordered = sorted(requests.values(), key=lambda request: models.index(request[1].get("MODEL")))
+    return list(_identify(ordered, resumable)), notes
 
 
-def _grids(settings: Mapping[str, Any]) -> list[Grid]:
+def _grids(settings: Mapping[str, Any]) -> list[dict[str, list[str]]]:
     """Models and seeds, and each mapping of `parameters`, as grids of texts; MODEL outermost."""
     shared = {
-        name: [_text(key, value) for value in _several(key, settings[key])]
+        name: settings[key]
         for key, name in (("models", "MODEL"), ("seeds", "SEED"))
         if key in settings
     }
@@ -161,16 +176,16 @@ def _grids(settings: Mapping[str, Any]) -> list[Grid]:
     mappings = mappings if isinstance(mappings, list) else [mappings]
     if not mappings or not all(isinstance(mapping, dict) for mapping in mappings):
         raise ValueError("parameters is a mapping of names to values, or a list of such mappings")
-    grids = []
-    for mapping in mappings:
-        if twice := [name for name in mapping if name in shared]:
-            raise ValueError(f"{twice[0]} is given twice, in parameters and as models or seeds")
-        own = {
-            name: [_text(name, value) for value in _several(name, values)]
-            for name, values in mapping.items()
+    if twice := [name for mapping in mappings for name in mapping if name in shared]:
+        raise ValueError(f"{twice[0]} is given twice, in parameters and as models or seeds")
+    names = {"MODEL": "models", "SEED": "seeds"}
+    return [
+        {
+            name: [_text(name, value) for value in _several(names.get(name, name), values)]
+            for name, values in (shared | mapping).items()
         }
-        grids.append(shared | own)
-    return grids
+        for mapping in mappings
+    ]
 
 
 def _several(name: str, values: Any) -> list[Any]:
@@ -187,69 +202,55 @@ def _text(name: str, value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-Converted = dict[tuple[str, str], dict[Path, dict[str, Any]]]
+def _check_names(
+    grids: Sequence[Mapping[str, Any]], known: Mapping[Path, Mapping[str, Any]]
+) -> list[str]:
+    """Notes on the notebooks that lack a parameter; ValueError where all do."""
+    notes = []
+    every = {name for found in known.values() for name in found}
+    for name in dict.fromkeys(name for grid in grids for name in grid):
+        if name not in every:
+            close = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(every))}"
+            raise ValueError(f"no chosen notebook has a parameter {name}; {hint}")
+        if without := [path.stem for path, found in known.items() if name not in found]:
+            notes.append(f"{name} is not a parameter of {', '.join(without)}: left alone there")
+    return notes
 
 
-def _convert(
-    known: Mapping[Path, Mapping[str, Parameter]], grids: Sequence[Grid]
-) -> tuple[Converted, list[str]]:
-    """For each parameter and text, the value in each notebook that has the parameter."""
-    table: Converted = {}
-    notes: list[str] = []
-    for name, text in dict.fromkeys((n, t) for grid in grids for n in grid for t in grid[n]):
-        table[name, text] = {
-            path: {name: _value(path, parameters[name], text)} if name in parameters else {}
-            for path, parameters in known.items()
-        }
-        if text == next(t for n, t in table if n == name):  # once for each name
-            notes += assign(list(known), {name: text})[1]  # raises where no notebook has it
-    return table, notes
-
-
-def _value(path: Path, parameter: Parameter, text: str) -> Any:
+def _values(
+    path: Path, known: Mapping[str, parameters.Parameter], grid: Mapping[str, list[str]]
+) -> dict[str, list[Any]]:
+    """The values, each once, of the grid's parameters that this notebook has."""
     try:
-        return convert(parameter, text)
+        return {
+            name: list({t: parameters.convert(known[name], t) for t in texts}.values())
+            for name, texts in grid.items()
+            if name in known
+        }
     except ValueError as error:
-        lists = " is of type list" in str(error)
-        hint = "; one list for each run, so write [[1, 2]]" if lists else ""
+        hint = "; one list for each run, so write [[1, 2]]" if "of type list" in str(error) else ""
         raise ValueError(f"{path.stem}: {error}{hint}") from None
 
 
-def _requests(
-    paths: Sequence[Path], grids: Sequence[Grid], table: Converted
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every notebook with every combination of the parameters that it has, each once."""
-    seen = set()
-    for grid in grids:
-        for texts in itertools.product(*grid.values()):
-            for path in paths:
-                given: dict[str, Any] = {}
-                for pair in zip(grid, texts, strict=True):
-                    given |= table[pair][path]
-                if (key := _json([str(path), given])) not in seen:
-                    seen.add(key)
-                    yield path, given
-
-
-def _identify(wanted: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[Job]:
+def _identify(requests: Sequence[tuple[Path, dict[str, Any]]], resumable: bool) -> Iterator[Job]:
     """Each request with all that its result depends on."""
-    paths = dict.fromkeys(path for path, _ in wanted)
-    defaults = {path: all_values(path, {}) for path in paths}
-    sources = {path: fingerprint.source(path) for path in paths}
-    values = [defaults[path] | given for path, given in wanted]
+    code = {"code": provenance.code()} if resumable else {}
+    defaults = {path: parameters.all_values(path, {}) for path, _ in requests}
+    cells = {path: provenance.cells(path) for path in defaults}
+    values = [defaults[path] | given for path, given in requests]
     weights = _weights([v["MODEL"] for v in values if isinstance(v.get("MODEL"), str)])
     packages = {
         name: version.split("+")[0]  # the build, such as +cpu, is the machine's affair
         for name, version in provenance.versions().items()
         if name != "plotly"  # draws the numbers and does not change them
     }
-    for (path, given), parameters in zip(wanted, values, strict=True):
-        inputs = {"notebook": path.stem, **sources[path], "packages": packages}
-        model = parameters.get("MODEL")
-        if isinstance(model, str):
-            inputs["weights"] = weights[model]
-            parameters = parameters | {"MODEL": model_name(model)}
-        yield Job(path, given, inputs | {"parameters": parameters})
+    for (path, given), own in zip(requests, values, strict=True):
+        inputs = {"notebook": path.stem, "cells": cells[path], **code, "packages": packages}
+        if isinstance(own.get("MODEL"), str):
+            inputs["weights"] = weights[own["MODEL"]]
+            own = own | {"MODEL": model_name(own["MODEL"])}
+        yield Job(path, given, inputs | {"parameters": own})
 
 
 def _weights(models: Sequence[str]) -> dict[str, dict[str, str]]:

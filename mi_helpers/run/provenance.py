@@ -1,6 +1,8 @@
-"""What a run was made with: versions, device, commit, and the hash of a model's weights."""
+"""What a run was made with, and the hashes that tell whether it has to be done again."""
 
+import functools
 import hashlib
+import json
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -10,10 +12,12 @@ from typing import Any
 
 from ..models import default as default_model
 
+PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("numpy", "pandas", "torch", "transformers", "transformer-lens", "sae-lens", "plotly")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
+@functools.cache
 def environment(root: Path) -> dict[str, Any]:
     """Versions, platform, device and git commit; nothing that names this machine or its user."""
     return {
@@ -27,7 +31,8 @@ def environment(root: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The installed versions of the packages that results depend on."""
-    return {name: version for name in PACKAGES if (version := _version(name))}
+    installed = {dist.name for dist in metadata.distributions()}
+    return {name: metadata.version(name) for name in PACKAGES if name in installed}
 
 
 def weights(name: str) -> dict[str, str]:
@@ -42,6 +47,39 @@ def weights(name: str) -> dict[str, str]:
     return {"revision": Path(config).parent.name} if isinstance(config, str) else {}
 
 
+def cells(path: Path) -> str:
+    """The hash of a notebook's cells without their outputs."""
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        parts = [
+            [c["cell_type"], "".join(c["source"]), sorted(c["metadata"].get("tags", []))]
+            for c in written
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def code() -> str:
+    """The hash of this package with its data.
+
+    It counts as a whole: a result is repeated once too often rather than kept too long.
+    """
+    files = sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    lines = [
+        f"{path.relative_to(PACKAGE)} {_hash(path, status.st_size, status.st_mtime_ns)}"
+        for path in files
+        for status in [path.stat()]
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@functools.cache
+def _hash(path: Path, size: int, changed: int) -> str:
+    """A file's hash, taken again when its size or time of change differ."""
+    return sha256([path])
+
+
 def sha256(files: Iterable[Path]) -> str:
     """The hash of a file; of the hashes of several, in the order of their names."""
     hashes = []
@@ -51,20 +89,13 @@ def sha256(files: Iterable[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _device() -> str:
     """The device that models load on by default."""
     import torch
 
-    from ..models import loading as models
+    from ..models.loading import best_device
 
-    device = models.best_device()
+    device = best_device()
     return f"cuda: {torch.cuda.get_device_name()}" if device == "cuda" else device
 
 

@@ -7,13 +7,14 @@ one prompt stays together. What is compared within a prompt is subtracted within
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
+
+if TYPE_CHECKING:  # the command line, which imports this, answers at once
+    import pandas as pd
 
 N_RESAMPLES = 1000
 LEVEL = 0.95  # nominal coverage of every interval
@@ -65,6 +66,8 @@ def estimate(
     if not np.isfinite(data).all():
         raise ValueError(f"{(~np.isfinite(data)).sum()} of {data.size} values are NaN or infinite")
     if statistic is np.mean and data.ndim == 1 and len(data) < FEW:
+        from scipy import stats as scipy_stats
+
         mean = float(data.mean())
         reach = scipy_stats.t.ppf((1 + LEVEL) / 2, len(data) - 1) * scipy_stats.sem(data)
         return Estimate(mean, mean - float(reach), mean + float(reach), len(data), over, unit)
@@ -110,7 +113,9 @@ def share(hits: int, n: int, over: str = "pairs", unit: str = "") -> Estimate:
     """`hits` of `n` as a share, with Wilson's score interval (Wilson 1927)."""
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"a share is of at least one, got {hits} of {n}")
-    interval = scipy_stats.binomtest(int(hits), int(n)).proportion_ci(LEVEL, method="wilson")
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(hits), int(n)).proportion_ci(LEVEL, method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), int(n), over, unit)
 
 
@@ -128,16 +133,18 @@ def correlation(
     if method not in ("spearman", "pearson"):
         raise ValueError(f"method is 'spearman' or 'pearson', got {method!r}")
 
+    from scipy.stats import rankdata
+
     def of(both: np.ndarray) -> float:
         if (both == both[0]).all(0).any():
             return 0.0
-        ranks = scipy_stats.rankdata(both, axis=0) if method == "spearman" else both
+        ranks = rankdata(both, axis=0) if method == "spearman" else both
         return float(np.corrcoef(ranks, rowvar=False)[0, 1])
 
     return estimate(np.stack([_array(x), _array(y)], axis=1).astype(float), of, over, "", seed)
 
 
-def quartiles(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+def quartiles(table: "pd.DataFrame", by: Sequence[str], value: str) -> "pd.DataFrame":
     """Median and quartiles of a column within groups: columns `by`, `low`, `median`, `high`."""
     found = table.groupby(list(by), sort=False)[value].quantile([0.25, 0.5, 0.75]).unstack()
     return found.set_axis(["low", "median", "high"], axis=1).reset_index()

@@ -1,165 +1,35 @@
-"""Runs of notebooks, and the command line `mi`.
+"""The command line `mi`: run notebooks, sweep them, keep score.
 
-A run executes notebooks with papermill, each in a process of its own, and leaves a folder
-`papermill_runs/RUN/`: the executed notebooks, `scorecard.json`, `scorecard.md` and
-`environment.json`. While a notebook runs it is called NAME.running.ipynb; one that failed keeps
-what it got to as NAME.failed.ipynb. So NAME.ipynb is always whole. The scorecard is written anew
-after every notebook, and holds the claims of finished notebooks alone.
+`mi run` and `mi sweep` do the same work (see `sweep`). A run starts afresh in a folder of its own,
+named by date and time; a sweep goes on where it was stopped. Both leave a scorecard in the folder,
+`papermill_runs/NAME/scorecard.html`, `.md` and `.json`.
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
 from tqdm import tqdm
 
-from ..claims import Record, model_name
-from . import execute as notebooks
-from . import provenance, reference, scorecard
-from .commands import add_to
-from .markdown import write_readme
-from .parameters import all_values, assign
+from ..claims import measured, verdict
+from . import execute, plan, provenance, scorecard
+from .plan import Job
+from .sweep import Spread, Sweep, in_turn
 
+if TYPE_CHECKING:
+    from .scorecard import Table
 
-class Run:
-    """A run's folder, the outcome of each of its notebooks, and their claims."""
-
-    def __init__(self, root: Path, name: str | None) -> None:
-        taken = ("", "..", "reference", "scorecard")
-        if name is not None and (Path(name).name != name or name in taken):
-            raise ValueError(f"a run's name is a new folder's, not 'reference'; got {name!r}")
-        self.root = root
-        self.folder = root / "papermill_runs" / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
-        try:
-            self.folder.mkdir(parents=True)
-        except FileExistsError:
-            raise ValueError(f"{self.folder} is there already; choose another --name") from None
-        self.records: list[Record] = []
-        self.outcomes: dict[str, dict[str, Any]] = {}
-        self.paths: dict[str, Path] = {}  # the notebooks that the outcomes are of
-        self._weights: dict[str, dict[str, str]] = {}
-        self.made_with = provenance.environment(root)
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """The error of each notebook that failed."""
-        return {name: entry["error"] for name, entry in self.outcomes.items() if entry["error"]}
-
-    def execute(
-        self,
-        path: Path,
-        parameters: dict[str, Any],
-        minutes: float,
-        on_cell: Callable[[int], None] = lambda done: None,
-    ) -> None:
-        """Execute one notebook into the folder and write the scorecard anew."""
-        running = self.folder / f"{path.stem}.running.ipynb"
-        lines = self.folder / f"{path.stem}.claims.jsonl"
-        log = self.folder / f"{path.stem}.log"
-        error, seconds = notebooks.execute(
-            path, running, parameters, seconds=60 * minutes, claims=lines, log=log, on_cell=on_cell
-        )
-        records: list[Record] = []
-        try:
-            records = scorecard.read_lines(lines) if error is None else []
-        except ValueError as fault:
-            error = str(fault)
-        if running.exists():
-            running.replace(self.folder / f"{path.stem}{'.failed' if error else ''}.ipynb")
-        lines.unlink(missing_ok=True)
-        if error is None:
-            log.unlink()
-        self.records += records
-        self.paths[path.stem] = path
-        self.outcomes[path.stem] = {
-            "error": error,
-            "seconds": round(seconds, 1),
-            "claims": len(records),
-            **self._inputs(path, parameters),
-        }
-        self.write()
-
-    def _inputs(self, path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-        """All parameters with the values they had, and the hash of the weights they name."""
-        values = all_values(path, parameters)
-        model = values.get("MODEL")
-        if not isinstance(model, str):
-            return {"parameters": values}
-        if model not in self._weights:
-            self._weights[model] = provenance.weights(model)
-        named = {**values, "MODEL": model_name(model)}
-        return {"parameters": named, "weights": self._weights[model]}
-
-    def write(self) -> None:
-        """Write the scorecard, with the outcomes, into the folder."""
-        environment = {**self.made_with, "notebooks": self.outcomes}
-        scorecard.write(self.folder, self.records, environment)
-
-
-def run(
-    names: Sequence[str] = (),
-    parameters: dict[str, str] | None = None,
-    *,
-    full: bool = False,
-    name: str | None = None,
-    minutes: float | None = None,
-    root: Path | None = None,
-) -> Run:
-    """Execute notebooks, all of them unless named, and return the finished run.
-
-    Args:
-        names: names, beginnings of names, or paths of notebooks.
-        parameters: NAME to VALUE, texts as on the command line, checked before anything starts.
-        full: whether all other parameters take the value that their comment names as full.
-        name: the folder under `papermill_runs/`; date and time by default.
-        minutes: the time limit of each notebook; None: 30, and a day with `full`.
-
-    Raises:
-        ValueError: an unknown notebook or parameter, a value of the wrong type, a name in use.
-        OSError: a model that cannot be had.
-    """
-    root = root or notebooks.find_root()
-    paths = notebooks.find(names, root)
-    values, notes = assign(paths, parameters or {}, full)
-    if minutes is None:
-        minutes = 24.0 * 60 if full else 30.0
-    if not minutes > 0:
-        raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
-    fetch_models(all_values(path, values[path]) for path in paths)
-    result = Run(root, name)
-    cells = [notebooks.count_cells(path) + bool(values[path]) for path in paths]
-    with tqdm(total=sum(cells), unit="cell", disable=None) as bar:
-        for note in notes:
-            tqdm.write(note)
-        for number, path in enumerate(paths):
-            before = sum(cells[:number])
-
-            def show(done: int, before: int = before) -> None:
-                bar.n = before + done
-                bar.refresh()  # even where no cell is new, so that the clock is seen to move
-
-            bar.set_description(path.stem)
-            result.execute(path, values[path], minutes, show)
-            show(cells[number])
-            tqdm.write(_outcome_line(path.stem, result.outcomes[path.stem]))
-    return result
-
-
-def fetch_models(parameters: Iterable[dict[str, Any]]) -> None:
-    """Have every model that is named by a MODEL parameter here before a notebook asks for it."""
-    from ..models import loading as models
-
-    for name in dict.fromkeys(values.get("MODEL") for values in parameters):
-        if isinstance(name, str):
-            models.fetch(name)
+SUMMARY_S = 30.0  # seconds between two scorecards while runs are at work
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line `mi`: parse, act, and return the exit code."""
+    """Parse, act, and return the exit code."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are killed
     try:
@@ -172,63 +42,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def run(
+    names: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    full: bool = False,
+    name: str | None = None,
+    minutes: float | None = None,
+    root: Path | None = None,
+) -> Sweep:
+    """Execute notebooks, all of them unless named, into a new folder; the finished runs.
+
+    Args:
+        names: names, beginnings of names, or paths of notebooks.
+        parameters: NAME to VALUE, or to several, texts as on the command line.
+        full: whether all other parameters take the value that their comment names as full.
+        name: the folder under `papermill_runs/`; date and time by default.
+        minutes: the time limit of each notebook; None: 30, and a day with `full`.
+        root: the folder of `notebooks/`; the nearest one by default.
+
+    Raises:
+        ValueError: an unknown notebook or parameter, a value of the wrong type, a name in use.
+        OSError: a model that cannot be had.
+    """
+    root = root or execute.find_root()
+    folder = _folder(name or time.strftime("%Y-%m-%d_%H-%M-%S"), root, fresh=True)
+    settings = {"notebooks": names, "parameters": dict(parameters or {})}
+    jobs, notes = plan.make(settings, root, full=full, resumable=False)
+    if minutes is None:
+        minutes = 24.0 * 60 if full else 30.0
+    print(*notes, sep="\n", end="\n" if notes else "")
+    work = Sweep(folder, jobs)
+    _work(work, root, minutes)
+    return work
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mi", description="Run the notebooks and score them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(
-        act: Callable[[argparse.Namespace], int], name: str, help: str
-    ) -> argparse.ArgumentParser:
+    def add(act: Callable[[argparse.Namespace], int], name: str, help: str) -> Callable[..., Any]:
         command = commands.add_parser(name, description=help, help=help)
         command.set_defaults(act=act)
-        return command
+        if name in ("run", "render", "sweep"):
+            text = "of each; default: 30 minutes"
+            command.add_argument("--timeout", type=float, metavar="MIN", help=text)
+        if name in ("run", "sweep"):
+            text = "a parameter; once for each of its values"
+            command.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help=text)
+            text = "save as the reference of its models"
+            command.add_argument("--save-reference", action="store_true", help=text)
+        return command.add_argument
 
-    runs = [
-        add(
-            _run, "run", help="execute notebooks into papermill_runs/RUN and print their scorecard"
-        ),
-        add(_render, "render", help="execute notebooks; store outputs in place and the reference"),
-    ]
-    for command in runs:
-        command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
-        command.add_argument(
-            "--timeout",
-            type=float,
-            metavar="MIN",
-            help="of each; default: 30 minutes",
-        )
-    command = runs[0]
-    command.add_argument(
-        "--full", action="store_true", help="at the papers' scale, for a GPU; --timeout is a day"
-    )
-    command.add_argument("--model", metavar="NAME", help="the same as -p MODEL=NAME")
-    command.add_argument(
-        "-p", action="append", default=[], metavar="NAME=VALUE", help="a parameter"
-    )
-    command.add_argument("--name", metavar="RUN", help="default: date and time")
-    command.add_argument("--save-reference", action="store_true", help="commit this as reference")
-    command = add(_diff, "diff", help="compare two scorecards claim by claim; code 1 on a flip")
-    command.add_argument("a", metavar="A", help="a run's name, a folder, or a scorecard.json")
-    command.add_argument("b", metavar="B")
-    add_to(add)
-    add(_models, "models", help="list the models that load here")
-    command = add(_fetch, "fetch", help="download a model into the cache")
-    command.add_argument("name", nargs="?", metavar="NAME", help="default: smollm2-135m")
+    option = add(_run, "run", "execute notebooks into papermill_runs/RUN and print their scorecard")
+    option("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+    option("--full", action="store_true", help="at the papers' scale, for a GPU; --timeout: a day")
+    option("--model", metavar="NAME", help="the same as -p MODEL=NAME")
+    option("--name", metavar="RUN", help="default: date and time")
+
+    option = add(_render, "render", "execute notebooks; store outputs in place and the reference")
+    option("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+
+    option = add(_sweep, "sweep", "run notebooks over models, seeds and parameters; resumable")
+    option("file", nargs="?", type=Path, metavar="FILE", help="settings, as YAML")
+    option("--notebooks", nargs="+", metavar="NOTEBOOK", help="default: all")
+    option("--models", nargs="+", metavar="NAME", help="names, paths or patterns")
+    option("--seeds", nargs="+", metavar="N")
+    option("--name", metavar="RUN", help="default: the name of FILE")
+    option("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    option("--scheduler", metavar="ADDRESS", help="a dask scheduler, as tcp://…:8786")
+    option("--retry", action="store_true", help="repeat the runs that failed")
+    option("--plan", action="store_true", help="print the plan and stop")
+    option("--yes", action="store_true", help=f"start even more than {plan.LIMIT} runs")
+
+    option = add(_scorecard, "scorecard", "put runs side by side as HTML, Markdown and JSON")
+    option("runs", nargs="*", metavar="RUN", help="names or folders")
+    option("--paper", metavar="TEXT", help="only claims whose source has this in it")
+    option("--out", type=Path, metavar="FOLDER", help="papermill_runs/scorecard")
+    option("--readme", action="store_true", help="renew the README's summary of the references")
+
+    option = add(_diff, "diff", "compare two scorecards claim by claim; code 1 on a flip")
+    option("a", metavar="A", help="a run's name, a folder, or a scorecard.json")
+    option("b", metavar="B")
+    add(_models, "models", "list the models that load here")
+    option = add(_fetch, "fetch", "download a model into the cache")
+    option("name", nargs="?", metavar="NAME", help="default: smollm2-135m")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    texts: dict[str, str] = {}
-    for pair in [*options.p, *([f"MODEL={options.model}"] if options.model else [])]:
-        key, equals, value = pair.partition("=")
-        if not (equals and key.isidentifier()):
-            raise ValueError(f"-p takes NAME=VALUE, got {pair!r}")
-        if texts.setdefault(key, value) != value:
-            raise ValueError(f"{key} is given twice, as {texts[key]!r} and {value!r}")
-    finished = run(
-        options.notebooks, texts, full=options.full, name=options.name, minutes=options.timeout
-    )
-    return _report(finished, options.save_reference)
+    values = _pairs([*options.p, *([f"MODEL={options.model}"] if options.model else [])])
+    more = {"full": options.full, "name": options.name, "minutes": options.timeout}
+    return _report(run(options.notebooks, values, **more), options.save_reference)
 
 
 def _render(options: argparse.Namespace) -> int:
@@ -238,39 +143,198 @@ def _render(options: argparse.Namespace) -> int:
     finished = run(options.notebooks, minutes=options.timeout)
     faults = render.store(finished)
     code = _report(finished, save_reference=not faults)
-    for fault in faults:
-        print(f"NOT STORED {fault}")
+    print(*(f"NOT STORED {fault}" for fault in faults), sep="\n", end="\n" if faults else "")
     return code or int(bool(faults))
 
 
-def _report(finished: Run, save_reference: bool) -> int:
-    """Print scorecard, differences and failures; 1 when a notebook failed."""
-    lines = [scorecard.text(finished.records), scorecard.tally(finished.records)]
-    lines += reference.compare(finished.root, finished.records)
+def _sweep(options: argparse.Namespace) -> int:
+    """Plan, run and summarise; 1 when a run failed."""
+    root = execute.find_root()
+    settings = _settings(options)
+    name = options.name or (options.file and options.file.stem)
+    if not name:
+        raise ValueError("a sweep without a settings file needs a --name, to be found again by")
+    folder = _folder(name, root, fresh=False)
+    if options.jobs < 1:
+        raise ValueError("--jobs is above 0")
+    if options.jobs > 1 and options.scheduler:
+        raise ValueError("--jobs is for a cluster on this machine; with --scheduler leave it out")
+    limit = float("inf") if options.yes else plan.LIMIT
+    jobs, notes = plan.make(settings, root, limit=limit)
+    work = Sweep(folder, jobs)
+    print(*notes, _plan_line(work, options.retry), sep="\n")
+    if options.plan:
+        return 0
+    minutes = 30.0 if options.timeout is None else options.timeout
+    _work(work, root, minutes, options.retry, options.jobs, options.scheduler)
+    return _report(work, options.save_reference)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The file's settings, with those of the command line in their place."""
+    settings = plan.read_settings(options.file) if options.file else {}
+    given = {key: getattr(options, key) for key in ("notebooks", "models", "seeds")}
+    given = {key: value for key, value in given.items() if value is not None}
+    settings |= plan.resolve(given, Path.cwd())
+    if values := _pairs(options.p):
+        grids = settings.get("parameters", {})
+        several = isinstance(grids, list)
+        grids = [{**grid, **values} for grid in (grids if several else [grids])]
+        settings["parameters"] = grids if several else grids[0]
+    if not settings:
+        raise ValueError("say what to run: a settings file, or --notebooks, --models, --seeds, -p")
+    return settings
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, list[str]]:
+    values: dict[str, list[str]] = {}
+    for pair in texts:
+        name, equals, value = pair.partition("=")
+        if not (equals and name.isidentifier()):
+            raise ValueError(f"-p takes NAME=VALUE, got {pair!r}")
+        values.setdefault(name, []).append(value)
+    return values
+
+
+def _folder(name: str, root: Path, fresh: bool) -> Path:
+    if Path(name).name != name or name in ("..", "reference", "scorecard"):
+        raise ValueError(f"a run's name is that of a folder in papermill_runs; got {name!r}")
+    folder = root / "papermill_runs" / name
+    if folder.is_dir() and (
+        fresh or (any(folder.iterdir()) and not (folder / "plan.json").exists())
+    ):
+        raise ValueError(f"{folder} is there already; choose another --name")
+    return folder
+
+
+def _plan_line(work: Sweep, retry: bool) -> str:
+    failed = work.count("failed")
+    parts = [f"{work.count('done')} finished before", f"{len(work.to_do(retry))} to do"]
+    if failed:
+        parts.insert(1, f"{failed} failed before{'' if retry else ' (--retry repeats them)'}")
+    sizes = {
+        "run": len(work.jobs),
+        "notebook": len({job.path for job in work.jobs}),
+        "model": len({job.inputs["parameters"].get("MODEL") for job in work.jobs} - {None}),
+    }
+    words = [f"{n} {word}{'s' * (n > 1)}" for word, n in sizes.items() if n]
+    return f"plan: {', '.join(words)}: {', '.join(parts)}"
+
+
+def _work(
+    work: Sweep,
+    root: Path,
+    minutes: float,
+    retry: bool = False,
+    jobs: int = 1,
+    scheduler: str | None = None,
+) -> None:
+    """Run what is to do under a progress bar; each outcome is one line."""
+    if not minutes > 0:
+        raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
+    to_do, told = len(work.to_do(retry)), time.monotonic()
+    work.record_plan()
+    try:
+        with (
+            tqdm(total=to_do, unit="run", disable=None) as bar,
+            _workers(work.folder, root, min(jobs, to_do), scheduler, bar) as (spread, more),
+        ):
+            for job, outcome in work.work(spread, minutes=minutes, retry=retry, **more):
+                bar.update()
+                tqdm.write(f"{outcome.state}  {job}: {outcome.text}")
+                if time.monotonic() - told > SUMMARY_S:
+                    _summarise(work.folder, root)
+                    told = time.monotonic()
+    finally:
+        _summarise(work.folder, root)
+
+
+@contextlib.contextmanager
+def _workers(
+    folder: Path, root: Path, jobs: int, scheduler: str | None, bar: tqdm
+) -> Iterator[tuple[Spread, dict[str, Any]]]:
+    """How runs are spread, and what else `sweep.carry_out` is told."""
+    if scheduler:
+        from . import cluster
+
+        with cluster.connect(scheduler, folder) as spread:
+            yield spread, {}
+    elif jobs > 1:
+        from . import cluster
+
+        made_with = provenance.environment(root)
+        with cluster.local(jobs, made_with["device"], folder) as spread:
+            yield spread, {"made_with": made_with}
+    else:
+
+        def show(job: Job, done: int) -> None:
+            bar.set_description(f"{job.path.stem}, cell {done + 1}")
+
+        yield in_turn, {"on_cell": show}
+
+
+def _summarise(folder: Path, root: Path) -> "Table":
+    """Write the scorecard anew from what is in a folder."""
+    from . import page
+
+    with FileLock(folder / ".plan.lock"):
+        table = scorecard.collect([folder], root)
+        page.write(table, folder)
+    return table
+
+
+def _report(work: Sweep, save_reference: bool) -> int:
+    """Print what holds, what changed and what failed; 1 when a run failed or is missing."""
+    root = work.folder.parents[1]
+    table = scorecard.collect([work.folder], root)
+    claims = [f"{verdict(r):<16}  {r['id']}  {r['model']}  {measured(r)}" for r in table.records]
+    changes = [entry.change for entry in table.changes if entry.change]
+    lines = claims if len(claims) <= 200 else []
+    lines.append(scorecard.tally(table.records) if claims else "no run has finished yet")
+    lines += [f"from the reference to this: {scorecard.summary(changes)}", *map(str, changes)]
     if save_reference:
-        made = (finished.records, finished.outcomes, finished.made_with)
-        lines += [f"saved {folder}" for folder in reference.save(finished.root, *made)]
-        write_readme(finished.root)
-    lines += [f"FAILED {name}: {error}" for name, error in finished.failures.items()]
-    print(*filter(None, lines), f"outputs: {finished.folder}", sep="\n")
-    return 1 if finished.failures else 0
+        lines += [f"saved {file}" for file in scorecard.save_reference(work, root)]
+        lines.append("to renew the README's summary: mi scorecard --readme")
+    lines += [f"FAILED {run}: {run.error}" for run in table.failed]
+    print(*lines, f"scorecard: {work.folder / 'scorecard.html'}", sep="\n")
+    return int(work.count("done") < len(work.jobs))
+
+
+def _scorecard(options: argparse.Namespace) -> int:
+    from . import page
+
+    root = execute.find_root()
+    if options.readme and not page.write_readme(root):
+        raise ValueError("the README has no <!-- scorecard --> markers, or there is no reference")
+    if not options.runs:
+        if options.readme:
+            return 0
+        raise ValueError("name at least one run, such as `reference`")
+    folders = list(dict.fromkeys(_named(text, root) for text in options.runs))
+    table = scorecard.collect(folders, root, options.paper)
+    files = page.write(table, options.out or root / "papermill_runs" / "scorecard")
+    print(f"{scorecard.tally(table.records)}, on {len(table.columns)} models", *files, sep="\n")
+    return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
-    root = notebooks.find_root() / "papermill_runs"
-    a, b = (
-        scorecard.read(root / text if (root / text).is_dir() else Path(text))
-        for text in (options.a, options.b)
-    )
-    names = [{record["notebook"] for record in records} for records in (a, b)]
-    for text, only in ((options.a, names[0] - names[1]), (options.b, names[1] - names[0])):
+    root = execute.find_root()
+    texts = (options.a, options.b)
+    sides = [scorecard.read_records(_named(text, root), root) for text in texts]
+    names = [{record["notebook"] for record in records} for records in sides]
+    for text, only in zip(texts, (names[0] - names[1], names[1] - names[0]), strict=True):
         if only:
             print(f"only in {text}, left out: {', '.join(sorted(only))}")
     both = names[0] & names[1]
-    a, b = ([record for record in records if record["notebook"] in both] for records in (a, b))
-    changes = scorecard.compare(a, b)
+    changes = scorecard.compare(*([r for r in side if r["notebook"] in both] for side in sides))
     print(*changes, scorecard.summary(changes), sep="\n")
     return int(any(change.kind == "flip" for change in changes))
+
+
+def _named(text: str, root: Path) -> Path:
+    """The folder of a run's name, or a path."""
+    folder = root / "papermill_runs" / text
+    return folder if folder.is_dir() else Path(text)
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -287,12 +351,6 @@ def _fetch(options: argparse.Namespace) -> int:
 
     print(fetch(options.name or DEFAULT))
     return 0
-
-
-def _outcome_line(name: str, outcome: dict[str, Any]) -> str:
-    if outcome["error"]:
-        return f"{name}: FAILED after {outcome['seconds']:.0f} s: {outcome['error']}"
-    return f"{name}: done in {outcome['seconds']:.0f} s, claims: {outcome['claims']}"
 
 
 if __name__ == "__main__":

@@ -73,14 +73,15 @@ def environments(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def connect(address: str, folder: Path) -> Iterator[Spread]:
-    """The workers of a scheduler that runs already, as a `spread` for `Sweep.work`.
-
-    Raises:
-        OSError: no scheduler answers there, or a worker does not see the folder or the package.
-    """
+    """The workers of a scheduler that runs already; OSError where none answers."""
     distributed = _distributed()
+
+    async def greet() -> None:  # a client would wait for ever on a port that says nothing
+        comm = await asyncio.wait_for(distributed.comm.connect(address), ANSWER_S)
+        await comm.close()
+
     try:
-        asyncio.run(_greet(address))
+        asyncio.run(greet())
         client = distributed.Client(address, timeout=ANSWER_S)
     except (OSError, ValueError, TypeError) as error:
         raise OSError(
@@ -88,31 +89,7 @@ def connect(address: str, folder: Path) -> Iterator[Spread]:
             "with `dask scheduler`, or leave --scheduler out to run here"
         ) from error
     with client:
-        _check_workers(client, folder)
         yield spread(client, folder)
-
-
-async def _greet(address: str) -> None:
-    """Open a connection and close it. A client would wait for ever on a port that says nothing."""
-    comm = await asyncio.wait_for(_distributed().comm.connect(address, timeout=ANSWER_S), ANSWER_S)
-    await comm.close()
-
-
-def _check_workers(client: Any, folder: Path) -> None:
-    """Every worker has this package and sees the sweep's folder."""
-    try:
-        seen = client.run(sees, folder)
-    except Exception as error:  # whatever an import raises over there
-        raise OSError(f"a worker cannot import mi_helpers: {error!r}") from error
-    if blind := [worker for worker, sight in seen.items() if not sight]:
-        raise OSError(f"worker {blind[0]} does not see {folder}: all need one shared folder")
-    if not seen:
-        print("the scheduler has no workers yet; runs begin when some join")
-
-
-def sees(folder: Path) -> bool:
-    """Whether this machine sees a sweep's folder."""
-    return (folder / "plan.json").is_file()
 
 
 def spread(client: Any, folder: Path) -> Spread:

@@ -48,11 +48,6 @@ def all_values(path: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {name: p.default for name, p in read(path).items()} | dict(chosen)
 
 
-def full_values(path: Path) -> dict[str, Any]:
-    """The values at full scale of the parameters whose comments name one."""
-    return {name: convert(p, p.full) for name, p in read(path).items() if p.full is not None}
-
-
 def _full(source: str) -> dict[int | None, str]:
     """What follows `full:` in a comment, by the comment's line."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)

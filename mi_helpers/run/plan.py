@@ -88,8 +88,8 @@ def resolve(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """The settings with models and notebooks that are paths relative to `base` made absolute."""
     found = dict(settings)
     if "models" in found:
-        names = map(str, _several("models", found["models"]))
-        found["models"] = [path for name in names for path in _models(name, base)]
+        models = _several("models", found["models"])
+        found["models"] = [path for name in models for path in _models(str(name), base)]
     if "notebooks" in found:
         names = (  # YAML reads 03 as a number
             f"{name:02d}" if isinstance(name, int) else str(name)
@@ -144,7 +144,7 @@ def make(
     """
     paths = execute.find(settings.get("notebooks", ()), root)
     known = {path: parameters.read(path) for path in paths}
-    larger = {path: parameters.full_values(path) if full else {} for path in paths}
+    larger = {path: _at_full_scale(path, known[path]) if full else {} for path in paths}
     grids = _grids(settings)
     notes = _check_names(grids, known)
     if small := [path.stem for path in paths if full and not larger[path]]:
@@ -216,6 +216,11 @@ def _check_names(
         if without := [path.stem for path, found in known.items() if name not in found]:
             notes.append(f"{name} is not a parameter of {', '.join(without)}: left alone there")
     return notes
+
+
+def _at_full_scale(path: Path, known: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
+    named = {name: [p.full] for name, p in known.items() if p.full is not None}
+    return {name: value for name, (value,) in _values(path, known, named).items()}
 
 
 def _values(

@@ -13,9 +13,8 @@ import nbformat
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
-from .cli import Run
 from .execute import PLOTLY
-from .scorecard import write_atomic
+from .sweep import Sweep, write_atomic
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _MACHINE_PATH = re.compile(
@@ -38,23 +37,23 @@ def require_browser() -> None:
         )
 
 
-def store(run: Run) -> list[str]:
-    """Put a run's outputs into its notebooks; return a line for each that was refused."""
+def store(work: Sweep) -> list[str]:
+    """Put the outputs of runs into their notebooks; return a line for each that was refused."""
     refused = []
-    for name, source in run.paths.items():
-        if name in run.failures:
-            continue  # the run's report says so
-        executed = nbformat.read(run.folder / f"{name}.ipynb", as_version=4)
-        written = nbformat.read(source, as_version=4)
+    for job, folder, run in work.finished():
+        if run["error"]:
+            continue  # the report says so
+        name = job.path.stem
+        executed = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+        written = nbformat.read(job.path, as_version=4)
         if [cell.source for cell in written.cells] != [cell.source for cell in executed.cells]:
             refused.append(f"{name}: it was edited while it ran; render it again")
             continue
         cleaned = clean(written, executed)
-        faults = [*machine_paths(cleaned), *figures_without_png(cleaned)]
-        if faults:
+        if faults := [*machine_paths(cleaned), *figures_without_png(cleaned)]:
             refused += [f"{name}: {fault}" for fault in faults]
         else:
-            write_atomic(source, nbformat.writes(cleaned) + "\n")
+            write_atomic(job.path, nbformat.writes(cleaned) + "\n")
     return refused
 
 

@@ -1,117 +1,76 @@
-"""Scorecards: lists of claim records, written, read and compared.
+"""The scorecard of many runs: claims as rows, models as columns; and what differs between two.
 
-A run's folder and `papermill_runs/reference/<model>/` have the same layout, so every function that
-reads one reads the other: `scorecard.json` (a list of records), `scorecard.md` (the same to read)
-and `environment.json` (what it was made with).
+Read from any set of folders: runs, sweeps, the committed references, or a folder of these. Where
+other parameters than MODEL and SEED differ between runs, or the same was run in several folders,
+that difference, the `variant`, tells columns of one model apart. Runs that differ in the seed alone
+share a cell.
+
+The references, `papermill_runs/reference/MODEL/NOTEBOOK.json`, are records of one run each, so that
+a change to a notebook touches one file.
 """
 
-import html
 import json
 import math
-import os
-import tempfile
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..claims import Record, measured, validate, verdict
+from ..claims import VERDICTS, Record, measured, validate, verdict
+from . import parameters, sweep
+from .plan import natural
+
+_PAPER = re.compile(r"\s*(arXiv \d{4}\.\d{4,5}|[^,(]*\b(?:19|20)\d\d)\b")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary file beside it, synced, then renamed over it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+class Column(NamedTuple):
+    """A column of the scorecard."""
+
+    model: str
+    variant: str
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.variant}" if self.variant else self.model
 
 
-def write(folder: Path, records: Sequence[Record], environment: dict[str, Any]) -> None:
-    """Write the three files of a scorecard folder; records in the order of their notebooks."""
-    ordered = sorted(records, key=lambda record: record["notebook"])  # stable within a notebook
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "environment.json", to_json(environment))
-    write_atomic(folder / "scorecard.md", markdown(ordered))
-    write_atomic(folder / "scorecard.json", to_json(ordered))
+@dataclass(frozen=True)
+class Run:
+    """One executed notebook: what it ran with, and what it found.
 
-
-def read(path: Path) -> list[Record]:
-    """The records of a scorecard file, of a folder with one, or of all such folders in a folder.
-
-    Raises:
-        ValueError: there is none, or it is damaged; the message names the file and the fault.
+    Attributes:
+        source: the name of the folder that it was read from.
+        file: the executed notebook, None where it is not kept.
+        variant: what tells it from other runs of its notebook and model but for the seed.
     """
-    file = path / "scorecard.json" if path.is_dir() else path
-    if not file.is_file():
-        if inner := sorted(path.glob("*/scorecard.json")):
-            return [record for each in inner for record in read(each)]
-        raise ValueError(f"no scorecard at {file}")
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-            raise ValueError("not a list of records")
-        for record in records:
-            validate(record)
-    except ValueError as error:
-        raise ValueError(f"{file} is not a scorecard: {error}") from error
-    return records
 
+    source: str
+    notebook: str
+    parameters: dict[str, Any]
+    records: tuple[Record, ...]
+    error: str | None
+    file: Path | None
+    variant: str = ""
 
-def read_environment(folder: Path) -> dict[str, Any]:
-    """What a scorecard folder was made with: its `environment.json`."""
-    file = folder / "environment.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    @property
+    def column(self) -> Column:
+        model = self.records[0]["model"] if self.records else self.parameters.get("MODEL", "")
+        return Column(model, self.variant)
 
+    @property
+    def seed(self) -> Any:
+        return self.records[0]["seed"] if self.records else self.parameters.get("SEED")
 
-def read_lines(path: Path) -> list[Record]:
-    """The records that one notebook appended to its JSON-lines file."""
-    if not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for record in records:
-        validate(record)
-    return records
+    @property
+    def order(self) -> tuple:
+        model, variant = self.column
+        return (self.notebook, natural(model), natural(variant), natural(str(self.seed)))
 
-
-def markdown(records: Iterable[Record]) -> str:
-    """The scorecard as Markdown: a table for each notebook and model, claims as rows."""
-    groups: dict[tuple[str, str, int | None], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record["notebook"], record["model"], record["seed"]), []).append(record)
-    lines = ["# Scorecard", "", f"{tally([r for g in groups.values() for r in g])}."]
-    for (notebook, model, seed), rows in groups.items():
-        title = f"## {escape_cell(notebook)} on {escape_cell(model)}"
-        lines += ["", title if seed is None else f"{title}, seed {seed}", ""]
-        lines += ["| | claim | measured | rule | source |", "|---|---|---|---|---|"]
-        lines += [_markdown_row(record) for record in rows]
-    return "\n".join(lines) + "\n"
-
-
-def text(records: Iterable[Record]) -> str:
-    """The scorecard for a terminal: one line a claim."""
-    rows = [(verdict(r), r["id"], r["model"], measured(r)) for r in records]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def tally(records: Iterable[Record]) -> str:
-    """How many claims hold, do not hold and do not apply, in words."""
-    counts = Counter(record["holds"] for record in records)
-    hold, fail, skip = counts[True], counts[False], counts[None]
-    return f"{hold} of {counts.total()} claims hold, {fail} do not, {skip} not applicable"
+    def __str__(self) -> str:
+        words = [self.notebook, str(self.column), "" if self.seed is None else f"seed {self.seed}"]
+        return ", ".join(word for word in words if word)
 
 
 class Change(NamedTuple):
@@ -125,6 +84,230 @@ class Change(NamedTuple):
         return f"{self.kind}  {self.id}  {self.text}"
 
 
+class Entry(NamedTuple):
+    """A claim of one run, with what differs from the reference."""
+
+    record: Record
+    run: Run
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The scorecard: a cell, by claim id and column, holds an entry for each seed."""
+
+    runs: list[Run]
+    references: dict[tuple, Record]
+
+    @cached_property
+    def claims(self) -> dict[str, Record]:
+        """By id, the replications of each notebook before its checks."""
+        first: dict[str, Record] = {}
+        for run in self.runs:
+            for record in run.records:
+                first.setdefault(record["id"], record)
+        ordered = sorted(first.values(), key=lambda r: (r["notebook"], r["kind"] == "check"))
+        return {record["id"]: record for record in ordered}
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        found = {run.column for run in self.runs if run.records or run.column.model}
+        return sorted(found, key=lambda c: (natural(c.model), natural(c.variant)))
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, Column], list[Entry]]:
+        cells: dict[tuple[str, Column], list[Entry]] = {}
+        for run in self.runs:
+            for record in run.records:
+                expected = self.references.get((record["id"], record["model"], record["seed"]))
+                entry = Entry(record, run, change(expected, record) if expected else None)
+                cells.setdefault((record["id"], run.column), []).append(entry)
+        return cells
+
+    def cell(self, id: str, column: Column) -> list[Entry]:
+        """The entries of a claim in a column, one for each seed."""
+        return self.cells.get((id, column), [])
+
+    def of(self, column: Column, notebook: str | None = None) -> list[Record]:
+        """The records in a column, of one notebook or of all."""
+        runs = [run for run in self.runs if run.column == column]
+        return [r for run in runs for r in run.records if notebook in (None, run.notebook)]
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, those of a variant marked with it."""
+        return [
+            Record(**record, variant=run.variant) if run.variant else record
+            for run in self.runs
+            for record in run.records
+        ]
+
+    @property
+    def changes(self) -> list[Entry]:
+        """The entries that differ from the reference, flips first."""
+        entries = [entry for cell in self.cells.values() for entry in cell if entry.change]
+        return sorted(entries, key=lambda e: e.change is not None and e.change.kind != "flip")
+
+    @property
+    def failed(self) -> list[Run]:
+        """The runs that ended in an error."""
+        return [run for run in self.runs if run.error]
+
+
+def papers(record: Record) -> list[str]:
+    """The papers in a claim's source, as "Wang et al. 2022" or by number; or that there is none."""
+    parts = (_PAPER.match(part) for part in record["source"].split(";"))
+    return list(dict.fromkeys(part[1] for part in parts if part)) or ["beyond the papers"]
+
+
+def counts(records: Iterable[Record], kind: str = "replication") -> dict[str, int]:
+    """How many records of a kind have each of the four verdicts."""
+    found = Counter(record["verdict"] for record in records if record["kind"] == kind)
+    return {word: found[word] for word in VERDICTS}
+
+
+def tally(records: Sequence[Record]) -> str:
+    """How many replications hold, in words; and how many checks."""
+    found, checks = counts(records), counts(records, "check")
+    text = (
+        f"{found['holds']} of {sum(found.values())} replications hold, {found['does not hold']} do "
+        f"not, {found['undecided']} undecided, {found['not applicable']} not applicable"
+    )
+    total = sum(checks.values())
+    return f"{text}; {checks['holds']} of {total} checks of our own code hold" if total else text
+
+
+def outcome(entries: Sequence[Entry]) -> str:
+    """A cell's verdict: its mark where all seeds agree, `✔ 2 of 3` where they do not."""
+    verdicts = [entry.record["verdict"] for entry in entries]
+    if len(set(verdicts)) == 1:
+        return VERDICTS[verdicts[0]][0]
+    return f"✔ {verdicts.count('holds')} of {len(verdicts)}"
+
+
+# Reading runs
+
+
+def collect(folders: Sequence[Path], root: Path, paper: str | None = None) -> Table:
+    """The scorecard of all runs in these folders, compared with the committed references.
+
+    Args:
+        paper: only claims whose source has this text in it.
+
+    Raises:
+        ValueError: a folder without a run, or a damaged record, is named.
+    """
+    runs = _told_apart([run for folder in folders for run in read(folder, root)])
+    if paper is not None:
+        wanted = paper.casefold()
+        runs = [
+            replace(r, records=tuple(c for c in r.records if wanted in c["source"].casefold()))
+            for r in runs
+        ]
+        if not any(run.records for run in runs):
+            raise ValueError(f"no claim has {paper!r} in its source")
+    committed = root / "papermill_runs" / "reference"
+    expected = [r for run in _inner(committed, root) for r in run.records]
+    return Table(runs, {(r["id"], r["model"], r["seed"]): r for r in expected})
+
+
+def read(folder: Path, root: Path) -> list[Run]:
+    """The executed notebooks of a run, a sweep, a reference, or of all such folders in it."""
+    if (folder / "plan.json").is_file():
+        names = dict.fromkeys(sweep.read_plan(folder).values())
+        files = [folder / "runs" / name / "run.json" for name in names]
+        return [_read_one(file, folder.name, root) for file in files if file.is_file()]
+    if found := _inner(folder, root):
+        return found
+    raise ValueError(f"no run, sweep or reference in {folder}")
+
+
+def _inner(folder: Path, root: Path) -> list[Run]:
+    files = sorted(folder.glob("[0-9][0-9]_*.json")) + sorted(folder.glob("*/[0-9][0-9]_*.json"))
+    found = [_read_one(file, folder.name, root) for file in files]
+    for plan in sorted(folder.glob("*/plan.json")):
+        found += read(plan.parent, root)
+    return found
+
+
+def _read_one(file: Path, source: str, root: Path) -> Run:
+    run = sweep.read_run(file)
+    name, given = run["inputs"]["notebook"], run["inputs"]["parameters"]
+    beside = file.parent / f"{name}{'.failed' if run['error'] else ''}.ipynb"
+    stored = root / "notebooks" / f"{name}.ipynb"
+    kept: Path | None = beside if beside.is_file() else None
+    if file.name != "run.json" and stored.is_file():  # a reference: `mi render` made both
+        own = parameters.all_values(stored, {}).get("MODEL")
+        kept = stored if own in (given.get("MODEL"), None) else None
+    return Run(source, name, given, tuple(run["records"]), run["error"], kept)
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs, in order, with their variants; of two that nothing tells apart, the later one."""
+    names = dict.fromkeys(run.notebook for run in runs)
+    varied = {name: _varied([r for r in runs if r.notebook == name]) for name in names}
+    runs = [
+        replace(run, variant=", ".join(f"{n}={run.parameters[n]}" for n in varied[run.notebook]))
+        for run in runs
+    ]
+    sources: dict[tuple, set[str]] = {}
+    for run in runs:
+        sources.setdefault(run.order, set()).add(run.source)
+    if any(len(names) > 1 for names in sources.values()):
+        runs = [
+            replace(run, variant=f"{run.source}, {run.variant}".removesuffix(", ")) for run in runs
+        ]
+    return sorted({run.order: run for run in runs}.values(), key=lambda run: run.order)
+
+
+def _varied(runs: Sequence[Run]) -> list[str]:
+    """The parameters of a notebook that all its runs have, but not all with one value."""
+    shared = set.intersection(*(set(run.parameters) for run in runs)) - {"MODEL", "SEED"}
+    return [n for n in sorted(shared) if len({str(run.parameters[n]) for run in runs}) > 1]
+
+
+def save_reference(work: sweep.Sweep, root: Path) -> list[Path]:
+    """Commit the runs that were asked for as references; ValueError for two of one model."""
+    files: dict[Path, dict[str, Any]] = {}
+    for job, _, run in work.finished():
+        if not run["error"] and run["records"]:
+            model = run["records"][0]["model"]
+            folder = root / "papermill_runs" / "reference" / model.replace("/", "--")
+            file = folder / f"{job.path.stem}.json"
+            if file in files:
+                several = f"{job.path.stem} on {model}"
+                raise ValueError(f"a reference is of one run; there are several of {several}")
+            files[file] = run
+    for file, run in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sweep.write_atomic(file, sweep.to_json(run))
+    return list(files)
+
+
+# Comparing records
+
+
+def read_records(path: Path, root: Path) -> list[Record]:
+    """The records of a scorecard.json, or of the runs in a folder.
+
+    Raises:
+        ValueError: there are none, or they are damaged; the message names the file and the fault.
+    """
+    if path.is_dir():
+        return collect([path], root).records
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
+            raise ValueError("not a list of records")
+        for record in records:
+            validate(record)
+    except OSError as error:
+        raise ValueError(f"no scorecard at {path}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a scorecard: {error}") from error
+    return records
+
+
 def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
     """Claim by claim, what differs from scorecard A to scorecard B; flips first.
 
@@ -135,40 +318,32 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
     """
     several = any(len({r["id"] for r in records}) < len(records) for records in (a, b))
 
-    def index(records: Sequence[Record]) -> dict[tuple, Record]:
-        keys = [_key(r) if several else (r["id"],) for r in records]
-        if twice := [key for key, n in Counter(keys).items() if n > 1]:
-            raise ValueError(f"{' '.join(map(str, twice[0]))} is in one scorecard twice")
-        return dict(zip(keys, records, strict=True))
+    def key(record: Record) -> tuple:
+        more = (record["model"], record.get("variant", ""), record["seed"])
+        return (record["id"], *more) if several else (record["id"],)
 
-    first, second = index(a), index(b)
-    changes = [change(first.get(key), second.get(key)) for key in {**first, **second}]
+    first, second = ({key(record): record for record in records} for records in (a, b))
+    changes = [change(first.get(k), second.get(k)) for k in {**first, **second}]
     kinds = ("flip", "moved", "missing", "new")
     return sorted((c for c in changes if c), key=lambda c: kinds.index(c.kind))
 
 
 def summary(changes: Sequence[Change]) -> str:
     """The changes counted by kind, in words."""
-    counts = Counter(c.kind for c in changes)
-    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "no difference"
-
-
-def _key(record: Record) -> tuple:
-    return (record["id"], record["model"], record.get("variant", ""), record["seed"])
+    found = Counter(c.kind for c in changes)
+    return ", ".join(f"{n} {kind}" for kind, n in found.items()) or "no difference"
 
 
 def change(a: Record | None, b: Record | None) -> Change | None:
     """What differs from one record of a claim to another; None for nothing worth saying."""
-    if b is None:
-        assert a is not None
-        return Change("missing", a["id"], f"{_short(a)} -> nothing")
-    if a is None:
-        return Change("new", b["id"], f"nothing -> {_short(b)}")
-    if a["holds"] != b["holds"]:
-        return Change("flip", a["id"], f"{_short(a)} -> {_short(b)}")
-    if _moved(a, b):
-        return Change("moved", a["id"], f"{measured(a) or 'no value'} -> {measured(b)}")
-    return None
+    was, now = (f"{verdict(r)} {measured(r)}".rstrip() if r else "nothing" for r in (a, b))
+    if a is None or b is None:
+        known = a or b
+        assert known is not None
+        return Change("new" if a is None else "missing", known["id"], f"{was} -> {now}")
+    if a["verdict"] != b["verdict"]:
+        return Change("flip", a["id"], f"{was} -> {now}")
+    return Change("moved", a["id"], f"{was} -> {now}") if _moved(a, b) else None
 
 
 def _moved(a: Record, b: Record) -> bool:
@@ -183,30 +358,3 @@ def _moved(a: Record, b: Record) -> bool:
         if record["low"] is not None and record["high"] is not None
     ]
     return not any(inside) if inside else not math.isclose(x, y, rel_tol=0.01, abs_tol=1e-6)
-
-
-def _short(record: Record) -> str:
-    return f"{verdict(record)} {measured(record)}".rstrip()
-
-
-def to_json(value: object) -> str:
-    """The text of one of a scorecard's JSON files."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def escape_cell(text: str) -> str:
-    """Text that stays text inside a Markdown table."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
-
-
-def _markdown_row(record: Record) -> str:
-    mark = verdict(record) + (f": {escape_cell(record['why'])}" if record["why"] else "")
-    claim = f"`{record['id']}` {escape_cell(record['says'])}"
-    cells = (
-        mark,
-        claim,
-        measured(record),
-        escape_cell(record["rule"]),
-        escape_cell(record["source"]),
-    )
-    return "| " + " | ".join(cells) + " |"

@@ -1,7 +1,7 @@
 """Small collections for the tests of sweeps: notebooks that need no model and run in a moment."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,17 @@ def write_model(folder: Path, weights: bytes = b"weights") -> Path:
     return folder
 
 
+def record(id: str, **changes: Any) -> claims.Record:
+    """A claim that holds, with changes."""
+    base = {
+        "id": id, "notebook": f"{id[:2]}_topic", "model": "toy", "says": f"{id} is so",
+        "source": "Wang et al. 2022, section 1", "kind": "replication", "value": 1.0, "low": None,
+        "high": None, "n": None, "unit": "", "rule": "> 0.5", "null": None, "verdict": "holds",
+        "why": None, "seed": 0,
+    }  # fmt: skip
+    return claims.Record(**{**base, **changes})  # type: ignore[typeddict-item]
+
+
 class Executor:
     """Stands in for `notebooks.execute`: writes what papermill would leave, without a kernel.
 
@@ -65,6 +76,7 @@ class Executor:
         seconds: float,
         claims: Path,
         log: Path,
+        on_cell: Callable[[int], None],
     ) -> notebooks.Outcome:
         values = parameters.all_values(path, given)
         self.calls.append(f"{path.stem} {values['SEED']}")
@@ -78,17 +90,15 @@ class Executor:
 
     def record(self, notebook: str, values: Mapping[str, Any]) -> claims.Record:
         value = float(values["SEED"] + values.get("N", 0))
-        return claims.Record(
-            id=f"{notebook[:2]}.sum",
+        return record(
+            f"{notebook[:2]}.sum",
             notebook=notebook,
             model=claims.model_name(values.get("MODEL", "toy")),
             says=self.says,
-            source="Wang et al. 2022, section 1",
             value=value,
             low=value - 1,
             high=value + 1,
-            rule="even",
-            holds=value % 2 == 0,
-            why=None,
+            n=9,
+            verdict="does not hold" if value % 2 else "holds",
             seed=values["SEED"],
         )

@@ -17,7 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from mi_helpers.claims import KEYS, Record
 from mi_helpers.run import cli as runs
 from mi_helpers.run import execute as notebooks
-from mi_helpers.run import parameters, provenance, reference, render, scorecard
+from mi_helpers.run import parameters, plan, provenance, render, scorecard, sweep
+from tests.run.sweeping import record, write_model
 
 PARAMETERS = """SEED = 0  # of the prompts
 N: int = 3  # prompts
@@ -67,7 +68,7 @@ def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(root: Path) -> runs.Run:
+def finished(root: Path) -> sweep.Sweep:
     """All three, run once. The clock jumps past the limit when the slow one has come to its end."""
     ahead = 0.0
 
@@ -94,44 +95,49 @@ def alive(pids: Path) -> list[int]:
     return [pid for pid in map(int, pids.read_text().split()) if psutil.pid_exists(pid)]
 
 
-def test_a_run_leaves_whole_outputs_partial_outputs_and_errors(finished: runs.Run) -> None:
-    names = sorted(path.name for path in finished.folder.iterdir())
-    assert names == [
-        "00_good.ipynb", "01_bad.failed.ipynb", "01_bad.log", "02_slow.failed.ipynb", "02_slow.log",
-        "environment.json", "scorecard.json", "scorecard.md",
-    ]  # fmt: skip
+def files(finished: sweep.Sweep) -> dict[str, Path]:
+    return {path.name: path for path in (finished.folder / "runs").glob("*/*.ipynb")}
+
+
+def test_a_run_leaves_whole_outputs_partial_outputs_and_errors(finished: sweep.Sweep) -> None:
+    kept = files(finished)
+    assert sorted(kept) == ["00_good.ipynb", "01_bad.failed.ipynb", "02_slow.failed.ipynb"]
+    names = {path.name for path in finished.folder.iterdir() if path.name[0] != "."}
+    assert names == {"plan.json", "runs", "scorecard.html", "scorecard.json", "scorecard.md"}
     assert finished.failures == {
         "01_bad": "cell 4: ZeroDivisionError: division by zero",
         "02_slow": "time limit of 30 min reached in cell 4 of 4",
     }
-    partial = nbformat.read(finished.folder / "01_bad.failed.ipynb", as_version=4)
-    assert "so far" in str(partial)
+    assert "so far" in kept["01_bad.failed.ipynb"].read_text()
+    said = sweep.read_run(kept["01_bad.failed.ipynb"].with_name("run.json"))["traceback"]
+    assert "ZeroDivisionError" in said
 
 
 def test_at_the_time_limit_the_kernel_and_its_children_are_killed(
-    finished: runs.Run, root: Path
+    finished: sweep.Sweep, root: Path
 ) -> None:
     assert len((root / "notebooks/pids").read_text().split()) == 2
     assert alive(root / "notebooks/pids") == []
 
 
-def test_the_scorecard_holds_the_claims_of_finished_notebooks(finished: runs.Run) -> None:
-    (record,) = json.loads((finished.folder / "scorecard.json").read_text())
-    assert tuple(record) == KEYS
-    assert (record["id"], record["value"], record["holds"]) == ("00.three", 3.0, True)
+def test_the_scorecard_holds_the_claims_of_finished_notebooks(finished: sweep.Sweep) -> None:
+    (found,) = json.loads((finished.folder / "scorecard.json").read_text())
+    assert tuple(found) == KEYS
+    assert (found["id"], found["value"], found["verdict"]) == ("00.three", 3.0, "holds")
     page = (finished.folder / "scorecard.md").read_text()
-    assert "| ✔ holds | `00.three` &lt;b&gt;N&lt;/b&gt; \\| is 3 | 3 [2, 4] |" in page
+    assert "`00.three` &lt;b&gt;N&lt;/b&gt; \\| is 3" in page
+    assert "[✔ 3 [2, 4]](runs/00_good-" in page
 
 
-def test_the_environment_says_what_the_run_was_made_with(finished: runs.Run, root: Path) -> None:
-    written = scorecard.read_environment(finished.folder)
-    assert written["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
-    assert written["packages"]["torch"]
-    assert written["device"]
-    entry = written["notebooks"]["00_good"]
-    assert entry["parameters"]["SEED"] == 0
-    assert entry["parameters"]["TWICE"] == "2 * N"
-    assert str(root) not in json.dumps(written)
+def test_the_record_of_a_run_says_what_it_was_made_with(finished: sweep.Sweep, root: Path) -> None:
+    run = sweep.read_run(files(finished)["00_good.ipynb"].with_name("run.json"))
+    version = run["made_with"]["python"]
+    assert version.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert run["made_with"]["packages"]["torch"]
+    assert run["made_with"]["device"]
+    assert run["inputs"]["parameters"]["SEED"] == 0
+    assert run["inputs"]["parameters"]["TWICE"] == "2 * N"
+    assert str(root) not in json.dumps(run)
 
 
 def test_the_commit_is_named_and_changes_on_top_of_it_too(tmp_path: Path) -> None:
@@ -160,31 +166,34 @@ def test_weights_are_known_by_their_hash(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_with_parameters_and_compares_with_the_reference(
-    here: Path, finished: runs.Run, capsys: pytest.CaptureFixture[str]
+    here: Path, finished: sweep.Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reference.save(here, finished.records, finished.outcomes, finished.made_with)
+    (saved,) = scorecard.save_reference(finished, here)
+    assert saved == here / "papermill_runs/reference/toy/00_good.json"
     assert runs.main(["run", "00", "-p", "N=9", "--name", "nine"]) == 0
     out = capsys.readouterr().out
-    assert "✘ does not hold  00.three  toy  9 [2, 4]" in out
-    assert "0 of 1 claims hold, 1 do not" in out
-    assert "toy, from the reference to this run: 1 flip" in out
-    assert "flip  00.three  ✔ holds 3 [2, 4] -> ✘ does not hold 9 [2, 4]" in out
+    assert "✘ does not hold   00.three  toy  9 [8, 10]" in out
+    assert "0 of 1 replications hold, 1 do not, 0 undecided, 0 not applicable\n" in out
+    assert "from the reference to this: 1 flip" in out
+    assert "flip  00.three  ✔ holds 3 [2, 4] -> ✘ does not hold 9 [8, 10]" in out
     assert runs.main(["diff", "first", "nine"]) == 1
     assert runs.main(["diff", "nine", str(here / "papermill_runs/nine/scorecard.json")]) == 0
     assert capsys.readouterr().out.endswith("no difference\n")
 
 
 def test_ctrl_c_kills_the_family_and_leaves_no_result(root: Path, tmp_path: Path) -> None:
-    def interrupt(done: int) -> None:
+    def interrupt(job: plan.Job, done: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
-    run = runs.Run(tmp_path, "interrupted")
+    jobs, _ = plan.make({"notebooks": ["02"]}, root)
+    work = sweep.Sweep(tmp_path / "papermill_runs/interrupted", jobs)
+    work.record_plan()
     with pytest.raises(KeyboardInterrupt):
-        run.execute(root / "notebooks/02_slow.ipynb", {}, 10, interrupt)
+        list(work.work(sweep.in_turn, minutes=10, on_cell=interrupt))
     assert alive(root / "notebooks/pids") == []
-    assert not list(run.folder.glob("scorecard*"))
-    assert not (run.folder / "02_slow.ipynb").exists()
+    assert not list((work.folder / "runs").iterdir())
+    assert not list((work.folder / ".attempts").iterdir())
 
 
 def test_papermill_hanging_after_the_last_cell_is_no_failure(
@@ -214,7 +223,6 @@ def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Pat
         (["-p", "SEEDS=1"], "no chosen notebook has a parameter SEEDS; did you mean SEED?"),
         (["-p", "zzz=1"], "known: FLAG, LAYERS, LIMIT, N, RATE, SEED, TWICE, WORD"),
         (["-p", "N"], "-p takes NAME=VALUE, got 'N'"),
-        (["-p", "N=1", "-p", "N=2"], "N is given twice"),
         (["-p", "N=2.5"], "00_good: N is of type int (default 3), got '2.5'"),
         (["--model", "gpt2"], "no chosen notebook has a parameter MODEL"),
         (["03_none"], "no notebook is called '03_none'; there are 00_good, 01_bad, 02_slow"),
@@ -234,7 +242,7 @@ def test_mistakes_are_refused_before_anything_starts(
 
 
 def test_a_name_in_use_is_refused(
-    finished: runs.Run, here: Path, capsys: pytest.CaptureFixture[str]
+    finished: sweep.Sweep, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert runs.main(["run", "00", "--name", "first"]) == 2
     assert "choose another --name" in capsys.readouterr().err
@@ -276,18 +284,24 @@ def test_values_of_another_type_are_refused(name: str, text: str, root: Path) ->
         parameters.convert(found, text)
 
 
+def given(root: Path, *notebooks: str, full: bool = False, **texts: str) -> list[dict[str, Any]]:
+    """What a run gives to each notebook."""
+    jobs, _ = plan.make({"notebooks": notebooks, "parameters": texts}, root, full=full)
+    return [job.given for job in jobs]
+
+
 def test_a_model_is_given_to_the_notebooks_that_take_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-model").mkdir()
-    one = write_notebook(tmp_path / "notebooks/00_one.ipynb", 'MODEL = "m"')
-    two = write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0")
-    values, notes = parameters.assign([one, two], {"MODEL": "my-model"})
-    assert values == {one: {"MODEL": str(tmp_path / "my-model")}, two: {}}
+    write_model(tmp_path / "my-model")
+    write_notebook(tmp_path / "notebooks/00_one.ipynb", 'MODEL = "m"')
+    write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0")
+    jobs, notes = plan.make({"parameters": {"MODEL": "my-model"}}, tmp_path)
+    assert [job.given for job in jobs] == [{"MODEL": str(tmp_path / "my-model")}, {}]
     assert notes == ["MODEL is not a parameter of 01_two: left alone there"]
     with pytest.raises(ValueError, match="no such directory"):
-        parameters.assign([one, two], {"MODEL": "./other"})
+        given(tmp_path, MODEL="./other")
 
 
 FULL = """SEED = 0  # of the prompts
@@ -299,19 +313,19 @@ MARK = "# full: 9"  # no comment in there"""
 
 
 def test_a_full_run_takes_the_values_that_the_comments_name(tmp_path: Path) -> None:
-    one = write_notebook(tmp_path / "notebooks/00_one.ipynb", FULL)
-    two = write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0  # of a full set")
-    values, notes = parameters.assign([one, two], {"SEED": "4"}, full=True)
-    assert values == {one: {"N": 100, "LAYERS": [1, 2, 3], "SEED": 4}, two: {"SEED": 4}}
-    assert notes == ["no full set in 01_two: run as always"]
-    assert parameters.assign([one], {"N": "5"}, full=True)[0][one]["N"] == 5
-    assert parameters.assign([one], {})[0][one] == {}
+    write_notebook(tmp_path / "notebooks/00_one.ipynb", FULL)
+    write_notebook(tmp_path / "notebooks/01_two.ipynb", "SEED = 0  # of a full set")
+    larger = {"N": 100, "LAYERS": [1, 2, 3]}
+    assert given(tmp_path, full=True, SEED="4") == [{**larger, "SEED": 4}, {"SEED": 4}]
+    assert plan.make({}, tmp_path, full=True)[1] == ["no full set in 01_two: run as always"]
+    assert given(tmp_path, "00", full=True, N="5") == [{**larger, "N": 5}]
+    assert given(tmp_path, "00") == [{}]
 
 
 def test_a_full_value_of_another_type_is_refused(tmp_path: Path) -> None:
-    path = write_notebook(tmp_path / "notebooks/00_one.ipynb", "N = 3  # prompts; full: all")
+    write_notebook(tmp_path / "notebooks/00_one.ipynb", "N = 3  # prompts; full: all")
     with pytest.raises(ValueError, match="00_one: N is of type int"):
-        parameters.assign([path], {}, full=True)
+        given(tmp_path, full=True)
 
 
 def test_full_reaches_the_notebook(
@@ -347,41 +361,41 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "scorecard.json"
-    scorecard.write_atomic(target, "old")
+    sweep.write_atomic(target, "old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        scorecard.write_atomic(target, "new")
+        sweep.write_atomic(target, "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(target.name, "old")]
 
 
 def claim(id: str = "00.a", **changes: Any) -> Record:
-    base = {
-        "id": id, "notebook": "00_good", "model": "toy", "says": "s", "source": "p", "value": 1.0,
-        "low": 0.9, "high": 1.1, "rule": "r", "holds": True, "why": None, "seed": 0,
-    }  # fmt: skip
-    return Record(**{**base, **changes})  # type: ignore[typeddict-item]
+    return record(id, **{"notebook": "00_good", "low": 0.9, "high": 1.1, "n": 9, **changes})
+
+
+BARE: dict[str, Any] = dict.fromkeys(("low", "high", "n"))
 
 
 @pytest.mark.parametrize(
     ("a", "b", "kinds"),
     [
         ([claim()], [claim(value=1.05, low=0.95, high=1.15)], []),
-        ([claim()], [claim(holds=False)], ["flip"]),
-        ([claim()], [claim(holds=None, why="no")], ["flip"]),
+        ([claim()], [claim(verdict="does not hold")], ["flip"]),
+        ([claim()], [claim(verdict="undecided")], ["flip"]),
         ([claim()], [claim(value=1.2, low=1.15, high=1.3)], ["moved"]),
         ([claim()], [claim(value=1.2, low=0.8, high=1.6)], []),
-        ([claim()], [claim(value=1.2, low=None, high=None)], ["moved"]),
-        ([claim(low=None, high=None)], [claim(value=1.005, low=None, high=None)], []),
-        ([claim(low=None, high=None)], [claim(value=1.02, low=None, high=None)], ["moved"]),
-        ([claim("00.a"), claim("00.b")], [claim("00.b", holds=False), claim("00.c")],
+        ([claim()], [claim(value=1.2, **BARE)], ["moved"]),
+        ([claim(**BARE)], [claim(value=1.005, **BARE)], []),
+        ([claim(**BARE)], [claim(value=1.02, **BARE)], ["moved"]),
+        ([claim("00.a"), claim("00.b")], [claim("00.b", verdict="undecided"), claim("00.c")],
          ["flip", "missing", "new"]),
         ([claim(model="one")], [claim(model="two")], []),
         ([claim(model="one"), claim(model="two")], [claim(model="two")], ["missing"]),
-        ([claim(seed=0), claim(seed=1, holds=False)], [claim(seed=0), claim(seed=1)], ["flip"]),
+        ([claim(seed=0), claim(seed=1, verdict="undecided")], [claim(seed=0), claim(seed=1)],
+         ["flip"]),
     ],
 )  # fmt: skip
 def test_scorecards_are_compared_claim_by_claim(
@@ -404,22 +418,6 @@ def test_a_corrupt_scorecard_is_one_clear_error(
     assert "no scorecard at absent" in capsys.readouterr().err
 
 
-def test_a_reference_is_renewed_for_the_notebooks_that_ran(tmp_path: Path) -> None:
-    other = claim("01.b", notebook="01_other")
-    outcomes: dict[str, Any] = {"00_good": {"seconds": 1}, "01_other": {"seconds": 2}}
-    reference.save(tmp_path, [claim(model="a/b"), claim(model="c")], outcomes, {"python": "3"})
-    (folder,) = reference.save(tmp_path, [{**other, "model": "a/b"}], outcomes, {"python": "4"})
-    assert folder == tmp_path / "papermill_runs/reference/a--b"
-    assert [record["id"] for record in scorecard.read(folder)] == ["00.a", "01.b"]
-    made_with = scorecard.read_environment(folder)["notebooks"]
-    assert {name: entry["python"] for name, entry in made_with.items()} == {
-        "00_good": "3", "01_other": "4",
-    }  # fmt: skip
-    lines = reference.compare(tmp_path, [{**other, "model": "a/b", "holds": False}])
-    assert lines[0] == "a/b, from the reference to this run: 1 flip"
-    assert reference.compare(tmp_path, [claim(model="d")])[0].startswith("d: no reference")
-
-
 def figure(**data: str) -> Any:
     return new_output("display_data", data={render.PLOTLY: {"data": []}, **data})
 
@@ -436,13 +434,22 @@ def executed(source: Path, *outputs: Any) -> Any:
     return done
 
 
+def finish(folder: Path, source: Path, *outputs: Any) -> sweep.Sweep:
+    """A finished run with these outputs."""
+    work = sweep.Sweep(folder / "papermill_runs/r", plan.make({}, folder)[0])
+    work.record_plan()
+    kept = work.folder / "runs" / work.jobs[0].folder
+    kept.mkdir()
+    nbformat.write(executed(source, *outputs), kept / "00_good.ipynb")
+    run = {"inputs": work.jobs[0].inputs, "error": None, "seconds": 1.0}
+    (kept / "run.json").write_text(json.dumps({**run, "made_with": {}, "records": []}))
+    return work
+
+
 def stored(folder: Path, *outputs: Any) -> tuple[Path, list[str]]:
     """Store an execution with these outputs; the notebook's path and what was refused."""
     source = write_notebook(folder / "notebooks/00_good.ipynb", PARAMETERS, "print(1)")
-    run = runs.Run(folder, "r")
-    run.paths["00_good"] = source
-    nbformat.write(executed(source, *outputs), run.folder / "00_good.ipynb")
-    return source, render.store(run)
+    return source, render.store(finish(folder, source, *outputs))
 
 
 def test_stored_outputs_are_clean(tmp_path: Path) -> None:
@@ -487,11 +494,9 @@ def test_outputs_that_must_not_be_stored_leave_the_notebook_alone(
 
 def test_a_notebook_edited_while_it_ran_is_not_overwritten(tmp_path: Path) -> None:
     source = write_notebook(tmp_path / "notebooks/00_good.ipynb", PARAMETERS, "print(1)")
-    run = runs.Run(tmp_path, "r")
-    run.paths["00_good"] = source
-    nbformat.write(executed(source), run.folder / "00_good.ipynb")
+    work = finish(tmp_path, source)
     write_notebook(source, PARAMETERS, "print(2)")
-    assert render.store(run) == ["00_good: it was edited while it ran; render it again"]
+    assert render.store(work) == ["00_good: it was edited while it ran; render it again"]
     assert nbformat.read(source, as_version=4).cells[2].source == "print(2)"
 
 

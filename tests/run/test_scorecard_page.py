@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,36 +15,44 @@ import pytest
 
 from mi_helpers.claims import Record
 from mi_helpers.run import cli as runs
-from mi_helpers.run import markdown as scorecard_markdown
 from mi_helpers.run import page as scorecard_page
-from mi_helpers.run import reference, scorecard, thumbnails
-from mi_helpers.run import table as scorecard_table
+from mi_helpers.run import scorecard, sweep
 from mi_helpers.run.execute import PLOTLY
+from tests.run import sweeping
 from tests.run.sweeping import write_notebook
 
 EVIL = "<script>alert(1)</script> & \"quotes\" | 'pipes' ]( </style>"
 PAPERS = ("Wang et al. 2022, section 3", "Zhang & Nanda 2023; Wang et al. 2022 (0.5)", "identity")
+WORDS = {"✔": "holds", "✘": "does not hold", "?": "undecided", "–": "not applicable"}
 
 
-def record(id: str, model: str, holds: bool | None, value: float | None, **more: Any) -> Record:
-    base = {
-        "id": id, "notebook": f"{id[:2]}_topic", "model": model, "says": f"{id} is so",
-        "source": PAPERS[0], "value": value, "low": None, "high": None, "rule": "above 1",
-        "holds": holds, "why": None if holds is not None else "no task", "seed": 0,
-    }  # fmt: skip
-    return Record(**{**base, **more})  # type: ignore[typeddict-item]
+def record(id: str, model: str, mark: str, value: float | None, **more: Any) -> Record:
+    why = {"?": "about 60 would decide", "–": "no task"}.get(mark)
+    base = {"model": model, "verdict": WORDS[mark], "value": value, "why": why, "source": PAPERS[0]}
+    return sweeping.record(id, **{**base, **more})
 
 
-def save(root: Path, name: str, records: list[Record], **outcome: Any) -> Path:
-    """A folder as `mi run` leaves it."""
+def save(root: Path, name: str, records: list[Record], **given: Any) -> Path:
+    """A folder of runs, one for each notebook of the records."""
     folder = root / "papermill_runs" / name
-    names = {r["notebook"] for r in records} | ({outcome["notebook"]} if outcome else set())
-    given = {"MODEL": records[0]["model"], "SEED": records[0]["seed"]}
-    outcomes = {n: {"error": None, "parameters": given} for n in names}
-    if outcome:
-        outcomes[outcome["notebook"]]["error"] = outcome["error"]
-    scorecard.write(folder, records, {"notebooks": outcomes})
+    for notebook in dict.fromkeys(r["notebook"] for r in records):
+        own = [r for r in records if r["notebook"] == notebook]
+        save_run(folder, notebook, own, {"MODEL": own[0]["model"], "SEED": own[0]["seed"], **given})
     return folder
+
+
+def save_run(
+    folder: Path, notebook: str, records: list[Record], given: dict[str, Any], error: Any = None
+) -> Path:
+    """One run; the folder that its executed notebook belongs in."""
+    kept = folder / "runs" / notebook
+    kept.mkdir(parents=True)
+    inputs = {"notebook": notebook, "parameters": given}
+    run = {"inputs": inputs, "error": error, "seconds": 1.0, "made_with": {}, "records": records}
+    (kept / "run.json").write_text(sweep.to_json(run))
+    plan = sweep.read_plan(folder) if (folder / "plan.json").exists() else {}
+    (folder / "plan.json").write_text(sweep.to_json(plan | {notebook: notebook}))
+    return kept
 
 
 @pytest.fixture
@@ -54,38 +63,54 @@ def root(tmp_path: Path) -> Path:
 def make_runs(tmp_path: Path) -> Path:
     """Runs of two models, one with two seeds, one with a failure; and a reference."""
     (tmp_path / "notebooks").mkdir()
-    both = {"low": 1.0, "high": 3.0}
-    for seed, holds in ((0, True), (1, False)):
+    both = {"low": 1.0, "high": 3.0, "n": 8, "unit": "nats"}
+    for seed, mark in ((0, "✔"), (1, "✘")):
         save(tmp_path, f"a{seed}", [
-            record("00.x", "m-2", holds, 2.0 + seed, seed=seed, **both, says=EVIL, rule=EVIL),
-            record("00.y", "m-2", True, 1e-5, seed=seed, source=PAPERS[1]),
-            record("01.z", "m-2", None, None, seed=seed, source=PAPERS[2], why=EVIL),
+            record("00.x", "m-2", mark, 2.0 + seed, seed=seed, **both, says=EVIL, rule=EVIL),
+            record("00.y", "m-2", "✔", 1e-5, seed=seed, source=PAPERS[1], kind="check"),
+            record("00.w", "m-2", "?", 1.0, seed=seed, low=0.5, high=1.5, n=8, null=EVIL),
+            record("01.z", "m-2", "–", None, seed=seed, source=PAPERS[2], why=EVIL),
         ])  # fmt: skip
     last = [
-        record("00.x", "m-10", True, -0.5, low=-1.0, high=1.0, says=EVIL, rule=EVIL),
-        record("00.y", "m-10", False, 0.2, source=PAPERS[1]),
+        record("00.x", "m-10", "✔", -0.5, low=-1.0, high=1.0, n=8, says=EVIL, rule=EVIL),
+        record("00.y", "m-10", "✘", 0.2, source=PAPERS[1], kind="check"),
     ]
-    save(tmp_path, "b", last, notebook="01_topic", error=f"cell 1: {EVIL}")
-    old = [record("00.x", "m-2", False, 0.5, says="x"), record("00.y", "m-2", True, 2e-5)]
-    reference.save(tmp_path, old, {"00_topic": {}}, {})
+    folder = save(tmp_path, "b", last)
+    save_run(folder, "01_topic", [], {"MODEL": "m-10", "SEED": 0}, f"cell 1: {EVIL}")
+    old = [
+        record("00.x", "m-2", "✘", 0.5, says="x"),
+        record("00.y", "m-2", "✔", 2e-5, kind="check"),
+    ]
+    made = save(tmp_path, "old", old)
+    reference = tmp_path / "papermill_runs/reference/m-2"
+    reference.mkdir(parents=True)
+    (made / "runs/00_topic/run.json").rename(reference / "00_topic.json")
     return tmp_path
 
 
-def collect(root: Path, *names: str, **options: Any) -> scorecard_table.Table:
+def collect(root: Path, *names: str, **options: Any) -> scorecard.Table:
     folders = [root / "papermill_runs" / name for name in names]
-    return scorecard_table.collect(folders, root, **options)
+    return scorecard.collect(folders, root, **options)
 
 
 def test_claims_are_rows_models_are_columns_and_seeds_share_a_cell(root: Path) -> None:
     table = collect(root, "b", "a1", "a0")
-    assert list(table.claims) == ["00.x", "00.y", "01.z"]
+    assert list(table.claims) == ["00.x", "00.w", "00.y", "01.z"]  # checks last
     assert [str(column) for column in table.columns] == ["m-2", "m-10"]
     first, second = table.columns
     assert [e.record["value"] for e in table.cells["00.x", first]] == [2.0, 3.0]
-    assert scorecard_table.outcome(table.cells["00.x", first]) == "✔ 1 of 2"
-    assert scorecard_table.outcome(table.cells["00.y", second]) == "✘"
+    assert scorecard.outcome(table.cells["00.x", first]) == "✔ 1 of 2"
+    assert scorecard.outcome(table.cells["00.w", first]) == "?"
+    assert scorecard.outcome(table.cells["00.y", second]) == "✘"
     assert ("01.z", second) not in table.cells
     assert [run.error for run in table.failed] == [f"cell 1: {EVIL}"]
+
+
+def test_the_headline_counts_replications_and_checks_apart(root: Path) -> None:
+    assert scorecard.tally(collect(root, "a0", "a1", "b").records) == (
+        "2 of 7 replications hold, 1 do not, 2 undecided, 2 not applicable; "
+        "2 of 3 checks of our own code hold"
+    )
 
 
 def test_what_changed_against_the_reference_is_told(root: Path) -> None:
@@ -98,22 +123,18 @@ def test_what_changed_against_the_reference_is_told(root: Path) -> None:
 
 def test_what_differs_between_runs_of_a_model_makes_columns(root: Path) -> None:
     for n in (4, 8):
-        folder = save(root, f"n{n}", [record("00.x", "m-2", True, n)])
-        outcome = {"error": None, "parameters": {"MODEL": "m-2", "SEED": 0, "N": n, "L": [1]}}
-        scorecard.write(folder, scorecard.read(folder), {"notebooks": {"00_topic": outcome}})
+        save(root, f"n{n}", [record("00.x", "m-2", "✔", n)], N=n, L=[1])
     table = collect(root, "n8", "n4")
     assert [str(column) for column in table.columns] == ["m-2, N=4", "m-2, N=8"]
     assert [r.get("variant") for r in table.records] == ["N=4", "N=8"]
     table = collect(root, "a0", "reference")  # of one model and seed: told apart by their folders
-    assert [column.variant for column in table.columns] == ["a0", "m-2"]
+    assert [column.variant for column in table.columns] == ["a0", "reference"]
 
 
 def test_a_scorecard_with_variants_is_compared_run_by_run(root: Path) -> None:
-    one = [record("00.x", "m", True, 1.0, variant="N=4"), record("00.x", "m", True, 1.0)]
-    other = [record("00.x", "m", False, 1.0, variant="N=4"), record("00.x", "m", True, 1.0)]
+    one = [record("00.x", "m", "✔", 1.0, variant="N=4"), record("00.x", "m", "✔", 1.0)]
+    other = [record("00.x", "m", "✘", 1.0, variant="N=4"), record("00.x", "m", "✔", 1.0)]
     assert [c.kind for c in scorecard.compare(one, other)] == ["flip"]
-    with pytest.raises(ValueError, match=r"00\.x m  0 is in one scorecard twice"):
-        scorecard.compare([one[1], one[1]], other)
 
 
 @pytest.mark.parametrize(
@@ -128,19 +149,22 @@ def test_a_scorecard_with_variants_is_compared_run_by_run(root: Path) -> None:
     ],
 )
 def test_papers_are_read_off_sources(source: str, expected: list[str]) -> None:
-    assert scorecard_table.papers(record("00.x", "m", True, 1.0, source=source)) == expected
+    assert scorecard.papers(record("00.x", "m", "✔", 1.0, source=source)) == expected
 
 
 def test_markdown_keeps_texts_as_texts_and_links_the_notebooks(root: Path) -> None:
-    write_notebook(root / "papermill_runs/b/00_topic.ipynb", "1")
+    write_notebook(root / "papermill_runs/b/runs/00_topic/00_topic.ipynb", "1")
     folder = root / "papermill_runs/with space"
-    text = scorecard_markdown.markdown(collect(root, "a0", "a1", "b"), folder)
+    text = scorecard_page.markdown(collect(root, "a0", "a1", "b"), folder)
     assert "<script>" not in text
     assert "\\| 'pipes'" in text
-    assert "| [✔ -0.5 [-1, 1]](../b/00_topic.ipynb) |" in text
-    assert "✔ 1 of 2<br>seed 0: ✔ 2 [1, 3] (flip)<br>seed 1: ✘ 3 [1, 3]" in text
-    assert "| **all** | **✔ 3 ✘ 1 – 2** | **✔ 1 ✘ 1 – 0** |" in text
-    assert "- flip 00.x ✘ does not hold 0.5 -&gt; ✔ holds 2 [1, 3] (00_topic, m-2, seed 0)" in text
+    assert "| [✔ -0.5 [-1, 1]](../b/runs/00_topic/00_topic.ipynb) |" in text
+    assert "✔ 1 of 2<br>seed 0: ✔ 2 [1, 3] nats (flip)<br>seed 1: ✘ 3 [1, 3] nats" in text
+    assert "seed 1: ? 1 [0.5, 1.5]: about 60 would decide" in text
+    assert "| **all** | ✔ 1 ✘ 1 ? 2 – 2 | ✔ 1 ✘ 0 ? 0 – 0 |" in text
+    assert "| checks of our own code | ✔ 2 ✘ 0 ? 0 – 0 | ✔ 0 ✘ 1 ? 0 – 0 |" in text
+    flip = "✘ does not hold 0.5 -&gt; ✔ holds 2 [1, 3] nats"
+    assert f"- flip 00.x {flip} (00_topic, m-2, seed 0)" in text
     assert "- 01_topic, m-10, seed 0: cell 1: &lt;script&gt;" in text
 
 
@@ -161,7 +185,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_one_file_and_texts_stay_texts(root: Path) -> None:
-    page = scorecard_page.page(collect(root, "a0", "a1", "b"), root, title=EVIL)
+    page = scorecard_page.html_page(collect(root, "a0", "a1", "b"), root, title=EVIL)
     found = Tags(page)
     assert found.texts.count(EVIL) >= 4  # title, heading, claim and why, whole
     assert [name for name, _ in found.tags].count("script") == 1  # the page's own
@@ -180,8 +204,6 @@ def test_the_same_runs_in_any_order_make_the_same_files(root: Path) -> None:
 
 def png(width: int = 800, height: int = 500) -> str:
     """A picture of stripes, as a notebook holds it."""
-    import io
-
     from PIL import Image
 
     stripes = np.zeros((height, width, 3), dtype=np.uint8)
@@ -191,9 +213,9 @@ def png(width: int = 800, height: int = 500) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def add_figures(folder: Path) -> None:
+def add_figures(run: Path) -> None:
     """An executed notebook with a plotly figure, a plain picture and a broken one."""
-    path = write_notebook(folder / "00_topic.ipynb", "1")
+    path = write_notebook(run / "runs/00_topic/00_topic.ipynb", "1")
     notebook = json.loads(path.read_text())
     title = {"layout": {"title": {"text": f"Effect<br>of {EVIL}"}}}
     datas: list[dict[str, Any]] = [
@@ -209,13 +231,13 @@ def test_figures_become_small_pictures_with_their_titles(root: Path) -> None:
     from PIL import Image
 
     add_figures(root / "papermill_runs/a0")
-    made = thumbnails.make(root / "papermill_runs/a0/00_topic.ipynb")
+    made = scorecard_page.thumbnails(root / "papermill_runs/a0/runs/00_topic/00_topic.ipynb")
     assert len(made) == 2
-    assert made[0].title.startswith("Effect of ")
-    file = root / "x.webp"
-    file.write_bytes(made[0].webp)
-    assert Image.open(file).size == (360, 225)
-    page = scorecard_page.page(collect(root, "a0", "b"), root)
+    title, address = made[0]
+    assert title.startswith("Effect of ")
+    picture = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
+    assert (picture.format, picture.size) == ("WEBP", (360, 225))
+    page = scorecard_page.html_page(collect(root, "a0", "b"), root)
     pictures = [a for name, a in Tags(page).tags if name == "img"]
     assert [(p["src"] or "")[:23] for p in pictures] == ["data:image/webp;base64,"] * 2
     assert "<script>alert" not in page
@@ -226,7 +248,8 @@ def test_a_scorecard_of_one_paper(
 ) -> None:
     monkeypatch.chdir(root)
     assert runs.main(["scorecard", "a0", "b", "--paper", "zhang"]) == 0
-    records = scorecard.read(root / "papermill_runs/scorecard")
+    file = root / "papermill_runs/scorecard/scorecard.json"
+    records = scorecard.read_records(file, root)
     assert {r["id"] for r in records} == {"00.y"}
     assert "2 models" in capsys.readouterr().out
     assert runs.main(["scorecard", "a0", "--paper", "Nobody 1999"]) == 2
@@ -244,9 +267,9 @@ def test_what_holds_no_run_or_is_damaged_is_named(
     ):
         assert runs.main(["scorecard", *arguments]) == 2
         assert message in capsys.readouterr().err
-    (root / "papermill_runs/a0/scorecard.json").write_text("[{]")
+    (root / "papermill_runs/a0/runs/00_topic/run.json").write_text("[{]")
     assert runs.main(["scorecard", "a0"]) == 2
-    assert "a0/scorecard.json is not a scorecard" in capsys.readouterr().err
+    assert "a0/runs/00_topic/run.json is not the record of a run" in capsys.readouterr().err
     (root / "papermill_runs/a1/plan.json").write_text("{")
     assert runs.main(["scorecard", "a1"]) == 2
     assert "a1/plan.json is not a sweep's plan" in capsys.readouterr().err
@@ -262,10 +285,12 @@ def test_the_summary_in_a_readme_is_generated(
     (root / "README.md").write_text(README)
     assert runs.main(["scorecard", "--readme"]) == 0
     table = (
-        "| ✔ holds ✘ does not – n/a | [m-2](papermill_runs/reference/m-2/scorecard.md) |\n"
-        "|---|---|\n| 00_topic | ✔ 1 ✘ 1 – 0 |\n| **all** | **✔ 1 ✘ 1 – 0** |\n"
+        "| replications: ✔ hold ✘ do not ? undecided – n/a | m-2 |\n|---|---|\n"
+        "| 00_topic | ✔ 0 ✘ 1 ? 0 – 0 |\n| **all** | ✔ 0 ✘ 1 ? 0 – 0 |\n"
+        "| checks of our own code | ✔ 1 ✘ 0 ? 0 – 0 |\n"
     )
     assert (root / "README.md").read_text() == README.replace("old\n", table)
+    assert "`00.x` x" in (root / "papermill_runs/reference/scorecard.md").read_text()
     (root / "README.md").write_text("no markers")
     assert runs.main(["scorecard", "--readme"]) == 2
     assert "has no <!-- scorecard --> markers" in capsys.readouterr().err
@@ -274,7 +299,7 @@ def test_the_summary_in_a_readme_is_generated(
 def test_the_readmes_summary_is_that_of_the_committed_references() -> None:
     here = Path(__file__).parents[2]
     readme = (here / "README.md").read_text(encoding="utf-8")
-    expected = scorecard_markdown.readme_table(here)
+    expected = scorecard_page.readme_table(here)
     assert f"<!-- scorecard -->\n{expected}<!-- /scorecard -->" in readme, "mi scorecard --readme"
 
 
@@ -345,7 +370,7 @@ def choose(browser: Browser, id: str, value: str) -> int:
     browser.get(f"{{ {script} box.dispatchEvent(new Event('change', {{bubbles: true}})) }}")
     shown = browser.get("[...document.querySelectorAll('tr[data-papers]')].filter(r => "
                         "r.offsetParent !== null).length")  # fmt: skip
-    assert browser.get("document.getElementById('shown').textContent") == f"{shown} of 3 claims"
+    assert browser.get("document.getElementById('shown').textContent") == f"{shown} of 4 claims"
     return shown
 
 
@@ -354,7 +379,7 @@ def test_in_a_browser_the_page_filters_and_shows_its_figures(opened: Browser) ->
         opened.get("document.querySelector('h1').textContent")
         == "Which findings hold on which model"
     )
-    assert choose(opened, "paper", "") == 3
+    assert choose(opened, "paper", "") == 4
     assert choose(opened, "paper", "Zhang & Nanda 2023") == 1
     assert choose(opened, "paper", "beyond the papers") == 1
     heads = "[...document.querySelectorAll('thead th')].filter(h => !h.hidden).length"
@@ -362,14 +387,16 @@ def test_in_a_browser_the_page_filters_and_shows_its_figures(opened: Browser) ->
     assert choose(opened, "words", "nowhere to be found") == 0
     assert opened.get(heads) == 1  # models without any of the claims that show are left out
     assert choose(opened, "words", "") == 1
-    assert choose(opened, "paper", "Wang et al. 2022") == 2
-    assert choose(opened, "paper", "") == 3
-    assert choose(opened, "words", "ALERT") == 2  # a claim's text, and another's reason
-    assert choose(opened, "words", "") == 3
+    assert choose(opened, "paper", "Wang et al. 2022") == 3
+    assert choose(opened, "paper", "") == 4
+    assert choose(opened, "words", "ALERT") == 3  # a claim's text, a null, a reason
+    assert choose(opened, "words", "") == 4
+    assert choose(opened, "replications", "true") == 3
+    assert choose(opened, "replications", "false") == 4
     assert choose(opened, "differs", "true") == 2
-    assert choose(opened, "differs", "false") == 3
+    assert choose(opened, "differs", "false") == 4
     assert choose(opened, "changed", "true") == 2
-    assert choose(opened, "changed", "false") == 3
+    assert choose(opened, "changed", "false") == 4
     opened.get("document.querySelectorAll('details').forEach(d => { d.open = true })")
     opened.get("document.querySelectorAll('img').forEach(i => { i.loading = 'eager' })")
     drawn = "[...document.images].map(i => i.decode().then(() => i.naturalWidth))"
@@ -381,11 +408,11 @@ def test_in_a_browser_the_page_filters_and_shows_its_figures(opened: Browser) ->
 def test_in_a_browser_verdicts_differ_in_colour_and_nothing_overflows(opened: Browser) -> None:
     colours = {
         kind: opened.get(f"getComputedStyle(document.querySelector('td.{kind}')).backgroundColor")
-        for kind in ("holds", "fails", "skips", "mixed")
+        for kind in ("holds", "fails", "open", "skips", "mixed")
     }
-    assert len(set(colours.values())) == 4
+    assert len(set(colours.values())) == 5
     assert opened.get("document.documentElement.scrollWidth <= innerWidth")
-    assert opened.get("document.querySelectorAll('td svg circle').length") == 3
+    assert opened.get("document.querySelectorAll('td svg circle').length") == 5
     picture = opened.screenshot()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000  # not a blank page

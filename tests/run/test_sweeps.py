@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from mi_helpers.run import cli as runs
-from mi_helpers.run import cluster, commands, fingerprint, provenance, scorecard
+from mi_helpers.run import cluster, provenance, scorecard
 from mi_helpers.run import execute as notebooks
 from mi_helpers.run import plan as sweep_plan
 from mi_helpers.run import sweep as sweeps
@@ -51,8 +51,8 @@ def test_a_plan_is_the_grid_with_each_run_once_and_models_together(root: Path) -
         root,
     )
     assert [str(job).replace(str(root), "") for job in jobs] == [
-        "00_toy SEED=0 N=3", "01_bad MODEL=a-2 SEED=0", "00_toy SEED=0 N=4", "00_toy SEED=1 N=3",
-        "01_bad MODEL=a-2 SEED=1", "00_toy SEED=1 N=4", "01_bad MODEL=a-10 SEED=0",
+        "00_toy SEED=0 N=3", "00_toy SEED=0 N=4", "00_toy SEED=1 N=3", "00_toy SEED=1 N=4",
+        "01_bad MODEL=a-2 SEED=0", "01_bad MODEL=a-2 SEED=1", "01_bad MODEL=a-10 SEED=0",
         "01_bad MODEL=a-10 SEED=1",
     ]  # fmt: skip
     assert notes == [
@@ -60,7 +60,7 @@ def test_a_plan_is_the_grid_with_each_run_once_and_models_together(root: Path) -
         "N is not a parameter of 01_bad: left alone there",
     ]
     assert jobs[0].given == {"SEED": 0, "N": 3}
-    assert jobs[1].given["MODEL"] == str(root / "models/a-2")
+    assert jobs[4].given["MODEL"] == str(root / "models/a-2")
     assert len({job.folder for job in jobs}) == len(jobs)
 
 
@@ -132,12 +132,12 @@ def test_mistakes_in_the_file_are_one_clear_error(
     [
         ([], "say what to run"),
         (["--seeds", "0"], "needs a --name"),
-        (["--seeds", "0", "--name", "../x"], "a sweep's name is that of a folder"),
-        (["--seeds", "0", "--name", "reference"], "a sweep's name is that of a folder"),
+        (["--seeds", "0", "--name", "../x"], "a run's name is that of a folder"),
+        (["--seeds", "0", "--name", "reference"], "a run's name is that of a folder"),
         (["--seeds", "0", "--name", "x", "-p", "N"], "-p takes NAME=VALUE"),
-        (["--seeds", "0", "--name", "x", "--jobs", "0"], "are above 0"),
+        (["--seeds", "0", "--name", "x", "--jobs", "0"], "--jobs is above 0"),
         (["--seeds", "0", "--name", "x", "--jobs", "2", "--scheduler", "y"], "leave it out"),
-        (["--seeds", "0", "--name", "run"], "holds no sweep; choose another --name"),
+        (["--seeds", "0", "--name", "run"], "is there already; choose another --name"),
         (["--models", "empty", "--name", "x"], "has no config.json"),
     ],
 )
@@ -201,16 +201,15 @@ def test_the_identity_follows_the_package_and_its_data(
     for name in names:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("")
-    monkeypatch.setattr(fingerprint, "PACKAGE", package)
-    path = write_notebook(tmp_path / "00_x.ipynb", PARAMETERS)
-    seen = {fingerprint.source(path)["code"]}
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    seen = {provenance.code()}
     for name in names:
         (package / name).write_text("changed")
-        seen.add(fingerprint.source(path)["code"])
+        seen.add(provenance.code())
     assert len(seen) == 4
     (package / "__pycache__").mkdir()
     (package / "__pycache__/rows.pyc").write_text("compiled")
-    assert fingerprint.source(path)["code"] in seen
+    assert provenance.code() in seen
 
 
 def go(*arguments: str) -> int:
@@ -237,7 +236,7 @@ def test_finished_runs_are_not_repeated_and_failed_ones_only_when_asked(
     assert len(executor.calls) == 4
     assert kept(root) == first
     (folder,) = (root / "papermill_runs/s/runs").glob("01_bad-a-2-*/01_bad.failed.ipynb")
-    assert sweeps.read_run(folder.parent)["traceback"] == "line 1\nno"
+    assert sweeps.read_run(folder.with_name("run.json"))["traceback"] == "line 1\nno"
     executor.cured = True
     assert go("--seeds", "0", "1", "--retry") == 0
     assert executor.calls[4:] == ["01_bad 0"]
@@ -252,7 +251,7 @@ def test_a_changed_notebook_runs_again_and_takes_the_place_of_the_old(
     executor.says = "Something else"
     assert go("--seeds", "1") == 0
     assert executor.calls == ["00_toy 1", "01_bad 1", "00_toy 1"]
-    records = scorecard.read(root / "papermill_runs/s")
+    records = scorecard.read_records(root / "papermill_runs/s", root)
     assert {r["notebook"]: r["says"] for r in records}["00_toy"] == "Something else"
     assert len(records) == 2
     assert len(list((root / "papermill_runs/s/runs").iterdir())) == 3  # the old one is kept
@@ -313,7 +312,7 @@ def test_whatever_step_of_writing_fails_a_result_is_whole_or_absent(
             assert carry_out(one).state == "done"
         for found in list((one.folder / "runs").glob("*")):
             if calls >= broken:  # the fault came after the last step, or was of no consequence
-                assert sweeps.read_run(found)["records"]
+                assert sweeps.read_run(found / "run.json")["records"]
                 assert (found / "00_toy.ipynb").is_file()
                 found.rename(one.folder / f"moved-{broken}")
     assert broken > 8
@@ -366,7 +365,7 @@ def test_a_damaged_record_is_named(
 ) -> None:
     carry_out(one)
     file = one.folder / "runs" / one.jobs[0].folder / "run.json"
-    for text in ("", "[]", "{}", file.read_text().replace('"holds": false', '"holds": 3')):
+    for text in ("", "[]", "{}", file.read_text().replace('"does not hold"', '"fails"')):
         file.write_text(text)
         assert runs.main(["sweep", "--name", "s", "--notebooks", "00"]) == 2
         assert f"{file} is not the record of a run" in capsys.readouterr().err
@@ -375,7 +374,6 @@ def test_a_damaged_record_is_named(
 
 
 def test_a_run_that_someone_else_is_at_is_waited_for(one: sweeps.Sweep, executor: Executor) -> None:
-    (one.folder / ".locks").mkdir()
     other = FileLock(one.folder / ".locks" / one.jobs[0].folder)
     other.acquire()
     assert carry_out(one).state == "busy"
@@ -416,7 +414,7 @@ def test_sweeps_with_other_settings_add_to_the_folder(root: Path, executor: Exec
     for seeds in (["0"], ["1"], ["0", "1"]):
         runs.main(["sweep", "--name", "s", "--notebooks", "00", "--seeds", *seeds])
     assert executor.calls == ["00_toy 0", "00_toy 1"]
-    assert [r["seed"] for r in scorecard.read(root / "papermill_runs/s")] == [0, 1]
+    assert [r["seed"] for r in scorecard.read_records(root / "papermill_runs/s", root)] == [0, 1]
 
 
 def test_a_sweep_can_become_the_reference(
@@ -427,8 +425,8 @@ def test_a_sweep_can_become_the_reference(
     assert runs.main(["sweep", *options, *models, "--save-reference"]) == 0
     references = root / "papermill_runs/reference"
     assert sorted(path.name for path in references.iterdir()) == ["a-10", "a-2"]
-    written = scorecard.read_environment(references / "a-10")["notebooks"]["01_bad"]
-    assert written["parameters"] == {"MODEL": "a-10", "SEED": 1}
+    written = sweeps.read_run(references / "a-10/01_bad.json")
+    assert written["inputs"]["parameters"] == {"MODEL": "a-10", "SEED": 1}
     assert str(root) not in json.dumps(written)
     assert runs.main(["diff", "reference", "s"]) == 0
     assert runs.main(["sweep", *options[:-1], "1", "3", *models, "--save-reference"]) == 2
@@ -482,7 +480,7 @@ def test_the_options_of_the_command_line_take_the_place_of_the_files(
     assert "plan: 4 runs, 1 notebook: 0" in capsys.readouterr().out
     assert runs.main(["sweep", "s.yml", "--plan", "--seeds", "5", "-p", "N=3", "-p", "N=4"]) == 0
     assert "plan: 2 runs, 1 notebook: 0" in capsys.readouterr().out
-    assert commands.SUMMARY_S > 0
+    assert runs.SUMMARY_S > 0
 
 
 def test_the_documented_slurm_workers_ask_for_one_gpu_and_one_run_at_a_time() -> None:

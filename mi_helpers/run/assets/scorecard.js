@@ -11,6 +11,7 @@ function show() {
   for (const row of rows) {
     row.hidden =
       (paper !== "" && !row.dataset.papers.split("|").includes(paper)) ||
+      (checked("replications") && row.dataset.kind === "check") ||
       !row.textContent.toLowerCase().includes(words) ||
       (checked("differs") && !row.dataset.differs) ||
       (checked("changed") && !row.dataset.changed);

@@ -46,6 +46,7 @@ lab: setup  ## open the notebooks in JupyterLab
 
 render: setup  ## execute the notebooks in place and store their outputs; needs Chrome or Chromium
 	@$(BIN)/mi render $(NOTEBOOKS) $(ARGS)
+	@$(BIN)/mi scorecard --readme
 
 bench: setup  ## time the engine against plain hooked forward passes
 	@$(BIN)/python -m tests.benchmarks.run $(ARGS)

@@ -144,7 +144,7 @@ def make(
     """
     paths = execute.find(settings.get("notebooks", ()), root)
     known = {path: parameters.read(path) for path in paths}
-    larger = {path: _at_full_scale(path, known[path]) if full else {} for path in paths}
+    larger = {path: full_values(path, known[path]) if full else {} for path in paths}
     grids = _grids(settings)
     notes = _check_names(grids, known)
     if small := [path.stem for path in paths if full and not larger[path]]:
@@ -218,7 +218,8 @@ def _check_names(
     return notes
 
 
-def _at_full_scale(path: Path, known: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
+def full_values(path: Path, known: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
+    """The values at full scale of the parameters whose comments name one."""
     named = {name: [p.full] for name, p in known.items() if p.full is not None}
     return {name: value for name, (value,) in _values(path, known, named).items()}
 

@@ -1,7 +1,7 @@
 """What a sweep costs besides its notebooks: `python -m tests.benchmarks.sweep`, about a minute.
 
 Prints JSON: seconds to plan and to summarise 1000 recorded runs (20 models, 50 seeds, 20 claims
-each, thumbnails in every fifth), and seconds for each of ten runs of a notebook of no work, with
+each), and seconds for each of ten runs of a notebook of no work, with
 the part that its own kernel took.
 """
 
@@ -34,17 +34,13 @@ def recorded(root: Path, models: int = 20, seeds: int = 50, claims: int = 20) ->
     work.record_plan()
     with pytest.MonkeyPatch.context() as patch:
         record = Executor(patch).record  # for what it writes; no notebook runs here
-    picture = os.urandom(4000)
-    for number, job in enumerate(jobs):
+    for job in jobs:
         folder = work.folder / "runs" / job.folder
         folder.mkdir(parents=True)
         one = record("00_toy", job.inputs["parameters"])
-        names = [f"figure-{n}.webp" for n in range(1, 9)] if number % 5 == 0 else []
-        for name in names:
-            (folder / name).write_bytes(picture)
         run = {
             "identity": job.identity, "inputs": job.inputs, "error": None, "traceback": None,
-            "seconds": 1.0, "made_with": {}, "figures": [{"file": n, "title": ""} for n in names],
+            "seconds": 1.0, "made_with": {},
             "records": [{**one, "id": f"00.c{n}"} for n in range(claims)],
         }  # fmt: skip
         (folder / "run.json").write_text(json.dumps(run))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -124,6 +125,16 @@ def short(notebook: NotebookNode, name: str) -> Iterator[str]:
             yield f"cell {number}: {lines} lines, {MAX_LINES} allowed"
 
 
+def paced(notebook: NotebookNode, name: str) -> Iterator[str]:
+    """Half the code cells have at most 7 lines, nine of ten at most 15, blank ones not counted."""
+    cells = [cell.source.splitlines() for _, cell in code(notebook)]
+    lengths = sorted(sum(bool(line.strip()) for line in lines) for lines in cells)
+    for share, allowed in ((0.5, 7), (0.9, 15)):
+        longest = lengths[math.ceil(share * len(lengths)) - 1]
+        if longest > allowed:
+            yield f"{share:.0%} of the cells have up to {longest} lines, {allowed} allowed"
+
+
 def set_up(notebook: NotebookNode, name: str) -> Iterator[str]:
     """The package comes by `import mi_helpers as mi`, and no cell installs anything."""
     sources = [(number, cell.source) for number, cell in code(notebook)]
@@ -141,11 +152,11 @@ def scored(notebook: NotebookNode, name: str) -> Iterator[str]:
     sources = [(number, cell) for number, cell in code(notebook)]
     if not any(re.search(rf"""claims\.start\(\s*["']{name}["']""", c.source) for _, c in sources):
         yield f"there is no mi.claims.start({name!r}, …)"
-    checks = [number for number, cell in sources if "claims.check(" in cell.source]
+    made = [number for number, cell in sources if re.search(r"\bmi\.claim\(", cell.source)]
     tables = [(number, cell) for number, cell in sources if "claims.table(" in cell.source]
-    if not checks:
-        yield "no claim is checked"
-    if not tables or (checks and tables[-1][0] < checks[-1]):
+    if not made:
+        yield "no claim is made"
+    if not tables or (made and tables[-1][0] < made[-1]):
         yield "no mi.claims.table() after the last claim"
     elif "mi-claims" not in str(tables[-1][1].outputs):
         yield "the claims table is not among the stored outputs"
@@ -159,5 +170,5 @@ def exercised(notebook: NotebookNode, name: str) -> Iterator[str]:
 
 POLICIES: tuple[Policy, ...] = (
     valid, small, titled, parametrised, executed, error_free, pictured, placeless, clean, short,
-    set_up, scored, exercised,
+    paced, set_up, scored, exercised,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 from mi_helpers.run import cli as runs
-from mi_helpers.run import scorecard
+from mi_helpers.run import sweep
 from mi_helpers.run.render import PLOTLY, is_progress
 from tests.notebooks.listing import NOTEBOOKS
 
@@ -80,9 +80,9 @@ class Drift(pytest.Item):
         claims = self.parent.claims
         if not claims.exists():
             pytest.skip("the cells that check claims did not run")
-        folder = claims.parent / "recorded"
-        scorecard.write(folder, scorecard.read_lines(claims), {})
-        if runs.main(["diff", self.reference, str(folder)]) != 0:
+        recorded = claims.with_name("recorded.json")
+        recorded.write_text(sweep.to_json(sweep.read_lines(claims)))
+        if runs.main(["diff", self.reference, str(recorded)]) != 0:
             pytest.fail("claims flipped, see above", pytrace=False)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mi_helpers.claims import verdict
-from mi_helpers.run import parameters, reference, scorecard
+from mi_helpers.claims import VERDICTS, verdict
+from mi_helpers.run import parameters, plan, sweep
 from tests.notebooks.listing import FOLDER, NOTEBOOKS, Listed
 from tests.notebooks.policies import POLICIES, Policy
 
-ROW = re.compile(r"^(✔ holds|✘ does not hold|– not applicable)  (\d\d\.[a-z0-9-]+)", re.MULTILINE)
+MARKS = [f"{mark} {word}" for word, (mark, _) in VERDICTS.items()]
+ROW = re.compile(rf"^({'|'.join(map(re.escape, MARKS))})  (\d\d\.[a-z0-9-]+)", re.MULTILINE)
 
 
 def unlisted(folder: Path, names: list[str]) -> list[str]:
@@ -40,16 +41,17 @@ def test_the_stored_claims_are_those_of_the_reference(listed: Listed) -> None:
         if "mi-claims" in out.get("data", {}).get("text/html", "")
     ]
     shown = {id: words for words, id in ROW.findall("\n".join(tables))}
-    records = scorecard.read(reference.folder(FOLDER.parent, listed.model))
-    expected = {r["id"]: verdict(r) for r in records if r["notebook"] == listed.name}
+    model = listed.model.replace("/", "--")
+    file = FOLDER.parent / "papermill_runs" / "reference" / model / f"{listed.name}.json"
+    expected = {record["id"]: verdict(record) for record in sweep.read_run(file)["records"]}
     assert shown == expected
     assert listed.model_free <= set(expected)
 
 
 @pytest.mark.parametrize("listed", NOTEBOOKS, ids=lambda listed: listed.name)
 def test_a_full_value_can_be_read_and_is_not_the_default(listed: Listed) -> None:
-    values, _ = parameters.assign([listed.path], {}, full=True)
     known = parameters.read(listed.path)
-    assert all(value != known[name].default for name, value in values[listed.path].items())
+    values = plan.full_values(listed.path, known)
+    assert all(value != known[name].default for name, value in values.items())
     named = listed.path.read_text(encoding="utf-8").count("; full: ")
-    assert len(values[listed.path]) == named
+    assert len(values) == named

@@ -86,7 +86,7 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_if_undisturbed(
         process.send_signal(signal.SIGKILL)
         process.wait()
         for folder in (fresh / "papermill_runs/s/runs").glob("*"):
-            assert sweeps.read_run(folder)["identity"]  # all that is there is whole
+            assert sweeps.read_run(folder / "run.json")["identity"]  # all that is there is whole
         after = results(fresh)
         assert before.items() <= after.items(), "a finished run was lost or repeated"
         before = after

@@ -11,13 +11,13 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbval.plugin import NbCellError
 
-from mi_helpers.claims import Record
-from mi_helpers.run import reference
+from mi_helpers.run import sweep
 from mi_helpers.run.render import PLOTLY
 from tests.notebooks import stored
 from tests.notebooks.policies import POLICIES
 from tests.notebooks.stored import StoredCell, StoredNotebook, settle
 from tests.notebooks.test_policies import unlisted
+from tests.run.sweeping import record
 
 NAME = "00_example"
 PARAMETERS = """MODEL = "smollm2-135m"  # any model
@@ -28,7 +28,7 @@ LAYERS = [
 ]"""
 CHECK = """import mi_helpers as mi
 mi.claims.start("00_example", model=MODEL, seed=SEED)
-mi.claims.check(id="00.x")"""
+mi.claim("00.x")"""
 
 
 def figure(**data: str) -> NotebookNode:
@@ -95,7 +95,8 @@ FAULTS: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("clean", lambda nb: nb.metadata.update(papermill={})),
     ("clean", lambda nb: nb.cells[2].metadata.update(execution={})),
     ("clean", lambda nb: nb.metadata.kernelspec.update(name="my-env")),
-    ("short", add_source(2, "x = 1\n" * 23)),
+    ("short", add_source(2, "\n" * 23 + "1")),
+    ("paced", add_source(2, "x = 1\n" * 15)),
     ("set_up", set_source(2, CHECK.replace("import mi_helpers as mi", "import mi_helpers"))),
     ("set_up", add_source(2, "from mi_helpers import plots")),
     ("set_up", add_source(2, "%pip install torch==2.13.0")),
@@ -214,13 +215,14 @@ def test_a_flipped_claim_fails_after_the_last_cell(
     notebook.claims = tmp_path / "claims.jsonl"
     with pytest.raises(pytest.skip.Exception):
         drift.runtest()
-    claim = Record(
-        id="00.a", notebook="00_stored", model="toy", says="s", source="p", value=1.0, low=None,
-        high=None, rule="r", holds=True, why=None, seed=0,
-    )  # fmt: skip
-    reference.save(tmp_path, [claim], {"00_stored": {}}, {})
+    claim = record("00.a", notebook="00_stored")
+    inputs = {"notebook": "00_stored", "parameters": {}}
+    run = {"inputs": inputs, "error": None, "seconds": 1.0, "made_with": {}, "records": [claim]}
+    file = tmp_path / "papermill_runs/reference/toy/00_stored.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(sweep.to_json(run))
     notebook.claims.write_text(json.dumps(claim) + "\n")
     drift.runtest()
-    notebook.claims.write_text(json.dumps({**claim, "holds": False}) + "\n")
+    notebook.claims.write_text(json.dumps({**claim, "verdict": "does not hold"}) + "\n")
     with pytest.raises(pytest.fail.Exception):
         drift.runtest()

@@ -24,7 +24,6 @@ padding and position embeddings stay the model's own business.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace as changed
 from functools import cached_property
 from typing import Any
 
@@ -90,7 +89,7 @@ def run(
         parts = [_forward(base, packing, edits, reads.values(), block) for block in blocks]
         found = {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
         results.add([segment.row for segment in packing.segments], found)
-    _check_fired(edits, n_prompts)
+    _check_fired(edits)
     table = results.table(table, per_prompt)
     table.attrs["engine"] = {
         "rows": len(edits),
@@ -103,11 +102,11 @@ def run(
     return (table, results.tensors()) if return_tensors else table
 
 
-def _check_fired(edits: list[list[Edit]], n_prompts: int) -> None:
+def _check_fired(edits: list[list[Edit]]) -> None:
     for edit in (edit for row in edits for edit in row):
-        if edit.fired != n_prompts:
+        if edit.fired != edit.due:
             raise RuntimeError(
-                f"{edit}: its hook fired for {edit.fired} of {n_prompts} prompts, so the edit was "
+                f"{edit}: its hook fired for {edit.fired} of {edit.due} prompts, so the edit was "
                 "not made; this architecture does not use that activation in the usual way"
             )
 
@@ -273,33 +272,39 @@ class _Pass:
     def make(self, edit: Edit, value: Tensor, stream: Tensor) -> None:
         """Write one edit into a packed activation, in place; `stream` is what entered the block."""
         number, offset, segment = self.packing.places[edit.row]
-        place = changed(edit.place, prompts=self.prompts)
-        batch = slice(number * self.n_prompts, (number + 1) * self.n_prompts)
+        place = edit.place.within(self.prompts)
+        one = slice(number * self.n_prompts, (number + 1) * self.n_prompts)
+        value, stream = value[one], stream[one]
         token = [offset + p - segment.start for p in place.pos]
+        at: tuple[Any, Any] = (slice(None), token)
+        if isinstance(place.prompts, Tensor):  # some of the prompts alone
+            if not len(place.prompts):
+                return
+            at = (place.prompts[:, None] - self.prompts.start, token)
         if place.site == "pattern":
-            self._make_pattern(edit, place, value[batch].transpose(1, 2), token, offset, segment)
+            self._make_pattern(edit, place, value.transpose(1, 2), at, offset, segment)
         elif place.site == "resid_mid":  # where attention's output has just been added
-            middle = value[batch, token] + stream[batch, token]
-            value[batch, token] += edit.write.new(middle, place) - middle
+            middle = value[at] + stream[at]
+            value[at] += edit.write.new(middle, place) - middle
         elif place.head is None:
-            value[batch, token] = edit.write.new(value[batch, token], place)
+            value[at] = edit.write.new(value[at], place)
         else:
             head = value[:, :, place.head]
-            head[batch, token] = edit.write.new(head[batch, token], place)
-        edit.fired += self.n_prompts
+            head[at] = edit.write.new(head[at], place)
+        edit.fired += len(self.base.tokens[place.prompts])
 
     def _make_pattern(
         self,
         edit: Edit,
         place: Place,
         value: Float[Tensor, "prompt token head key"],
-        token: list[int],
+        at: tuple[Any, Any],
         offset: int,
         segment: Segment,
     ) -> None:
         prefix = self.packing.prefix
         keys = [*range(segment.start), *range(prefix + offset, prefix + offset + len(segment))]
-        rows = value[:, token]
+        rows = value[at]
         part = rows if place.head is None else rows[:, :, place.head]
         part[..., keys] = edit.write.new(part[..., keys], place)
-        value[:, token] = rows
+        value[at] = rows

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .recording import Run, unembed
+from .recording import Run, each_position, unembed
 from .rows import Metric
 
 CPU_BYTES = 2**27  # larger tensors are mapped anew each time, which costs as much as their use
@@ -30,25 +30,19 @@ class Read:
     @staticmethod
     def of(base: Run, name: str, metric: Metric | Callable[[Tensor], Tensor]) -> "Read":
         metric = metric if isinstance(metric, Metric) else Metric(metric)
-        n_prompts, n_pos = base.tokens.shape
         n_layers = base.model.cfg.n_layers
         if metric.site not in ("logits", "resid_post"):
             raise ValueError(f"metric {name!r} reads {metric.site!r}; use logits or resid_post")
         if not -n_layers <= metric.layer < n_layers:
             raise ValueError(f"metric {name!r} reads layer {metric.layer} of {n_layers}")
-        pos = torch.as_tensor(metric.pos, device=base.tokens.device)
-        single = pos.ndim == 0 or (isinstance(metric.pos, Tensor) and pos.ndim == 1)
-        if isinstance(metric.pos, Tensor) and pos.ndim and len(pos) != n_prompts:
-            raise ValueError(f"metric {name!r} has positions for {len(pos)} of {n_prompts} prompts")
-        if int(pos.max()) >= n_pos or int(pos.min()) < -n_pos:
-            raise ValueError(f"metric {name!r} reads position {metric.pos} of {n_pos}")
-        pos = (
-            pos
-            if isinstance(metric.pos, Tensor) and pos.ndim
-            else pos.expand(n_prompts, *pos.shape)
-        )
+        try:
+            pos = each_position(metric.pos, base.roles, *base.tokens.shape)
+        except ValueError as error:
+            raise ValueError(f"metric {name!r}: {error}") from None
+        given = metric.pos
+        single = given.ndim < 2 if isinstance(given, Tensor) else isinstance(given, int | str)
         boundary = n_layers if metric.site == "logits" else metric.layer % n_layers + 1
-        pos = pos.reshape(n_prompts, -1) % n_pos
+        pos = pos.to(base.tokens.device)
         return Read(metric.fn, boundary, metric.site == "logits", pos, single, metric.tokens)
 
     @cached_property

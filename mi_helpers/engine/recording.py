@@ -1,8 +1,8 @@
 """Records one run of a model over a batch of prompts, and what later interventions reuse of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,6 +15,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ..models.hooks import first, forward_as, hooked, map_leaves
 from ..models.sites import hook_name
 
+Positions = int | str | Sequence[int | str] | Int[Tensor, "prompt *k"]
+
 
 @dataclass(eq=False)
 class Run:
@@ -22,6 +24,7 @@ class Run:
 
     `resid[l]` enters block l, and `resid[n_layers]` leaves the last one; `keys[l]` and `values[l]`
     are what attention reads, rotary angles applied; `calls[l]` is what block l was called with.
+    `roles` name one position per prompt ("S2"), which edits and metrics may use as their `pos`.
     """
 
     model: TransformerBridge
@@ -31,6 +34,7 @@ class Run:
     keys: list[Float[Tensor, "prompt kv_head pos d_head"]] = field(default_factory=list)
     values: list[Float[Tensor, "prompt kv_head pos d_head"]] = field(default_factory=list)
     calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
+    roles: Mapping[str, Int[Tensor, "prompt"]] = field(default_factory=dict)
     acts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def activation(self, site: str, layer: int) -> Float[Tensor, "prompt pos ..."]:
@@ -66,6 +70,17 @@ class Run:
         """True for tokens, False for padding."""
         return torch.ones_like(self.tokens).bool() if self.mask is None else self.mask.bool()
 
+    def part(self, prompts: slice) -> "Run":
+        """The run of some of its prompts alone."""
+        n = len(self.tokens)
+
+        def own(value: Any) -> Any:
+            by_prompt = isinstance(value, Tensor) and value.ndim and len(value) == n
+            return value[prompts] if by_prompt else value
+
+        inside = ("tokens", "mask", "resid", "keys", "values", "calls", "roles", "acts")
+        return replace(self, **{name: map_leaves(own, getattr(self, name)) for name in inside})
+
     def agrees_before(self, other: "Run") -> int:
         """The number of leading positions at which the two runs are equal, by causality."""
         if self.model is not other.model or self.tokens.shape != other.tokens.shape:
@@ -74,17 +89,45 @@ class Run:
         return int(same.all(0).cummin(0).values.sum())
 
 
+def each_position(
+    pos: Positions, roles: Mapping[str, Int[Tensor, "prompt"]], n_prompts: int, n_pos: int
+) -> Int[Tensor, "prompt k"]:
+    """Positions of every prompt, from a number, a role, a list of either, or a tensor of them.
+
+    Raises ValueError for a position or a role that does not exist.
+    """
+    if isinstance(pos, Tensor) and pos.ndim:
+        if len(pos) != n_prompts:
+            raise ValueError(f"positions for {len(pos)} prompts, but there are {n_prompts}")
+        found = pos.reshape(n_prompts, -1)
+    else:
+        columns = []
+        several = isinstance(pos, Sequence) and not isinstance(pos, str)
+        for one in pos if several else [pos]:
+            if isinstance(one, str) and one not in roles:
+                raise ValueError(f"no role {one!r}: choose from {', '.join(roles) or 'none'}")
+            column = roles[one] if isinstance(one, str) else torch.tensor(int(one))
+            columns.append(column.cpu().expand(n_prompts))
+        found = torch.stack(columns, dim=1)
+    beyond = found[(found >= n_pos) | (found < -n_pos)]
+    if len(beyond):
+        raise ValueError(f"position {int(beyond[0])} does not exist: there are {n_pos}")
+    return found % n_pos
+
+
 @torch.no_grad()
 def record(
     model: TransformerBridge,
     tokens: Int[Tensor, "prompt pos"],
     attention_mask: Int[Tensor, "prompt pos"] | None = None,
     sites: Sequence[str] = (),
+    roles: Mapping[str, Int[Tensor, "prompt"]] | None = None,
 ) -> Run:
     """Run the model once and keep residuals, keys and values, and the activations at `sites`.
 
     `attention_mask` is 1 for tokens and 0 for padding, on either side. `resid_pre` and
-    `resid_post` are always kept. Raises ValueError for an unknown site or wrong shapes.
+    `resid_post` are always kept. `roles` (those of prompt pairs) name positions for later rows.
+    Raises ValueError for an unknown site or wrong shapes.
     """
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"tokens must be [prompt, pos] and not empty, got {tuple(tokens.shape)}")
@@ -92,7 +135,7 @@ def record(
         raise ValueError(f"attention_mask {attention_mask.shape} is not of {tokens.shape}")
     device = model.cfg.device
     mask = None if attention_mask is None else attention_mask.to(device)
-    found = Run(model, tokens.to(device), mask)
+    found = Run(model, tokens.to(device), mask, roles=dict(roles or {}))
     for site in sites:
         found.hook(site, 0)
     cache = _Recorder(found)
@@ -134,29 +177,31 @@ def record(
 def record_noised(
     model: TransformerBridge,
     tokens: Int[Tensor, "prompt pos"],
-    positions: Sequence[int],
+    positions: Positions,
     sigmas: float = 3.0,
     seed: int = 0,
     sites: Sequence[str] = (),
+    roles: Mapping[str, Int[Tensor, "prompt"]] | None = None,
 ) -> Run:
     """As `record`, with noise N(0, (sigmas · σ)²) on the embeddings at `positions`, σ being the
-    standard deviation of these prompts' embeddings.
+    standard deviation of these prompts' embeddings. Positions are numbers or names of `roles`.
 
     Source: Meng et al. 2022 (ROME), arXiv 2202.05262, section 2.1.
     """
-    where = list(positions)
+    pos = each_position(positions, roles or {}, *tokens.shape).to(model.cfg.device)
+    where = torch.arange(len(tokens), device=pos.device)[:, None], pos
     generator = torch.Generator().manual_seed(seed)
 
     def add(value: Tensor, hook: object) -> Tensor:
-        noise = torch.randn(value[:, where].shape, generator=generator).to(value)
+        noise = torch.randn(value[where].shape, generator=generator).to(value)
         value = value.clone()
-        value[:, where] += sigmas * value.std() * noise
+        value[where] += sigmas * value.std() * noise
         return value
 
     with model.hooks(fwd_hooks=[("hook_embed", add)]):
-        noised = record(model, tokens, sites=sites)
+        noised = record(model, tokens, sites=sites, roles=roles)
     noised.tokens = noised.tokens.clone()
-    noised.tokens[:, where] = -1  # no token of the vocabulary: the engine must see that runs differ
+    noised.tokens[where] = -1  # no token of the vocabulary: the engine must see that runs differ
     return noised
 
 

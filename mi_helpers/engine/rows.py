@@ -4,6 +4,7 @@
 `mi.engine.add` and so on.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
@@ -15,28 +16,41 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..models.sites import HEAD_SITES, RESIDUAL_SITES, n_heads
-from .recording import Run
+from .recording import Positions, Run, each_position
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one edit happens. `of(run)` is that run's activation there, [prompt, k, ...]."""
+    """Where one edit happens. `of(run)` is that run's activation there, [prompt, k, ...].
+
+    `prompts` are those of a pass: a slice, or the numbers [prompt] of those that share this `pos`
+    where a row's position differs from prompt to prompt; `value[place.prompts]` reads theirs (and
+    is a copy for numbers, so assign through one index). `each` then holds every prompt's positions.
+    """
 
     site: str
     layer: int
     pos: tuple[int, ...]
     head: int | None
     stop: int  # positions from here on are never read
-    prompts: slice = field(default_factory=lambda: slice(None))
+    prompts: slice | Int[Tensor, "prompt"] = field(default_factory=lambda: slice(None))
+    each: Int[Tensor, "all_prompts k"] | None = None
 
     def of(self, run: Run) -> Tensor:
-        return self.every_pos(run)[self.prompts, list(self.pos)]
+        return self.every_pos(run)[self.prompts][:, list(self.pos)]
 
     def every_pos(self, run: Run) -> Tensor:
         activation = run.activation(self.site, self.layer)
         if self.site == "pattern":
             activation = activation[..., : self.stop]
         return activation if self.head is None else activation[:, :, self.head]
+
+    def within(self, block: slice) -> "Place":
+        """The place for the prompts of one pass alone."""
+        if isinstance(self.prompts, slice):
+            return replaced(self, prompts=block)
+        inside = (self.prompts >= block.start) & (self.prompts < block.stop)
+        return replaced(self, prompts=self.prompts[inside])
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +83,7 @@ def zero() -> Write:
 def mean(run: Run, over_positions: bool = False) -> Write:
     """Write the mean over the prompts of `run` (mean ablation), per position or over all of them.
 
+    At a role, whose position differs from prompt to prompt, the mean is over the role's positions.
     Padding is left out; so is position 0 from a mean over positions, since the residual there is
     far larger than elsewhere.
     """
@@ -76,6 +91,12 @@ def mean(run: Run, over_positions: bool = False) -> Write:
     def new(current: Tensor, place: Place) -> Tensor:
         activation = place.every_pos(run)
         weight = run.real_tokens().to(activation)
+        if place.each is not None and not over_positions:
+            prompt = torch.arange(len(place.each), device=activation.device)[:, None]
+            means = activation[prompt, place.each].mean(0)
+            pos = torch.tensor(place.pos, device=prompt.device)
+            column = (place.each[place.prompts][:, None] == pos[:, None]).int().argmax(-1)
+            return means[column]
         if over_positions:
             weight[:, 0] = 0
         weight = weight.reshape(*weight.shape, *[1] * (activation.ndim - 2))
@@ -130,12 +151,13 @@ class Metric:
 
     `fn` gets [row, prompt, d_vocab] logits, or with `site="resid_post"` the [row, prompt, d_model]
     residual that leaves `layer`, and returns [row, prompt]. `pos` is one position, a list of them
-    (`fn` then gets [row, prompt, k, ...]), or a tensor [prompt] or [prompt, k] with each prompt's.
+    (`fn` then gets [row, prompt, k, ...]), a role of the run ("S2"), or a tensor [prompt] or
+    [prompt, k] with each prompt's.
     With `tokens`, only their logits are computed, and `fn` gets these in place of all d_vocab.
     """
 
     fn: Callable[[Tensor], Float[Tensor, "row prompt"]]
-    pos: int | Sequence[int] | Int[Tensor, "prompt *k"] = -1
+    pos: Positions = -1
     site: str = "logits"
     layer: int = -1
     tokens: Int[Tensor, "token"] | None = None
@@ -150,6 +172,7 @@ class Edit:
     write: Write
     idle: frozenset[int] = frozenset()  # positions where it writes what the base run has
     fired: int = 0  # the number of prompts it was made on
+    due: int = 0  # the number of prompts it is to be made on
 
     @property
     def boundary(self) -> int:
@@ -177,14 +200,18 @@ def parse(base: Run, rows: pd.DataFrame, stop: int) -> tuple[list[list[Edit]], p
     together = rows["row"] if "row" in rows else pd.Series(range(len(rows)), rows.index)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(together))}
     edits: list[list[Edit]] = [[] for _ in numbers]
+    alone = ~together.duplicated(keep=False)
     for line, key in zip(rows.to_dict("records"), together, strict=True):
-        edits[numbers[key]].append(_edit(base, numbers[key], line, stop))
+        edits[numbers[key]] += _edits(base, numbers[key], line, stop)
     table = rows.assign(write=[repr(write) for write in rows["write"]])
     table = table[~together.duplicated().to_numpy()].reset_index(drop=True)
-    return [_live(base, row) for row in edits], table
+    single = dict(zip(together, alone, strict=True))
+    return [_live(base, edits[n], single[key]) for key, n in numbers.items()], table
 
 
-def _edit(base: Run, row: int, line: dict[Any, Any], stop: int) -> Edit:
+def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
+    """The edits of one line: one, or where positions differ between prompts, one for each set of
+    prompts that share theirs. A row costs what its earliest position costs, and each set a write."""
     model, n_pos = base.model, base.tokens.shape[1]
     site, layer, head, write = line["site"], line["layer"], line["head"], line["write"]
     at = f"row {row} ({site}, layer {layer}, pos {line['pos']}, head {head})"
@@ -201,11 +228,27 @@ def _edit(base: Run, row: int, line: dict[Any, Any], stop: int) -> Edit:
             raise ValueError(f"{at}: {site} has no heads")
         head = _index(head, n_heads(model, site), f"{at}: head")
     pos = range(n_pos) if _absent(line["pos"]) else line["pos"]
-    pos = [pos] if not isinstance(pos, Sequence) else pos
-    found = sorted({_index(p, n_pos, f"{at}: position") for p in pos})
-    place = Place(site, layer, tuple(p for p in found if p < stop), head, stop)
-    edit = Edit(row, place, write)
-    return replaced(edit, idle=_try(base, edit)) if place.pos else edit
+    pos = [pos] if isinstance(pos, str) or not isinstance(pos, Sequence | Tensor) else pos
+    if isinstance(pos, Tensor) or any(isinstance(p, str) for p in pos):
+        try:
+            each = each_position(pos, base.roles, *base.tokens.shape)
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from None
+    else:
+        found = [_index(p, n_pos, f"{at}: position") for p in pos]
+        each = torch.tensor([found])
+    varies = bool((each != each[0]).any())
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for prompt, where in enumerate(each.tolist()):
+        groups[tuple(sorted({p for p in where if p < stop}))].append(prompt)
+    edits = []
+    for where, prompts in groups.items():
+        place = Place(site, layer, where, head, stop)
+        if varies:
+            numbers = torch.tensor(prompts, device=base.tokens.device)
+            place = replaced(place, prompts=numbers, each=each.to(numbers))
+        edits.append(Edit(row, place, write, due=len(base.tokens[place.prompts])))
+    return [replaced(edit, idle=_try(base, edit)) for edit in edits if edit.place.pos]
 
 
 def _absent(value: Any) -> bool:
@@ -249,24 +292,25 @@ def _try(base: Run, edit: Edit) -> frozenset[int]:
 
 
 def _shape(base: Run, place: Place) -> tuple[int, ...]:
-    cfg = base.model.cfg
+    cfg, n_prompts = base.model.cfg, len(base.tokens[place.prompts])
     if place.site in RESIDUAL_SITES:
-        return len(base.tokens), len(place.pos), cfg.d_model
+        return n_prompts, len(place.pos), cfg.d_model
     heads = () if place.head is not None else (n_heads(base.model, place.site),)
     width = place.stop if place.site == "pattern" else cfg.d_head
-    return (len(base.tokens), len(place.pos), *heads, width)
+    return (n_prompts, len(place.pos), *heads, width)
 
 
-def _live(base: Run, row: list[Edit]) -> list[Edit]:
+def _live(base: Run, row: list[Edit], alone: bool) -> list[Edit]:
     """Drop the positions at which a row's edits all write what is already there.
 
     Edits of one row act on each other, so what a single edit would leave alone counts only where
-    there is no other.
+    there is no other (`alone`: the row is one line of the table, whose edits are of different
+    prompts).
     """
-    same = min(edit.write.same_before(base) for edit in row)
-    idle = row[0].idle if len(row) == 1 else frozenset()
+    same = min((edit.write.same_before(base) for edit in row), default=0)
     live = []
     for edit in row:
+        idle = edit.idle if alone else frozenset()
         pos = tuple(p for p in edit.place.pos if p >= same and p not in idle)
         if pos:
             live.append(replaced(edit, place=replaced(edit.place, pos=pos)))

@@ -245,6 +245,48 @@ def test_residual_reads_at_later_layers(family):
         assert (found[:, 0] - got["v"][:, -1]).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize(("family", "budget"), [("gpt2", None), ("llama", 1), ("mistral", None)])
+def test_one_position_per_prompt(family, budget):
+    """A role, or a tensor, is a patch of each prompt at its own position, wherever it is read."""
+    model, (clean, corrupted) = tiny.bridge(family), prompts()
+    roles = {"S2": torch.tensor([3, 7, 5]), "END": torch.tensor([11, 11, 11])}
+    base = engine.record(model, clean, roles=roles)
+    other = engine.record(model, corrupted, sites=sites_of(family), roles=roles)
+    each = torch.tensor([[3, 11], [9, 7], [5, 6]])
+    choices = [("S2", roles["S2"][:, None]), (["S2", "END"], torch.stack([*roles.values()], 1))]
+    choices += [(each, each)]
+    rows, expected = [], []
+    for (pos, own), site in itertools.product(choices, sites_of(family)):
+        for head in (None, 1) if site in HEAD_SITES else (None,):
+            place = {"site": site, "layer": 1, "pos": pos, "head": head}
+            rows.append(place | {"write": engine.patch(other)})
+            alone = [
+                patched(model, clean[i : i + 1], other.part(slice(i, i + 1)), place | {"pos": p})
+                for i, p in enumerate(own.tolist())
+            ]
+            expected.append(torch.cat(alone))
+    found = run(base, rows, pos=[-1, 6], max_memory=budget)
+    assert (found - torch.stack(expected)[:, :, [-1, 6]]).abs().max() < TOLERANCE
+    at_role = run(base, rows, pos="S2")[:, :, 0]
+    read = torch.stack(expected)[:, torch.arange(3), roles["S2"]]
+    assert (at_role - read).abs().max() < TOLERANCE
+
+
+def test_the_mean_at_a_role_is_over_the_roles_positions():
+    model, (clean, _) = tiny.bridge("llama"), prompts()
+    roles = {"IO": torch.tensor([3, 7, 5]), "S1": torch.tensor([7, 3, 9])}
+    base = engine.record(model, clean, roles=roles)
+    averages = {role: base.resid[1][range(3), pos].mean(0) for role, pos in roles.items()}
+    by_hand = [
+        {"row": "hand", "pos": role, "write": engine.replace(averages[role])} for role in roles
+    ]
+    by_role = {"row": "role", "pos": ["S1", "IO"], "write": engine.mean(base)}
+    place = {"site": "resid_pre", "layer": 1}
+    role, hand = run(base, [line | place for line in (by_role, *by_hand)])
+    assert (role - hand).abs().max() < TOLERANCE
+    assert (role[:, 0] - base.logits()).abs().max() > 1e-3
+
+
 # --- Identities ---------------------------------------------------------------------------------
 
 
@@ -453,7 +495,7 @@ def test_other_errors():
         engine.run(base, table([row]), {"x": lambda v: v.sum()})
     with pytest.raises(RuntimeError, match="row 0: x is NaN"):
         engine.run(base, table([row]), {"x": lambda v: v.sum(-1) * torch.nan})
-    with pytest.raises(ValueError, match="reads position 12 of 12"):
+    with pytest.raises(ValueError, match="metric 'sum': position 12 does not exist"):
         run(base, [row], pos=12)
     with pytest.raises(ValueError, match="not empty"):
         engine.record(model, clean[:0])

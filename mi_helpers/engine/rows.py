@@ -211,7 +211,7 @@ def parse(base: Run, rows: pd.DataFrame, stop: int) -> tuple[list[list[Edit]], p
 
 def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
     """The edits of one line: one, or where positions differ between prompts, one for each set of
-    prompts that share theirs. A row costs what its earliest position costs, and each set a write."""
+    prompts that share theirs. Every prompt then runs from the earliest position of any."""
     model, n_pos = base.model, base.tokens.shape[1]
     site, layer, head, write = line["site"], line["layer"], line["head"], line["write"]
     at = f"row {row} ({site}, layer {layer}, pos {line['pos']}, head {head})"

@@ -10,6 +10,7 @@ from .. import plots
 from ..metrics import METRICS
 from ..models.sites import HEAD_SITES, SITES, hook_name
 from ..tasks.pairs import PromptPairs
+from .runs import record
 from .sweeps import sweep
 
 
@@ -29,7 +30,7 @@ def patch_figure(
     answers that are not one token.
     """
     pairs = PromptPairs.from_texts(model, [clean], [corrupted], [answer], [wrong])
-    table = sweep(model, pairs, site, direction, [metric])
+    table = sweep(record(model, pairs, [site]), site, direction, [metric])
     if table[metric].isna().all():
         raise ValueError(f"{metric} is the same for both prompts: there is nothing to restore")
     title = f"{site}, {direction}: 0 is the corrupted run, 1 the clean run"

@@ -6,30 +6,27 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from .. import metrics
-from ..engine.execution import Run
-from ..tasks.pairs import PromptPairs
-from .places import coordinates
-from .runs import BaseRuns, Direction, ensure, normalised
+from ..engine.recording import Run, each_position
+from .places import Positions, coordinates
+from .runs import BaseRuns, Direction, normalised
 
 
 def attribution(
-    model: TransformerBridge,
-    pairs: PromptPairs,
+    runs: BaseRuns,
     site: str = "z",
     metric: str | Callable[[Tensor], Tensor] = "logit_diff",
     direction: Direction = "denoise",
     steps: int | None = None,
     layers: Sequence[int] | None = None,
-    positions: Literal["each", "all"] | Sequence[int] | None = None,
+    positions: Positions | None = None,
     heads: Literal["each", "all"] = "each",
     normalise: bool = True,
     per_prompt: bool = False,
-    runs: BaseRuns | None = None,
 ) -> pd.DataFrame:
     """Estimate `sweep(..., metrics=[metric])` of the same places: same rows, same columns.
 
@@ -51,40 +48,52 @@ def attribution(
         raise ValueError(f"steps is {steps}; it must be at least 1, or None for the plain gradient")
     if metric == "kl" and direction == "noise" and steps is None:
         raise ValueError("kl has zero gradient at the clean run: denoise, or give steps")
-    places = coordinates(model, pairs, site, layers, positions, heads)
-    runs = ensure(model, pairs, runs, [site])
+    places = coordinates(runs, site, layers, positions, heads)
     base, source = runs.ordered(direction)
-    names = [metric] if isinstance(metric, str) else {"metric": metric}
-    built = metrics.build(pairs, names, runs.clean.logits()) if isinstance(names, list) else names
-    ((name, function),) = built.items()
+    name, function = _metric(runs, metric)
+    # the gradient at points of the line between the two runs' embeddings, averaged
     alphas = [0.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
-    sums: dict[int, Tensor] = {}
+    mean: dict[int, Tensor] = {}
     for alpha in alphas:
         entering = torch.lerp(base.resid[0], source.resid[0], alpha)
         for layer, gradient in _gradients(base, site, function, entering).items():
-            sums[layer] = sums.get(layer, 0) + gradient / len(alphas)
+            mean[layer] = mean.get(layer, 0) + gradient / len(alphas)
+    # gradient times difference, at every position and head
     effects = {
-        layer: ((source.activation(site, layer) - base.activation(site, layer)) * mean).sum(-1)
-        for layer, mean in sums.items()
-    }
+        layer: reduce((source.activation(site, layer) - base.activation(site, layer)) * gradient,
+                      "prompt pos ... d -> prompt pos ...", "sum").double()
+        for layer, gradient in mean.items()
+    }  # fmt: skip
     start = function(base.logits()[None])[0].double()
-    values = torch.stack([start + _effect(effects, p) for p in places.to_dict("records")])
+    values = torch.stack([start + _effect(effects, base, p) for p in places.to_dict("records")])
     table = places.assign(write="gradient" if steps is None else f"{steps} gradients")
     if per_prompt:
-        table = table.loc[table.index.repeat(len(pairs))].reset_index(drop=True)
-        table["prompt"] = list(range(len(pairs))) * len(places)
+        table = table.loc[table.index.repeat(len(runs.pairs))].reset_index(drop=True)
+        table["prompt"] = list(range(len(runs.pairs))) * len(places)
     table[name] = (values.flatten() if per_prompt else values.mean(1)).cpu().numpy()
     table["direction"] = direction
-    return normalised(runs, table, names, per_prompt) if normalise else table
+    return normalised(runs, table, {name: function}, per_prompt) if normalise else table
 
 
-def _effect(effects: dict[int, Tensor], place: dict[Any, Any]) -> Float[Tensor, "prompt"]:
+def _metric(runs: BaseRuns, metric: str | Callable[[Tensor], Tensor]) -> tuple[str, Any]:
+    """A metric's name, and the metric as a function of logits."""
+    if not isinstance(metric, str):
+        return "metric", metric
+    return metric, metrics.build(runs.pairs, [metric], runs.clean.logits())[metric]
+
+
+def _effect(
+    effects: dict[int, Tensor], base: Run, place: dict[Any, Any]
+) -> Float[Tensor, "prompt"]:
     """The summed effect of one row's place."""
-    effect = effects[place["layer"]].double()
+    effect = effects[place["layer"]]
     if place["head"] is not None:
         effect = effect[:, :, place["head"]]
-    effect = effect.flatten(2).sum(2) if effect.ndim > 2 else effect
-    return effect.sum(1) if place["pos"] is None else effect[:, place["pos"]]
+    effect = reduce(effect, "prompt pos ... -> prompt pos", "sum")
+    if place["pos"] is None:
+        return effect.sum(1)
+    pos = each_position(place["pos"], base.roles, *base.tokens.shape).to(effect.device)
+    return effect.gather(1, pos).sum(1)
 
 
 def _gradients(

@@ -1,20 +1,37 @@
-"""Path patching: what one component tells another, with everything else held still."""
+"""Path patching: what one component tells another, with everything else held still.
 
-from collections.abc import Callable, Iterator, Sequence
+1. *Send.* A sender's output is that of the other run. What this changes in the residual stream
+   travels to the receiver, while every attention block on the way (and every MLP, unless they are
+   free) stays as it was.
+2. *Hear.* A receiver computes its query, key, value or MLP output from that stream.
+3. *Answer.* The edited run gets what the receivers heard, all receivers of one sender together, and
+   everything after them runs freely.
+
+The receiver's own norm and weights do step 2 and the model's own blocks step 3, so nothing is
+linearised. Source: Wang et al. 2022, arXiv 2211.00593, section 3.1; Goldowsky-Dill et al. 2023,
+arXiv 2304.05969.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
+from ..engine.recording import each_position
 from ..engine.rows import Place, Write
-from ..models.sites import n_heads
-from ..tasks.pairs import PromptPairs
-from .runs import BaseRuns, Direction, Metrics, ensure, measure
+from ..models.hooks import first
+from ..models.sites import hook_name, n_heads
+from .runs import BaseRuns, Direction, Metrics, measure
 
-Rows = Iterator[dict[str, Any]]
+Streams = Float[Tensor, "sender prompt k d_model"]  # at the k patched positions
+FORMS = {"z": "'3.5'", "q": "'3.5.q'", "k": "'3.5.k'", "v": "'3.5.v'", "mlp_out": "'mlp3'"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,7 @@ class Node:
         numbers = parts[:1] if site == "mlp_out" else parts[:2]
         shape = 3 if site in ("q", "k", "v") else len(numbers)
         if site not in sites or len(parts) != shape or not all(n.isdecimal() for n in numbers):
-            forms = {"z": "'3.5'", "q": "'3.5.q'", "k": "'3.5.k'", "v": "'3.5.v'"}
-            known = ", ".join(forms.get(s, "'mlp3'") for s in sites)
+            known = ", ".join(FORMS[s] for s in sites)
             raise ValueError(f"cannot read {name!r} here: write it like {known}")
         layer, head = int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else None
         count = 0 if head is None else n_heads(model, site)
@@ -42,196 +58,169 @@ class Node:
             raise ValueError(f"{name!r} does not exist: {model.cfg.n_layers} layers, {count} heads")
         return Node(name, site, layer, head)
 
-    def reaches(self, receiver: "Node") -> bool:
-        """Whether this sender's output is in the stream that the receiver reads."""
-        own_mlp = self.site == "z" and receiver.site == "mlp_out"
-        return self.layer < receiver.layer or (own_mlp and self.layer == receiver.layer)
+    def line(self, row: int, pos: Any, write: Write) -> dict[str, Any]:
+        """The row of the engine's table that writes here."""
+        place = {"site": self.site, "layer": self.layer, "head": self.head, "pos": pos}
+        return {"row": row, **place, "write": write}
 
 
 def path_patch(
-    model: TransformerBridge,
-    pairs: PromptPairs,
+    runs: BaseRuns,
     senders: Sequence[str] | Literal["heads", "mlps"],
     receivers: Sequence[str],
     direction: Direction = "noise",
-    pos: int | Sequence[int] | None = None,
+    pos: int | str | Sequence[int | str] | None = None,
     mlps: Literal["frozen", "free"] = "frozen",
     metrics: Metrics = ("logit_diff",),
     normalise: bool = True,
     per_prompt: bool = False,
-    runs: BaseRuns | None = None,
 ) -> pd.DataFrame:
-    """Patch each sender's output along its direct paths to the receivers only.
-
-    Two runs per sender, both on the edited run ("noise": the clean one, "denoise": the corrupted).
-    1. The sender's output is the other run's. Every later attention output is frozen at the edited
-       run's value, and so is every later MLP output (`mlps="frozen"`: the direct path alone) or
-       not (`mlps="free"`: paths through MLPs count as well, as in the first source). What each
-       receiver computes from the stream that it then sees is kept: q, k or v of a head, the output
-       of an MLP. The model's own norms do this, so nothing is linearised.
-    2. All receivers get what was kept, together, and everything else runs freely.
-    The receiver "logits" needs the first run alone: the last norm reads the stream that it left.
-    With everything later frozen, that is the clean stream and the sender's own change of it.
+    """Patch each sender's output along its direct paths to the receivers only (see the module).
 
     Args:
+        runs: recorded with the sites z, attn_out and mlp_out.
         senders: heads "layer.head", MLPs "mlp3", or "heads" or "mlps": all that come before the
             last receiver.
         receivers: "9.6.q" (or k, v; those are numbered by key-value head), "mlp9", or ["logits"].
-        pos: the positions at which senders are patched and receivers changed; all by default.
-            Attention is frozen, so what is sent at one position is received at that position.
-        metrics, normalise, per_prompt, runs: as for `sweep`; runs need sites z, attn_out, mlp_out.
+        direction: "noise" edits the clean run, "denoise" the corrupted one.
+        pos: the positions or roles at which senders are patched and receivers changed; all by
+            default. Attention is frozen, so what is sent at one position is received there.
+        mlps: "frozen" for the direct path alone; "free" counts paths through MLPs as well, as Wang
+            et al. do.
+        metrics, normalise, per_prompt: as for `sweep`.
 
     Returns:
         sender, receivers, site, layer, head, pos, one column per metric, direction.
 
     Raises:
         ValueError: a name that cannot be read, or a sender without a path to any receiver.
-
-    Source: Wang et al. 2022, arXiv 2211.00593, section 3.1; Goldowsky-Dill et al. 2023,
-    arXiv 2304.05969.
     """
-    if mlps not in ("frozen", "free"):
-        raise ValueError(f"mlps is 'frozen' or 'free', got {mlps!r}")
+    base, source = runs.ordered(direction)
     to_logits = list(receivers) == ["logits"]
     read_by = [] if to_logits else receivers
-    ends = [Node.of(model, name, ("q", "k", "v", "mlp_out")) for name in read_by]
-    starts = _senders(model, senders, ends, to_logits)
-    runs = ensure(model, pairs, runs, ("z", "attn_out", "mlp_out"))
-    base, source = runs.ordered(direction)
-    if to_logits and pos is None and not isinstance(metrics, dict):
-        pos = -1  # named metrics read the last position, and nothing moves between positions
-    where = _positions(pos, base.tokens.shape[1])
-    after = list(range(where[0], base.tokens.shape[1]))  # earlier positions cannot change
-    stop = model.cfg.n_layers if to_logits else 1 + max(end.layer for end in ends)
-    relays = {(s, e): _Relay(base, source, where) for s in starts for e in ends if s.reaches(e)}
-
-    def frozen() -> Rows:
-        for row, sender in enumerate(starts):
-            yield _line(row, sender, where, engine.patch(source))
-            for end in ends:
-                if (sender, end) in relays:
-                    yield _line(row, end, where, relays[sender, end].keep())
-            for layer in range(sender.layer, stop):
-                later = layer > sender.layer
-                held = ["attn_out"] * later
-                held += ["mlp_out"] * (mlps == "frozen" and (later or sender.site == "z"))
-                for site in held:
-                    yield _line(row, Node("", site, layer, None), after, engine.patch(base))
-
-    def received() -> Rows:
-        for (sender, end), relay in relays.items():
-            yield _line(starts.index(sender), end, where, relay.give())
-
-    if to_logits and mlps == "frozen":
-        rows = pd.DataFrame(_arrivals(base, source, starts, where))
-    else:
-        rows = pd.DataFrame(frozen())
-    if not to_logits:
-        read = engine.Metric(lambda x: x[..., 0], pos=where[-1], site="resid_post", layer=stop - 1)
-        engine.run(base, rows, {"stream": read})
-        rows = pd.DataFrame(received())
-    table = measure(runs, direction, rows, metrics, normalise, per_prompt)
+    ends = [Node.of(runs.model, name, ("q", "k", "v", "mlp_out")) for name in read_by]
+    starts = _senders(base, senders, ends)
+    if mlps not in ("frozen", "free"):
+        raise ValueError(f"mlps is 'frozen' or 'free', got {mlps!r}")
+    if pos is None:  # named metrics read the last position, and nothing moves between positions
+        pos = -1 if to_logits and not isinstance(metrics, Mapping) else range(base.tokens.shape[1])
+    where = each_position(pos, base.roles, *base.tokens.shape).to(base.tokens.device)
+    rows = []
+    for layer in sorted({sender.layer for sender in starts}):
+        here = [sender for sender in starts if sender.layer == layer]
+        direct = _sent(base, source, here, where, layer, "frozen")
+        for end in ends or [Node("logits", "resid_post", runs.model.cfg.n_layers - 1, None)]:
+            # 1. send: what each sender changes in the stream that the receiver reads
+            change, stop = direct, end.layer - (not to_logits)
+            if mlps == "free" and layer <= stop:
+                change = _sent(base, source, here, where, stop, "free")
+            # 2. hear: what the receiver makes of it
+            heard = _hear(base, end, where, change)
+            rows += [
+                end.line(starts.index(sender), where, _write(value, where, source))
+                for sender, value in zip(here, heard, strict=True)
+                if to_logits or _reaches(base, sender, end)
+            ]
+    # 3. answer
+    table = measure(runs, direction, pd.DataFrame(rows), metrics, normalise, per_prompt)
     order = [starts[row] for row in table["row"]]
-    table = table.drop(columns=["row", "write"])
-    table.insert(0, "sender", [sender.name for sender in order])
-    table.insert(1, "receivers", " ".join(receivers))
-    return table.assign(
-        site=[s.site for s in order], layer=[s.layer for s in order], head=[s.head for s in order]
-    )
+    names = {"sender": [sender.name for sender in order], "receivers": " ".join(receivers)}
+    places = {key: [getattr(s, key) for s in order] for key in ("site", "layer", "head")}
+    measured = table.drop(columns=["row", "write", *places])
+    return pd.DataFrame({**names, **places, "pos": [pos] * len(table)}).join(measured.drop(columns="pos"))
 
 
 def _senders(
-    model: TransformerBridge, names: Sequence[str] | str, ends: list[Node], to_logits: bool
+    base: engine.Run, names: Sequence[str] | str, ends: Sequence[Node]
 ) -> list[Node]:
-    """The senders, once each of them is known to have a path."""
-    every = isinstance(names, str)
-    layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
+    """The senders, once each of them is known to have a path (to the logits, without `ends`)."""
+    cfg, every = base.model.cfg, isinstance(names, str)
     if names == "heads":
-        names = [f"{layer}.{head}" for layer in layers for head in heads]
+        names = [f"{layer}.{head}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
     elif names == "mlps":
-        names = [f"mlp{layer}" for layer in layers]
+        names = [f"mlp{layer}" for layer in range(cfg.n_layers)]
     elif isinstance(names, str):
         raise ValueError(f"senders is a list of names, 'heads' or 'mlps', got {names!r}")
-    nodes = [Node.of(model, name, ("z", "mlp_out")) for name in dict.fromkeys(names)]
-    found = [n for n in nodes if to_logits or any(n.reaches(end) for end in ends)]
+    nodes = [Node.of(base.model, name, ("z", "mlp_out")) for name in dict.fromkeys(names)]
+    found = [n for n in nodes if not ends or any(_reaches(base, n, end) for end in ends)]
     if not found or (len(found) < len(nodes) and not every):
         lost = [node.name for node in nodes if node not in found]
         raise ValueError(f"no receiver comes after the senders {lost}")
     return found
 
 
-def _arrivals(base: engine.Run, source: engine.Run, senders: list[Node], pos: list[int]) -> Rows:
-    """Rows that add to the last stream what each sender, by itself, changed in its own layer's."""
-    relays = [_Relay(base, source, pos) for _ in senders]
-    for layer in sorted({sender.layer for sender in senders}):
-        leaves, lines = Node("", "resid_post", layer, None), []
-        for row, sender in enumerate(senders):
-            if sender.layer == layer:
-                lines.append(_line(row, sender, pos, engine.patch(source)))
-                lines.append(_line(row, leaves, pos, relays[row].keep_change()))
-                if sender.site == "z":
-                    own_mlp = Node("", "mlp_out", layer, None)
-                    lines.append(_line(row, own_mlp, pos, engine.patch(base)))
-        read = engine.Metric(lambda x: x[..., 0], pos=pos[-1], site="resid_post", layer=layer)
-        engine.run(base, pd.DataFrame(lines), {"stream": read})
-    last = Node("", "resid_post", base.model.cfg.n_layers - 1, None)
-    for row, relay in enumerate(relays):
-        yield _line(row, last, pos, relay.add_change())
+def _reaches(base: engine.Run, sender: Node, receiver: Node) -> bool:
+    """Whether the sender's output is in the stream that the receiver reads."""
+    own_mlp = sender.site == "z" and receiver.site == "mlp_out" and _serial(base, sender.layer)
+    return sender.layer < receiver.layer or (own_mlp and sender.layer == receiver.layer)
 
 
-def _positions(pos: int | Sequence[int] | None, n_pos: int) -> list[int]:
-    chosen = [pos] if isinstance(pos, int) else list(range(n_pos) if pos is None else pos)
-    if not chosen or any(not -n_pos <= p < n_pos for p in chosen):
-        raise ValueError(f"pos is {pos}; the prompts have {n_pos} positions")
-    return sorted({p % n_pos for p in chosen})
+def _serial(base: engine.Run, layer: int) -> bool:
+    """Whether this layer's MLP reads what its attention writes (in some models both read alike)."""
+    return hook_name("resid_mid", layer) in base.hooks
 
 
-def _line(row: int, node: Node, pos: list[int] | None, write: Write) -> dict[str, Any]:
-    place = {"site": node.site, "layer": node.layer, "head": node.head, "pos": pos}
-    return {"row": row, **place, "write": write}
+def _at(activation: Tensor, where: Int[Tensor, "prompt k"]) -> Float[Tensor, "prompt k ..."]:
+    """Each prompt's own positions of an activation [prompt, pos, ...]."""
+    return activation[torch.arange(len(where), device=where.device)[:, None], where]
 
 
-class _Relay:
-    """Carries what a receiver reads in the frozen run over to the second run."""
+def _sent(
+    base: engine.Run,
+    source: engine.Run,
+    senders: Sequence[Node],
+    where: Int[Tensor, "prompt k"],
+    stop: int,
+    mlps: Literal["frozen", "free"],
+) -> Streams:
+    """How the stream after layer `stop` changes with each sender's output, all of one layer.
 
-    def __init__(self, base: engine.Run, source: engine.Run, pos: list[int]) -> None:
-        self.base, self.source = base, source
-        self.column = {p: i for i, p in enumerate(pos)}
-        self.value: Tensor | None = None  # [prompt, k, d], once its width is known
+    Attention after the sender's layer is held; so are MLPs if they are frozen. What then changes is
+    the sender's own contribution, so for frozen MLPs it is enough to read its own layer.
+    """
+    layer, rows = senders[0].layer, []
+    for row, sender in enumerate(senders):
+        held = [("attn_out", later) for later in range(layer + 1, stop + 1)]
+        if mlps == "frozen" and sender.site == "z":
+            held.append(("mlp_out", layer))
+        rows.append(sender.line(row, where, engine.patch(source)))
+        rows += [Node("", *place, None).line(row, where, engine.patch(base)) for place in held]
+    stream = engine.Metric(lambda x: x[:, :, 0, 0], pos=where, site="resid_post", layer=stop)
+    _, read = engine.run(base, pd.DataFrame(rows), {"stream": stream}, return_tensors=True)
+    return read["stream"].to(where.device) - _at(base.resid[stop + 1], where)
 
-    def _at(self, place: Place, like: Tensor) -> tuple[Tensor, list[int]]:
-        if self.value is None:
-            self.value = like.new_zeros(len(self.base.tokens), len(self.column), like.shape[-1])
-        return self.value[place.prompts], [self.column[p] for p in place.pos]
 
-    def keep(self) -> Write:
-        def new(current: Tensor, place: Place) -> Tensor:
-            value, columns = self._at(place, current)
-            value[:, columns] = current
-            return current
+@torch.no_grad()
+def _hear(
+    base: engine.Run, end: Node, where: Int[Tensor, "prompt k"], change: Streams
+) -> Float[Tensor, "sender prompt k d"]:
+    """What a receiver makes of the edited run's stream with these changes in it: its query, key,
+    value or MLP output; for the logits, the last stream itself."""
+    block, read = base.model.blocks[end.layer], "resid_pre"
+    if end.site == "resid_post":
+        return _at(base.activation("resid_post", end.layer), where) + change
+    if end.site == "mlp_out" and _serial(base, end.layer):
+        read = "resid_mid"
+    streams = _at(base.activation(read, end.layer), where) + change
+    flat = rearrange(streams, "sender prompt k d -> (sender prompt) k d")
+    if end.site == "mlp_out":
+        value = first(block.mlp((block.ln2 if hasattr(block, "ln2") else block.ln1)(flat)))
+        value = block.ln2_post(value) if hasattr(block, "ln2_post") else value
+    else:
+        value = getattr(block.attn, end.site)(block.ln1(flat))
+        heads = n_heads(base.model, end.site)
+        value = rearrange(value, "row k (head d) -> row k head d", head=heads)[:, :, end.head]
+    return rearrange(value, "(sender prompt) k d -> sender prompt k d", prompt=len(where))
 
-        # nothing is changed here, so nothing needs a run on this write's account
-        return Write("keep", new, same_before=lambda run: run.tokens.shape[1])
 
-    def give(self) -> Write:
-        def new(current: Tensor, place: Place) -> Tensor:
-            value, columns = self._at(place, current)
-            return value[:, columns]
+def _write(
+    value: Float[Tensor, "prompt k d"], where: Int[Tensor, "prompt k"], source: engine.Run
+) -> Write:
+    """Write each prompt's values at its own positions. Where the two runs agree, nothing was sent."""
 
-        same: Callable[[engine.Run], int] = self.source.agrees_before
-        return Write("received", new, same_before=same)
+    def new(current: Tensor, place: Place) -> Tensor:
+        spread = value.new_zeros(len(value), int(where.max()) + 1, value.shape[-1])
+        spread[torch.arange(len(where), device=where.device)[:, None], where] = value
+        return spread[place.prompts][:, list(place.pos)]
 
-    def keep_change(self) -> Write:
-        def new(current: Tensor, place: Place) -> Tensor:
-            value, columns = self._at(place, current)
-            value[:, columns] = current - place.of(self.base)
-            return current
-
-        return Write("keep", new, same_before=lambda run: run.tokens.shape[1])
-
-    def add_change(self) -> Write:
-        def new(current: Tensor, place: Place) -> Tensor:
-            value, columns = self._at(place, current)
-            return current + value[:, columns]
-
-        return Write("sent", new, same_before=self.source.agrees_before)
+    return Write("heard", new, same_before=source.agrees_before)

@@ -2,49 +2,60 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
-from transformer_lens.model_bridge import TransformerBridge
 
 from ..models.sites import HEAD_SITES, hook_name, n_heads
-from ..tasks.pairs import PromptPairs
+from .runs import BaseRuns
+
+Positions = Literal["each", "all"] | Sequence[int | str]
 
 
 def coordinates(
-    model: TransformerBridge,
-    pairs: PromptPairs,
+    runs: BaseRuns,
     site: str,
     layers: Sequence[int] | None = None,
-    positions: Literal["each", "all"] | Sequence[int] | None = None,
+    positions: Positions | None = None,
     heads: Literal["each", "all"] = "each",
 ) -> pd.DataFrame:
-    """One line per place, layers first: site, layer, pos (None: all), head (None: all or none).
+    """One line per place, layers first: site, layer, pos (a number, a role such as "S2", or None
+    for all), head (None: all or none).
 
-    Raises ValueError for a site, layer, position or head choice that the model does not have.
+    Raises ValueError for a site, layer, position, role or head choice that does not exist.
     """
-    n_layers, n_pos = model.cfg.n_layers, pairs.clean_tokens.shape[1]
-    if hook_name(site, 0) not in model.hook_dict:
-        raise ValueError(f"{model.cfg.architecture} has no site {site!r}")
+    cfg, by_head = runs.model.cfg, site in HEAD_SITES
+    if hook_name(site, 0) not in runs.model.hook_dict:
+        raise ValueError(f"{cfg.architecture} has no site {site!r}")
     if heads not in ("each", "all"):
         raise ValueError(f"heads is 'each' or 'all', got {heads!r}")
-    if positions is None:
-        positions = "all" if site in HEAD_SITES else "each"
-    if isinstance(positions, str) and positions not in ("each", "all"):
-        raise ValueError(f"positions is 'each', 'all' or a list of numbers, got {positions!r}")
-    chosen: Sequence[int | None]
-    if isinstance(positions, str):
-        chosen = [None] if positions == "all" else range(n_pos)
-    else:
-        chosen = [_index(pos, n_pos, "position") for pos in positions]
-    found = range(n_layers) if layers is None else [_index(x, n_layers, "layer") for x in layers]
-    each_head = site in HEAD_SITES and heads == "each"
-    every: Sequence[int | None] = range(n_heads(model, site)) if each_head else [None]
-    rows = list(product([site], found, chosen, every))
-    table = pd.DataFrame(rows, columns=["site", "layer", "pos", "head"], dtype=object)
-    if table.empty:
+    chosen: Sequence[Any] = range(cfg.n_layers)
+    if layers is not None:
+        chosen = [_index(layer, cfg.n_layers, "layer") for layer in layers]
+    where = _positions(runs, ("all" if by_head else "each") if positions is None else positions)
+    every = range(n_heads(runs.model, site)) if by_head and heads == "each" else [None]
+    rows = list(product([site], chosen, where, every))
+    if not rows:
         raise ValueError("nothing to patch: layers or positions is an empty list")
+    table = pd.DataFrame(rows, columns=["site", "layer", "pos", "head"], dtype=object)
     return table.astype({"layer": int})
+
+
+def _positions(runs: BaseRuns, positions: Positions) -> list[int | str | None]:
+    n_pos = runs.clean.tokens.shape[1]
+    if positions == "all":
+        return [None]
+    if positions == "each":
+        return list(range(n_pos))
+    if isinstance(positions, str):
+        raise ValueError(f"positions is 'each', 'all', numbers or roles in a list: {positions!r}")
+    found: list[int | str | None] = []
+    for pos in positions:
+        if isinstance(pos, str) and pos not in runs.clean.roles:
+            known = ", ".join(runs.clean.roles) or "none"
+            raise ValueError(f"no role {pos!r}: these prompts have {known}")
+        found.append(pos if isinstance(pos, str) else _index(pos, n_pos, "position"))
+    return found
 
 
 def _index(value: int, size: int, what: str) -> int:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -31,6 +30,10 @@ class BaseRuns:
     pairs: PromptPairs
     clean: engine.Run
     corrupted: engine.Run
+
+    @property
+    def model(self) -> TransformerBridge:
+        return self.clean.model
 
     def ordered(self, direction: Direction) -> tuple[engine.Run, engine.Run]:
         """The run that is edited and the run that is read."""
@@ -59,8 +62,7 @@ class BaseRuns:
         for run, name in ((self.clean, "clean"), (self.corrupted, "corrupted")):
             same = pd.DataFrame([{"site": "resid_pre", "layer": 0, "write": engine.patch(run)}])
             table = engine.run(run, same, self.functions(names), per_prompt=True)
-            tables.append(table.drop(columns=["site", "layer", "pos", "head", "write"]))
-            tables[-1].insert(0, "run", name)
+            tables.append(table.assign(run=name)[["run", "prompt", *self.functions(names)]])
         return pd.concat(tables, ignore_index=True)
 
 
@@ -69,46 +71,32 @@ def record(
 ) -> BaseRuns:
     """Run the clean and the corrupted prompts once and keep the activations at `sites`, by default
     at every site that the architecture has."""
-    runs = [_recorded(model, t, sites) for t in (pairs.clean_tokens, pairs.corrupted_tokens)]
-    return BaseRuns(pairs, *runs)
-
-
-def _recorded(
-    model: TransformerBridge, tokens: Int[Tensor, "prompt pos"], sites: Sequence[str] | None
-) -> engine.Run:
-    return engine.record(model, tokens, sites=model_sites(model) if sites is None else sites)
-
-
-def model_sites(model: TransformerBridge) -> list[str]:
-    """Every site that the architecture has."""
-    return [site for site in SITES if hook_name(site, 0) in model.hook_dict]
+    kept = _sites(model) if sites is None else sites
+    both = (pairs.clean_tokens, pairs.corrupted_tokens)
+    return BaseRuns(pairs, *(engine.record(model, tokens, sites=kept) for tokens in both))
 
 
 def gaussian(
     model: TransformerBridge,
     pairs: PromptPairs,
-    positions: Sequence[int],
+    positions: Sequence[int | str],
     sigmas: float = 3.0,
     seed: int = 0,
     sites: Sequence[str] | None = None,
 ) -> BaseRuns:
-    """As `record`, but the corrupted run is the clean prompt with noise on its embeddings (see
-    `engine.record_noised`)."""
-    clean = _recorded(model, pairs.clean_tokens, sites)
-    kept = model_sites(model) if sites is None else sites
-    noised = engine.record_noised(model, pairs.clean_tokens, positions, sigmas, seed, kept)
-    return BaseRuns(pairs, clean, noised)
+    """As `record`, but the corrupted run is the clean prompt with noise on its embeddings at some
+    positions, given as numbers or roles (see `engine.record_noised`)."""
+    kept = _sites(model) if sites is None else sites
+    clean = engine.record(model, pairs.clean_tokens, sites=kept)
+    where = [place(pairs, position) for position in positions]
+    return BaseRuns(
+        pairs, clean, engine.record_noised(model, pairs.clean_tokens, where, sigmas, seed, kept)
+    )
 
 
-def ensure(
-    model: TransformerBridge, pairs: PromptPairs, runs: BaseRuns | None, sites: Sequence[str]
-) -> BaseRuns:
-    """`runs` if they are given and belong to these pairs and this model, else new ones."""
-    if runs is None:
-        return record(model, pairs, sites)
-    if runs.pairs is not pairs or runs.clean.model is not model:
-        raise ValueError("runs= were recorded with other pairs or another model; record them anew")
-    return runs
+def _sites(model: TransformerBridge) -> list[str]:
+    """Every site that the architecture has."""
+    return [site for site in SITES if hook_name(site, 0) in model.hook_dict]
 
 
 def measure(
@@ -134,10 +122,9 @@ def normalised(
     With one line per prompt, each prompt's change is divided by the mean span, so that the mean
     over prompts is the table's value; a prompt's own span may be near zero.
     """
-    scores = runs.scores(names)
+    scores = runs.scores(names).set_index("run")
     for name in runs.functions(names):
-        clean = scores.loc[scores.run == "clean", name].to_numpy(float)
-        corrupted = scores.loc[scores.run == "corrupted", name].to_numpy(float)
+        clean, corrupted = (scores.loc[run, name].to_numpy(float) for run in ("clean", "corrupted"))
         value, start, span = table[name].to_numpy(float), corrupted.mean(), clean - corrupted
         if per_prompt:
             start = corrupted[table["prompt"].to_numpy(int)]

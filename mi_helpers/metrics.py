@@ -22,6 +22,16 @@ from torch import Tensor
 Values = Any  # a tensor, an array, a pandas column or a float
 
 
+def logit(
+    logits: Float[Tensor, "*row prompt vocab"], tokens: Int[Tensor, "prompt"]
+) -> Float[Tensor, "*row prompt"]:
+    """Each prompt's logit of its own token: one of the two parts of a logit difference.
+
+    Hides: a shift of all logits alike changes it and no probability.
+    """
+    return _pick(logits, tokens)
+
+
 def logit_diff(
     logits: Float[Tensor, "*row prompt vocab"],
     answers: Int[Tensor, "prompt"],
@@ -180,7 +190,8 @@ class Answered(Protocol):
     def wrong_set(self) -> Bool[Tensor, "prompt vocab"] | None: ...
 
 
-METRICS = ("logit_diff", "log_prob", "prob", "accuracy", "rank", "kl", "prob_diff")
+LOGITS = ("logit_diff", "answer_logit", "wrong_logit")
+METRICS = (*LOGITS, "log_prob", "prob", "accuracy", "rank", "kl", "prob_diff")
 
 
 def build(
@@ -197,6 +208,8 @@ def build(
     answers, wrong = pairs.answers, pairs.wrong
     known: dict[str, Callable[[Tensor], Tensor] | str] = {
         "logit_diff": lambda logits: logit_diff(logits, answers, wrong),
+        "answer_logit": lambda logits: logit(logits, answers),
+        "wrong_logit": lambda logits: logit(logits, wrong),
         "log_prob": lambda logits: log_prob(logits, answers),
         "prob": lambda logits: prob(logits, answers),
         "accuracy": lambda logits: accuracy(logits, answers, wrong),

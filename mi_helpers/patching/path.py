@@ -127,12 +127,12 @@ def path_patch(
     names = {"sender": [sender.name for sender in order], "receivers": " ".join(receivers)}
     places = {key: [getattr(s, key) for s in order] for key in ("site", "layer", "head")}
     measured = table.drop(columns=["row", "write", *places])
-    return pd.DataFrame({**names, **places, "pos": [pos] * len(table)}).join(measured.drop(columns="pos"))
+    return pd.DataFrame({**names, **places, "pos": [pos] * len(table)}).join(
+        measured.drop(columns="pos")
+    )
 
 
-def _senders(
-    base: engine.Run, names: Sequence[str] | str, ends: Sequence[Node]
-) -> list[Node]:
+def _senders(base: engine.Run, names: Sequence[str] | str, ends: Sequence[Node]) -> list[Node]:
     """The senders, once each of them is known to have a path (to the logits, without `ends`)."""
     cfg, every = base.model.cfg, isinstance(names, str)
     if names == "heads":
@@ -216,7 +216,7 @@ def _hear(
 def _write(
     value: Float[Tensor, "prompt k d"], where: Int[Tensor, "prompt k"], source: engine.Run
 ) -> Write:
-    """Write each prompt's values at its own positions. Where the two runs agree, nothing was sent."""
+    """Write each prompt's values at its own positions; where both runs agree, none was changed."""
 
     def new(current: Tensor, place: Place) -> Tensor:
         spread = value.new_zeros(len(value), int(where.max()) + 1, value.shape[-1])

@@ -45,15 +45,19 @@ class BaseRuns:
     def functions(self, names: Metrics) -> dict[str, Any]:
         """Metrics by name, bound to the pairs' answers; `kl` compares with the clean run.
 
-        Alone, the logit difference is given the logits of the answers and no others.
+        Metrics of the two answers' logits alone are given these and no others.
         """
         if isinstance(names, Mapping):
             return dict(names)
-        if list(names) == ["logit_diff"]:
-            both = torch.stack([self.pairs.answers, self.pairs.wrong])
-            tokens, (answers, wrong) = both.unique(return_inverse=True)
-            function = partial(metrics.logit_diff, answers=answers, wrong=wrong)
-            return {"logit_diff": engine.Metric(function, tokens=tokens)}
+        both = torch.stack([self.pairs.answers, self.pairs.wrong])
+        tokens, (answers, wrong) = both.unique(return_inverse=True)
+        few = {
+            "answer_logit": partial(metrics.logit, tokens=answers),
+            "wrong_logit": partial(metrics.logit, tokens=wrong),
+            "logit_diff": partial(metrics.logit_diff, answers=answers, wrong=wrong),
+        }
+        if set(names) <= set(few):
+            return {name: engine.Metric(few[name], tokens=tokens) for name in names}
         return dict(metrics.build(self.pairs, names, reference=self.clean.logits()))
 
     def scores(self, names: Metrics) -> pd.DataFrame:
@@ -73,7 +77,8 @@ def record(
     at every site that the architecture has."""
     kept = _sites(model) if sites is None else sites
     both = (pairs.clean_tokens, pairs.corrupted_tokens)
-    return BaseRuns(pairs, *(engine.record(model, tokens, sites=kept) for tokens in both))
+    runs = (engine.record(model, tokens, sites=kept, roles=pairs.roles) for tokens in both)
+    return BaseRuns(pairs, *runs)
 
 
 def gaussian(
@@ -87,11 +92,11 @@ def gaussian(
     """As `record`, but the corrupted run is the clean prompt with noise on its embeddings at some
     positions, given as numbers or roles (see `engine.record_noised`)."""
     kept = _sites(model) if sites is None else sites
-    clean = engine.record(model, pairs.clean_tokens, sites=kept)
-    where = [place(pairs, position) for position in positions]
-    return BaseRuns(
-        pairs, clean, engine.record_noised(model, pairs.clean_tokens, where, sigmas, seed, kept)
+    clean = engine.record(model, pairs.clean_tokens, sites=kept, roles=pairs.roles)
+    noised = engine.record_noised(
+        model, pairs.clean_tokens, list(positions), sigmas, seed, kept, pairs.roles
     )
+    return BaseRuns(pairs, clean, noised)
 
 
 def _sites(model: TransformerBridge) -> list[str]:
@@ -119,17 +124,20 @@ def normalised(
 ) -> pd.DataFrame:
     """0 is the corrupted run and 1 the clean run, as a ratio of means over prompts.
 
-    With one line per prompt, each prompt's change is divided by the mean span, so that the mean
-    over prompts is the table's value; a prompt's own span may be near zero.
+    With one line per prompt, each prompt is compared with itself in the run that was edited, and
+    the change is divided by the mean span (a prompt's own span may be near zero). The mean over
+    prompts is then the table's value, and what prompts differ in by themselves does not enter.
     """
     scores = runs.scores(names).set_index("run")
     for name in runs.functions(names):
         clean, corrupted = (scores.loc[run, name].to_numpy(float) for run in ("clean", "corrupted"))
-        value, start, span = table[name].to_numpy(float), corrupted.mean(), clean - corrupted
-        if per_prompt:
-            start = corrupted[table["prompt"].to_numpy(int)]
-        if span.mean() == 0:  # NaN, and the warning of metrics.normalise
+        value, span = table[name].to_numpy(float), (clean - corrupted).mean()
+        if span == 0:  # NaN, and the warning of metrics.normalise
             table[name] = np.asarray(metrics.normalise(value, clean.mean(), clean.mean()))
-        else:
-            table[name] = (value - start) / span.mean()
+            continue
+        prompt = table["prompt"].to_numpy(int) if per_prompt else slice(None)
+        start = {"denoise": corrupted, "noise": clean}
+        edited = table["direction"].iloc[0]
+        before = start[edited][prompt] if per_prompt else start[edited].mean()
+        table[name] = (value - before) / span + (edited == "noise")
     return table

@@ -244,7 +244,8 @@ def test_the_edges_of_a_head_sum_to_its_own_attribution():
     """An independent path to the same number: attribution patching of z."""
     model = tiny.bridge("llama")
     nodes = circuits.head_importance(circuits.attribute(model, PAIRS)).set_index("sender")
-    whole = patching.attribution(model, PAIRS, "z", direction="noise", normalise=False)
+    runs = patching.record(model, PAIRS, ["z"])
+    whole = patching.attribution(runs, "z", direction="noise", normalise=False)
     logits = model(PAIRS.clean_tokens)[:, -1]
     clean = float(logit_diff(logits, PAIRS.answers, PAIRS.wrong).mean())
     for row in whole.itertuples():

@@ -1,9 +1,22 @@
-"""Activation patching: replace one run's activations by another's and see what the answer does."""
+"""Activation patching: replace one run's activations by another's and see what the answer does.
+
+In reading order: `runs` records a clean and a corrupted run and scores them; `places` lists layers,
+positions, roles and heads; `sweeps` patches each of them; `path` patches what one component tells
+another; `gradients` estimates a whole sweep from one backward pass; `heads` looks at single heads
+(what they attend to, what they copy); `explore` is a figure and widgets for two prompts.
+
+    runs = record(model, pairs)
+    sweep(runs, site="z", direction="noise", positions=["END"])
+    path_patch(runs, "heads", ["9.6.q"], pos="END")
+    attribution(runs, site="z", direction="noise", positions=["END"])
+
+Source: Heimersheim & Nanda 2024, arXiv 2404.15255; Zhang & Nanda 2023, arXiv 2309.16042.
+"""
 
 from .explore import explorer, patch_figure
 from .gradients import attribution
-from .heads import attention, by_prompt, split
-from .path import path_patch
+from .heads import attention, by_prompt, copying, repeat_scores, split
+from .path import direct_effects, path_patch
 from .runs import BaseRuns, gaussian, record
 from .sweeps import sweep
 
@@ -12,11 +25,14 @@ __all__ = [
     "attention",
     "attribution",
     "by_prompt",
+    "copying",
+    "direct_effects",
     "explorer",
     "gaussian",
     "patch_figure",
     "path_patch",
     "record",
+    "repeat_scores",
     "split",
     "sweep",
 ]

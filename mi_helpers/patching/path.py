@@ -132,6 +132,27 @@ def path_patch(
     )
 
 
+def direct_effects(
+    runs: BaseRuns, senders: Sequence[str] | Literal["heads", "mlps"] = "heads"
+) -> pd.DataFrame:
+    """What each sender writes for the two answers by its direct path to the logits, in nats.
+
+    A logit difference moves when either name does. Here the two are apart: how much the answer's
+    logit falls when the sender is noised (`answer_logit`), how much the wrong one's falls
+    (`wrong_logit`), and the difference of the two (`logit_diff`). Each prompt is compared with
+    itself.
+
+    Returns:
+        sender, site, layer, head, prompt, answer_logit, wrong_logit, logit_diff.
+    """
+    names = ["answer_logit", "wrong_logit"]
+    raw = path_patch(runs, senders, ["logits"], metrics=names, normalise=False, per_prompt=True)
+    clean = runs.scores(names).query("run == 'clean'").set_index("prompt")
+    raw[names] = clean.loc[raw["prompt"], names].to_numpy() - raw[names]
+    raw["logit_diff"] = raw["answer_logit"] - raw["wrong_logit"]
+    return raw[["sender", "site", "layer", "head", "prompt", *names, "logit_diff"]]
+
+
 def _senders(base: engine.Run, names: Sequence[str] | str, ends: Sequence[Node]) -> list[Node]:
     """The senders, once each of them is known to have a path (to the logits, without `ends`)."""
     cfg, every = base.model.cfg, isinstance(names, str)

@@ -139,9 +139,11 @@ def normalised(
     the change is divided by the mean span (a prompt's own span may be near zero). The mean over
     prompts is then the table's value, and what prompts differ in by themselves does not enter.
     """
-    scores = runs.scores(names).set_index("run")
+    scores = runs.scores(names)
     for name in runs.functions(names):
-        clean, corrupted = (scores.loc[run, name].to_numpy(float) for run in ("clean", "corrupted"))
+        clean, corrupted = (
+            scores.loc[scores["run"] == run, name].to_numpy(float) for run in ("clean", "corrupted")
+        )
         value, span = table[name].to_numpy(float), (clean - corrupted).mean()
         if span == 0:  # NaN, and the warning of metrics.normalise
             table[name] = np.asarray(metrics.normalise(value, clean.mean(), clean.mean()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformer_lens.patching as tl
 
-from mi_helpers import engine, metrics, patching
+from mi_helpers import engine, metrics, patching, stats
 from mi_helpers.tasks.pairs import PromptPairs
 from tests import tiny
 
@@ -120,6 +120,55 @@ def test_a_mean_over_prompts_is_the_table_s_value():
         each = patching.sweep(recorded(model), "z", direction, per_prompt=True)
         means = each.groupby(["layer", "head"])["logit_diff"].mean()
         close(means.to_numpy(), table["logit_diff"].to_numpy())
+
+
+def test_what_prompts_differ_in_by_themselves_does_not_enter_an_effect():
+    """Noising what changes nothing leaves every prompt at 1, whatever its own span is."""
+    runs = recorded(tiny.bridge("llama"))
+    table = patching.sweep(runs, "z", "noise", positions=[0], per_prompt=True, layers=[1])
+    close(table["logit_diff"].to_numpy(), torch.ones(len(table)))
+    scores = runs.scores(["logit_diff"]).pivot(index="prompt", columns="run", values="logit_diff")
+    raw = patching.sweep(runs, "z", "noise", per_prompt=True, normalise=False)
+    each = 1 - patching.by_prompt(patching.sweep(runs, "z", "noise", per_prompt=True))
+    for head, values in patching.by_prompt(raw).items():
+        effect = stats.paired_effect(scores["clean"], values, scores["corrupted"])
+        close(each[head].to_numpy(), effect)
+
+
+def test_direct_effects_split_the_logit_difference():
+    runs = recorded(tiny.bridge("qwen2"))
+    table = patching.direct_effects(runs, ["0.2", "2.1"])
+    whole = patching.path_patch(runs, ["0.2", "2.1"], ["logits"], normalise=False, per_prompt=True)[
+        "logit_diff"
+    ]
+    clean = np.tile(span(runs.model)[0].numpy(), 2)
+    close(table["logit_diff"].to_numpy(), clean - whole.to_numpy())
+    close(table["answer_logit"] - table["wrong_logit"], table["logit_diff"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_copying_is_what_a_head_that_looks_at_the_token_alone_writes(family):
+    """With attention put on the token itself, the head's output by a plain hooked forward."""
+    model, tokens = tiny.bridge(family), torch.tensor([5, 9, 33])
+    found = patching.copying(model, ["0.2"], tokens, top=20)
+    bos = model.to_tokens("a")[:, :1].expand(3, 1)
+    _, cache = model.run_with_cache(torch.cat([bos, tokens[:, None]], 1))
+    block = model.blocks[0]
+    v = block.attn.v(block.ln1(cache["blocks.0.hook_resid_post"]))[:, -1].unflatten(-1, (-1, 8))
+    z = torch.zeros(3, 4, 8)
+    z[:, 2] = v[:, 2 * v.shape[1] // 4]
+    out = block.attn.o(z.flatten(1)) - block.attn.o(torch.zeros(3, 32))
+    logits = engine.unembed(model, out)
+    rank = (logits > logits.gather(1, tokens[:, None])).sum(1)
+    assert found["copied"].tolist() == (rank < 20).tolist()
+
+
+def test_repeat_scores_are_shares_of_attention():
+    table = patching.repeat_scores(tiny.bridge("gpt2"), length=5, n=3)
+    assert len(table) == 4 * 4 * 3
+    scores = table[["previous", "duplicate", "induction"]]
+    assert scores.to_numpy().min() >= 0
+    assert scores.sum(axis=1).max() <= 1.0001
 
 
 def test_window_patches_neighbouring_layers_and_is_cut_at_the_ends():

@@ -1,8 +1,18 @@
-"""Sensitive directions: how far a step along a direction moves the output."""
+"""Sensitive directions: how far a step along a direction moves the output. Read in this order:
 
-from .baselines import BASELINES, ITSELF, MIXTURE, Gaussian, moves, rows, rows_from, spot, unit
+1. `baselines`: what "a random direction" can mean, each defined exactly.
+2. `spots`: where in a recorded run to push (`spot`), tables of steps (`rows`, `moves`,
+   `rows_from`), and `push`, which carries them out.
+3. `sae`: the directions that a sparse autoencoder gives, and their controls.
+4. `explore`: widgets for a live notebook.
+
+Sources: Lee & Heimersheim 2024, arXiv 2410.12555; Heimersheim & Mendel 2024; Gurnee 2024.
+"""
+
+from .baselines import BASELINES, ITSELF, MIXTURE, Gaussian, unit
 from .explore import explorer
 from .sae import error, feature_directions, points
+from .spots import moves, push, rows, rows_from, spot
 
 __all__ = [
     "BASELINES",
@@ -14,6 +24,7 @@ __all__ = [
     "feature_directions",
     "moves",
     "points",
+    "push",
     "rows",
     "rows_from",
     "spot",

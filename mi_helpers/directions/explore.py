@@ -6,11 +6,12 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine, plots
-from ..engine.text import measure
-from ..tasks.pairs import token_labels
-from . import baselines as directions
+from ..tasks import token_labels
+from .baselines import BASELINES
+from .spots import push as push_all
+from .spots import rows, spot
 
-KINDS = (*directions.BASELINES, "unembedding")
+KINDS = (*BASELINES, "unembedding")
 
 
 def push(
@@ -29,17 +30,19 @@ def push(
     μ, Σ and other activations come from the text itself: give it a few sentences.
     """
     run = engine.record(model, model.to_tokens(text))
-    where = directions.spot(run, layer, -1)
+    where = spot(run, layer, -1)
     vector = where.unembedding(seed) if kind == "unembedding" else where.baseline(kind, seed)
-    rows = directions.rows(where, {kind: vector}, [length], relative=True)
-    found = measure(run, rows, -1)
-    _, read = engine.run(run, rows, {"it": lambda logits: logits[..., 0]}, return_tensors=True)
+    shift = length * where.x.norm(dim=-1, keepdim=True) * vector
+    found = push_all(where, rows({kind: shift}, [1.0]))
+    edit = pd.DataFrame([{"site": "resid_pre", "layer": layer, "pos": -1}])
+    edit["write"] = [engine.add(shift[:, 0])]
+    _, read = engine.run(run, edit, {"it": lambda logits: logits[..., 0]}, return_tensors=True)
     columns = {}
     for name, logits in (("before", run.logits()[0]), ("after", read["it"][0, 0, 0])):
         p, tokens = logits.softmax(-1).topk(top)
         words = token_labels(model, tokens)
         columns[name] = [f"{word} {share:.3f}" for word, share in zip(words, p, strict=True)]
-    return float(found.kl), pd.DataFrame(columns)
+    return float(found["kl"].iloc[0]), pd.DataFrame(columns)
 
 
 def explorer(model: TransformerBridge, text: str) -> Any:

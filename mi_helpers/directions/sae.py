@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..engine.stream import Autoencoder
-from .baselines import MIXTURE, Spot, unit
+from .baselines import MIXTURE, unit
+from .spots import Spot
 
 
 @torch.no_grad()
@@ -50,10 +51,11 @@ def feature_directions(where: Spot, sae: Autoencoder, seed: int = 0) -> dict[str
     """Unit decoder rows, a feature drawn at random for each token, from three sets.
 
     `active`: on somewhere in the prompt. `alive`: on in another prompt of the run, not in this one.
-    `dead`: on in none. Position 0 left out. A set that is empty for some prompt is left out.
+    `dead`: on in none. Position 0 and tokens of extreme norm are left out, as is a set that is
+    empty for some prompt.
     """
-    stream = where.run.resid[where.layer][:, 1:]
-    active = torch.stack([(sae.encode(x) > 0).any(0) for x in stream])
+    pairs = zip(where.stream, where.kept, strict=True)
+    active = torch.stack([(sae.encode(x[kept]) > 0).any(0) for x, kept in pairs])
     ever = active.any(0).expand_as(active)
     found = {}
     for n, (name, members) in enumerate(
@@ -64,7 +66,7 @@ def feature_directions(where: Spot, sae: Autoencoder, seed: int = 0) -> dict[str
             chosen = torch.multinomial(
                 members.double().cpu(), len(where.pos), replacement=True, generator=generator
             )
-            found[name] = unit(sae.W_dec.detach()[chosen.to(stream.device)]).to(stream)
+            found[name] = unit(sae.W_dec.detach()[chosen.to(where.x.device)]).to(where.x)
     return found
 
 

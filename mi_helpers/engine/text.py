@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
 from ..metrics import kl
@@ -78,21 +80,31 @@ def measure(
     streams = read["l2"].to(final)
     origin = final.expand_as(streams) if against is None else streams[list(against)]
     following = run.tokens.roll(-1, 1)[:, at]
-    kls, losses = [], []
     size = max(1, LOGITS_AT_ONCE // (4 * run.model.cfg.d_vocab * len(at)))
-    for prompts in torch.arange(len(final), device=final.device).split(size):
-        target = following[prompts].flatten()
-        reference = engine.unembed(run.model, final[prompts]).flatten(0, 1)
-        of_rows = []
-        for stream, start in zip(streams[:, prompts], origin[:, prompts], strict=True):
-            if against is not None:
-                reference = engine.unembed(run.model, start).flatten(0, 1)
-            logits = engine.unembed(run.model, stream).flatten(0, 1)
-            log_p = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
-            of_rows.append(torch.stack([kl(logits[None], reference)[0], -log_p]))
-        both = torch.stack(of_rows, 1).unflatten(-1, (len(prompts), len(at))).cpu()
-        kls.append(both[0])
-        losses.append(both[1])
-    loss = torch.cat(losses, 1)
+    parts = [
+        _compare(run.model, streams[:, part], origin[:, part], following[part], against is None)
+        for part in torch.arange(len(final), device=final.device).split(size)
+    ]
+    divergence, loss = torch.cat(parts, 2)
     loss[..., [p == n_pos - 1 for p in at]] = torch.nan
-    return Outcome(at, torch.cat(kls, 1), loss, (streams - origin).norm(dim=-1).cpu())
+    return Outcome(at, divergence, loss, (streams - origin).norm(dim=-1).cpu())
+
+
+def _compare(
+    model: TransformerBridge,
+    streams: Float[Tensor, "row prompt k d"],
+    origin: Float[Tensor, "row prompt k d"],
+    following: Int[Tensor, "prompt k"],
+    one_origin: bool,
+) -> Float[Tensor, "two row prompt k"]:
+    """KL from the origin's prediction, and the loss on the token that follows, row by row: all
+    logits at once would not fit into memory."""
+    found, reference = [], None
+    for stream, start in zip(streams, origin, strict=True):
+        if reference is None or not one_origin:
+            reference = engine.unembed(model, start).flatten(0, 1)
+        logits = engine.unembed(model, stream).flatten(0, 1)
+        log_p = logits.log_softmax(-1).gather(-1, following.reshape(-1, 1))[:, 0]
+        found.append(torch.stack([kl(logits[None], reference)[0], -log_p]))
+    return rearrange(torch.stack(found, 1), "two row (prompt k) -> two row prompt k",
+                     k=following.shape[1]).cpu()  # fmt: skip

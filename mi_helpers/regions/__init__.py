@@ -1,14 +1,18 @@
-"""Stable regions: does the output follow an activation, or stay and jump?"""
+"""Stable regions: does the output follow an activation, or stay and jump? Read in this order:
 
-from .clusters import (
-    adjusted_mutual_information,
-    components,
-    half_samples,
-    near_pairs,
-    permutation_p,
-    walk_pairs,
-)
-from .explore import explorer, slice_figure
+1. `paths`: points between two prompts' activations are written one by one (`path_rows`, and the
+   controls `arc_rows`, `toward_rows`, `random_rows`); `walk` keeps what leaves the last block;
+   `sharpness` is the steepest slope of how far that has moved.
+2. `maps`: a plane through three activations, coloured by the output it leads to.
+3. `clusters`: prompts joined by flat paths, and how their clusters agree with other ones.
+4. `mechanism`: gates, norms and the local Jacobian along a path.
+5. `suites`: checkpoints over training and size, and the untrained copy that every claim needs.
+
+Source: Janiak et al. 2024, arXiv 2409.17113.
+"""
+
+from .clusters import agreement, components, near_pairs, over_halves, walk_pairs
+from .maps import explorer, slice_figure, slice_map
 from .mechanism import flips, gate_signs, jacobian_norm, line, walk_points
 from .paths import (
     activation,
@@ -16,29 +20,27 @@ from .paths import (
     curves,
     jumps,
     path_rows,
-    quartiles,
     random_rows,
     sharpness,
-    slice_map,
     slopes,
     summary,
     take,
+    toward_rows,
     walk,
     with_frozen_patterns,
 )
 from .suites import (
     chained_sharpness,
     loss_curves,
-    rank_correlation,
-    reinitialised,
     shared_last_token,
     suite,
     suite_sharpness,
+    untrained,
 )
 
 __all__ = [
     "activation",
-    "adjusted_mutual_information",
+    "agreement",
     "arc_rows",
     "chained_sharpness",
     "components",
@@ -46,18 +48,14 @@ __all__ = [
     "explorer",
     "flips",
     "gate_signs",
-    "half_samples",
     "jacobian_norm",
     "jumps",
     "line",
     "loss_curves",
     "near_pairs",
+    "over_halves",
     "path_rows",
-    "permutation_p",
-    "quartiles",
     "random_rows",
-    "rank_correlation",
-    "reinitialised",
     "shared_last_token",
     "sharpness",
     "slice_figure",
@@ -67,6 +65,8 @@ __all__ = [
     "suite_sharpness",
     "summary",
     "take",
+    "toward_rows",
+    "untrained",
     "walk",
     "walk_pairs",
     "walk_points",

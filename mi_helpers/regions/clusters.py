@@ -5,16 +5,17 @@ components are the regions. Clusters are compared by adjusted mutual information
 Bailey 2010, JMLR 11), which is 0 on average for labels drawn at random and 1 for equal ones.
 """
 
-from collections.abc import Hashable, Sequence
-from math import lgamma
+from collections.abc import Callable, Hashable, Sequence
 
 import igraph
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
-from ..engine.execution import Run
+from ..engine import Run
+from ..stats import LEVEL, Estimate
 from .paths import path_rows, sharpness, take, walk
 
 AT_ONCE = 128  # pairs walked together: bounds the copies of keys and values
@@ -50,69 +51,21 @@ def components(n: int, edges: Int[Tensor, "pair two"]) -> np.ndarray:
     return np.array(graph.connected_components().membership)
 
 
-def adjusted_mutual_information(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """(MI - E[MI]) / (mean of the entropies - E[MI]), the expectation over all relabellings."""
-    counts = _contingency(first, second)
-    n, rows, columns = counts.sum(), counts.sum(1), counts.sum(0)
-    expected = _expected_information(rows, columns)
-    share = counts[counts > 0] / n
-    independent = np.outer(rows, columns)[counts > 0] / n**2
-    information = float((share * np.log(share / independent)).sum())
-    top = (_entropy(rows / n) + _entropy(columns / n)) / 2 - expected
-    return 1.0 if abs(top) < 1e-12 else (information - expected) / top
+def agreement(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    """Adjusted mutual information: (MI - E[MI]) / (mean of the entropies - E[MI])."""
+    return float(adjusted_mutual_info_score(first, second, average_method="arithmetic"))
 
 
-def permutation_p(
-    first: Sequence[Hashable], second: Sequence[Hashable], n: int = 200, seed: int = 0
-) -> float:
-    """The share of `n` shuffles of `second` (and the labels as they are) that agree with `first`
-    at least as well."""
+def over_halves(
+    statistic: Callable[[np.ndarray], float], n: int, draws: int = 200, seed: int = 0
+) -> Estimate:
+    """A statistic of `n` prompts, given by their numbers, with an interval over random halves.
+
+    A statistic varies over halves drawn without replacement as much as over whole samples, and no
+    prompt is its own neighbour, which in a bootstrap would make any two clusterings agree.
+    """
     rng = np.random.default_rng(seed)
-    labels = np.unique(np.asarray(second, dtype=str), return_inverse=True)[1]
-    observed = adjusted_mutual_information(first, labels.tolist())
-    drawn = [adjusted_mutual_information(first, rng.permutation(labels).tolist()) for _ in range(n)]
-    return (1 + sum(value >= observed - 1e-12 for value in drawn)) / (1 + n)
-
-
-def half_samples(n: int, draws: int = 200, seed: int = 0) -> np.ndarray:
-    """Random halves of `n` prompts, [draw, n // 2]. A statistic varies over halves drawn without
-    replacement as much as over whole samples, and no prompt is its own neighbour, which in a
-    bootstrap would make any two clusterings agree."""
-    rng = np.random.default_rng(seed)
-    return np.array([rng.choice(n, n // 2, replace=False) for _ in range(draws)])
-
-
-def _contingency(first: Sequence[Hashable], second: Sequence[Hashable]) -> np.ndarray:
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"one label each for the same prompts, got {len(first)} and {len(second)}")
-    (n_a, a), (n_b, b) = (_numbered(labels) for labels in (first, second))
-    counts = np.zeros((n_a, n_b))
-    np.add.at(counts, (a, b), 1)
-    return counts
-
-
-def _numbered(labels: Sequence[Hashable]) -> tuple[int, list[int]]:
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    return len(numbers), [numbers[label] for label in labels]
-
-
-def _entropy(share: np.ndarray) -> float:
-    return float(-(share * np.log(share)).sum())
-
-
-def _expected_information(rows: np.ndarray, columns: np.ndarray) -> float:
-    """E[MI] of two clusterings with these sizes, over all ways to assign members (Vinh et al.,
-    equation 24a). Equal sizes are summed once."""
-    n = int(rows.sum())
-    log_factorial = np.array([lgamma(k + 1) for k in range(n + 1)])
-    total = 0.0
-    for a, n_a in zip(*np.unique(rows.astype(int), return_counts=True), strict=True):
-        for b, n_b in zip(*np.unique(columns.astype(int), return_counts=True), strict=True):
-            both = np.arange(max(1, a + b - n), min(a, b) + 1)
-            log_p = log_factorial[[a, b, n - a, n - b]].sum() - (
-                log_factorial[n] + log_factorial[both] + log_factorial[a - both]
-                + log_factorial[b - both] + log_factorial[n - a - b + both]
-            )  # fmt: skip
-            gain = both / n * np.log(n * both / (a * b))
-            total += n_a * n_b * float((gain * np.exp(log_p)).sum())
-    return total
+    whole = float(statistic(np.arange(n)))
+    halves = [statistic(rng.choice(n, n // 2, replace=False)) for _ in range(draws)]
+    spread = np.quantile(halves, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - np.mean(halves)
+    return Estimate(whole, whole + float(spread[0]), whole + float(spread[1]), n, "prompts")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..engine.execution import Run
+from ..engine import Run
 from .paths import Walk, activation, point_rows, take, walk
 
 NORMS = ("ln1", "ln2", "ln1_post", "ln2_post")  # of a block, as TransformerLens names them
@@ -71,9 +71,6 @@ def _require_whole(output: Tensor, shape: tuple[int, int]) -> None:
         raise RuntimeError("paths did not run in one batch: too little memory; walk fewer at once")
 
 
-# --- Gates --------------------------------------------------------------------------------------
-
-
 def gate_signs(
     base: Run, points: Float[Tensor, "step pair d"], layer: int = 0, read_layer: int = -1
 ) -> Bool[Tensor, "step pair d_mlp"]:
@@ -89,12 +86,9 @@ def gate_signs(
     return (seen[0] > 0).view(steps, pairs, -1)
 
 
-def flips(signs: Bool[Tensor, "step pair unit"]) -> Int[Tensor, "pair"]:
-    """Sign changes between neighbouring steps, summed over units."""
-    return (signs[1:] != signs[:-1]).sum((0, 2))
-
-
-# --- How strongly a point is felt ---------------------------------------------------------------
+def flips(signs: Bool[Tensor, "step pair unit"]) -> Int[Tensor, "gap pair"]:
+    """Sign changes between neighbouring steps, over units."""
+    return (signs[1:] != signs[:-1]).sum(-1)
 
 
 def jacobian_norm(

@@ -11,7 +11,6 @@ Source: Janiak et al. 2024, arXiv 2409.17113 (F_p, d, sharpness, slices).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -20,13 +19,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine, metrics
-from ..engine.execution import Run
+from ..engine import Run
 from ..engine.rows import Place, Write
 
 FLOOR = 1e-3  # of the read-out's own length: pairs that end nearer than this are dropped
-
-
-# --- Paths --------------------------------------------------------------------------------------
 
 
 def activation(run: Run, layer: int = 0) -> Float[Tensor, "prompt d_model"]:
@@ -36,31 +32,7 @@ def activation(run: Run, layer: int = 0) -> Float[Tensor, "prompt d_model"]:
 
 def take(run: Run, prompts: Sequence[int] | Int[Tensor, "k"]) -> Run:
     """Some prompts of a recorded run, in the order given and as often as given, as a run."""
-    index = torch.as_tensor(prompts, device=run.tokens.device)
-    n_prompts = len(run.tokens)
-
-    def own(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(own, value))
-        if isinstance(value, Tensor) and len(value) == n_prompts > 1:
-            return value[index]
-        return value
-
-    calls = []
-    for args, kwargs in run.calls:
-        # The engine finds the stream by its place, so that it may stay as it was.
-        named = {k: v if k == "hidden_states" else own(v) for k, v in kwargs.items()}
-        calls.append(((*args[:1], *map(own, args[1:])), named))
-    return Run(
-        run.model,
-        run.tokens[index],
-        None if run.mask is None else run.mask[index],
-        resid=[value[index] for value in run.resid],
-        keys=[value[index] for value in run.keys],
-        values=[value[index] for value in run.values],
-        calls=calls,
-        acts={key: value[index] for key, value in run.acts.items()},
-    )
+    return run.part(torch.as_tensor(prompts, device=run.tokens.device))
 
 
 def path_rows(start: Run, end: Run, layer: int = 0, steps: int = 50) -> pd.DataFrame:
@@ -95,14 +67,26 @@ def arc(
     return (of_a * a / norm_a + of_b * b / norm_b) * norm
 
 
+def toward_rows(
+    start: Run,
+    direction: Float[Tensor, "prompt d_model"],
+    length: Float[Tensor, "prompt"],
+    layer: int = 0,
+    steps: int = 50,
+) -> pd.DataFrame:
+    """The control: from A along any direction, as far as `length` says."""
+    a = activation(start, layer)
+    step = direction.to(a) / direction.to(a).norm(dim=-1, keepdim=True) * length.to(a)[:, None]
+    return point_rows(torch.stack([a + alpha * step for alpha in _alphas(steps)]), layer)
+
+
 def random_rows(
     start: Run, end: Run, layer: int = 0, steps: int = 50, seed: int = 0
 ) -> pd.DataFrame:
     """The control: from A as far as B is, in a random direction."""
     a, b = activation(start, layer), activation(end, layer)
-    step = torch.randn(a.shape, generator=torch.Generator().manual_seed(seed)).to(a)
-    step *= (b - a).norm(dim=-1, keepdim=True) / step.norm(dim=-1, keepdim=True)
-    return point_rows(torch.stack([a + alpha * step for alpha in _alphas(steps)]), layer)
+    direction = torch.randn(a.shape, generator=torch.Generator().manual_seed(seed))
+    return toward_rows(start, direction, (b - a).norm(dim=-1), layer, steps)
 
 
 def point_rows(points: Float[Tensor, "point prompt d_model"], layer: int = 0) -> pd.DataFrame:
@@ -224,54 +208,6 @@ def jumps(slope: Float[Tensor, "gap pair"], at_least: float = 2.0) -> Int[Tensor
     return (steep[1:] & ~steep[:-1]).sum(0) + steep[0]
 
 
-# --- Slices -------------------------------------------------------------------------------------
-
-
-def slice_points(
-    corners: Float[Tensor, "three d_model"], side: Float[Tensor, "side"]
-) -> Float[Tensor, "point d_model"]:
-    """The plane through A, B and C: A + α(B - A) + β(C - P) for α (fast) and β (slow) in `side`,
-    where P is the foot of C on the line AB. Source: arXiv 2409.17113."""
-    a, b, c = corners
-    along, up = b - a, c - a
-    up = up - (up @ along) / (along @ along) * along
-    beta, alpha = torch.meshgrid(side, side, indexing="ij")
-    return a + alpha.reshape(-1, 1) * along + beta.reshape(-1, 1) * up
-
-
-@torch.no_grad()
-def slice_map(
-    model: TransformerBridge,
-    tokens: Int[Tensor, "three pos"],
-    layer: int = 0,
-    size: int = 31,
-    read: str = "post",
-) -> tuple[Float[Tensor, "side"], Float[Tensor, "beta alpha three"], Float[Tensor, "three two"]]:
-    """A map of the plane through three prompts' activations, with the first prompt as context.
-
-    Returns the coordinates of the grid's side (-0.25 to 1.25), the closeness of each point's
-    read-out to those at A, B and C (1 there, 0 at the distance of the other two or beyond), and
-    the (α, β) of the three corners.
-    """
-    recorded = engine.record(model, tokens)
-    corners = activation(recorded, layer)
-    side = torch.linspace(-0.25, 1.25, size)
-    grid = slice_points(corners, side.to(corners))
-    points = torch.cat([corners, grid])[:, None]
-    values = walk(take(recorded, [0]), point_rows(points, layer)).read(read)[:, 0]
-    ends, values = values[:3], values[3:]
-    apart = torch.cdist(ends, ends)
-    reach = apart.masked_fill(torch.eye(3, device=apart.device).bool(), torch.inf).amin(0)
-    closeness = (1 - torch.cdist(values, ends) / reach).clamp(0, 1)
-    along = corners[1] - corners[0]
-    foot = float((corners[2] - corners[0]) @ along / (along @ along))
-    where = torch.tensor([[0.0, 0.0], [1.0, 0.0], [foot, 1.0]])
-    return side, closeness.view(size, size, 3).cpu(), where
-
-
-# --- Tables -------------------------------------------------------------------------------------
-
-
 def curves(walk: Walk) -> pd.DataFrame:
     """One line for each step and pair: alpha, and d(α)/d(1) by both read-outs."""
     steps, pairs = walk.pre.shape[:2]
@@ -279,9 +215,3 @@ def curves(walk: Walk) -> pd.DataFrame:
     values = {read: share.cpu().numpy().ravel() for read, share in columns.items()}
     alpha = torch.linspace(0, 1, steps).repeat_interleave(pairs).numpy()
     return pd.DataFrame({"alpha": alpha, "pair": list(range(pairs)) * steps, **values})
-
-
-def quartiles(table: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
-    """The median of a column and its quartiles, as `low` and `high`, for each value of `by`."""
-    grouped = table.groupby(by)[value].quantile([0.25, 0.5, 0.75]).unstack()
-    return grouped.set_axis(["low", "median", "high"], axis=1).reset_index()

@@ -1,4 +1,4 @@
-"""Sharpness over training and size: the suite of small decoders, and re-initialised models."""
+"""Sharpness over training and size: the suite of small decoders, and untrained copies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
@@ -16,20 +15,21 @@ from .. import engine
 from ..models.loading import load_model
 from .paths import path_rows, take, walk
 
+SUITE = Path(__file__).parents[1] / "data" / "suite"
+
 
 def suite() -> pd.DataFrame:
-    """The checkpoints that come with the package (see `train_suite`): width, step, held-out loss
-    in nats, and the directory to give to `load_model`."""
-    folder = Path(__file__).parents[1] / "data" / "suite"
-    losses = pd.read_csv(folder / "losses.csv")
+    """The checkpoints that come with the package (`data/suite/make.py` made them): width, step,
+    held-out loss in nats, and the directory to give to `load_model`."""
+    losses = loss_curves()
     names = "d" + losses["width"].astype(str) + "-step" + losses["step"].astype(str)
-    losses["path"] = [folder / name for name in names]
+    losses["path"] = [SUITE / name for name in names]
     return losses[[path.is_dir() for path in losses["path"]]].reset_index(drop=True)
 
 
 def loss_curves() -> pd.DataFrame:
     """Held-out loss of each model of the suite, every 32 steps: width, step, held_out_loss."""
-    return pd.read_csv(Path(__file__).parents[1] / "data" / "suite" / "losses.csv")
+    return pd.read_csv(SUITE / "losses.csv")
 
 
 def chained_sharpness(
@@ -68,22 +68,15 @@ def suite_sharpness(
     return table[table.isfinite().all(1)].numpy()
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's: the correlation of ranks, ties sharing theirs. 0 where one side is constant."""
-    ranks = [pd.Series(np.asarray(v)).rank().to_numpy() for v in (x, y)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def reinitialised(model: TransformerBridge, seed: int = 0) -> TransformerBridge:
-    """A model of the same architecture and size with fresh random weights."""
+def untrained(model: TransformerBridge, seed: int = 0) -> TransformerBridge:
+    """A model of the same architecture and size with fresh random weights: the null of claims
+    about training."""
     config = model.original_model.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         found = load_model(fresh.eval(), tokenizer=model.tokenizer, device=model.cfg.device)
-    found.name = f"{getattr(model, 'name', 'model')}, re-initialised"
+    found.name = f"{getattr(model, 'name', 'model')}, untrained"
     return found
 
 

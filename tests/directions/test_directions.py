@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from mi_helpers import engine
 from mi_helpers.directions import baselines as directions
 from mi_helpers.directions import explore as direction_explorer
 from mi_helpers.directions import sae as sae_directions
+from mi_helpers.directions import spots
 from mi_helpers.directions.baselines import Activations, Gaussian
 from mi_helpers.engine import text as text_outputs
 from tests import tiny
@@ -131,25 +134,25 @@ def run_of(family: str = "llama") -> engine.Run:
 
 def test_spot_leaves_position_zero_out() -> None:
     run = run_of()
-    everywhere = directions.spot(run, 2, None)
+    everywhere = spots.spot(run, 2, None)
     assert everywhere.pos == list(range(1, 10))
     expected = Gaussian.of(run.resid[2][:, 1:].flatten(0, 1))
     run.resid[2][:, 0] = 1e6
-    again = directions.spot(run, 2, None).activations.gaussian
+    again = spots.spot(run, 2, None).activations.gaussian
     assert again.covariance.equal(expected.covariance)
-    last = directions.spot(run, 2, -1)
+    last = spots.spot(run, 2, -1)
     assert last.activations.x.equal(last.activations.real[last.activations.own])
     for bad in (0, 10, [3, 3], [], [0, 4]):
         with pytest.raises(ValueError, match="positions are 1 to 9"):
-            directions.spot(run, 2, bad)
+            spots.spot(run, 2, bad)
     with pytest.raises(ValueError, match="layer 4 does not exist"):
-        directions.spot(run, 4)
+        spots.spot(run, 4)
     with pytest.raises(ValueError, match="unknown baseline 'covariant'"):
         last.baseline("covariant")
 
 
 def test_draws_depend_on_seed_and_name_alone() -> None:
-    where = directions.spot(run_of(), 1, None)
+    where = spots.spot(run_of(), 1, None)
     assert where.baseline("real", 1).equal(where.baseline("real", 1))
     assert not where.baseline("real", 1).allclose(where.baseline("real", 2))
     with pytest.raises(ValueError, match="length 0"):
@@ -160,11 +163,17 @@ def test_draws_depend_on_seed_and_name_alone() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_push_equals_a_plain_hooked_forward(family: str, pos: int | None) -> None:
     run = run_of(family)
-    where = directions.spot(run, 2, pos)
+    where = spots.spot(run, 2, pos)
     vectors = {name: where.baseline(name) for name in ("covariance", "zero")}
     vectors["unembedding"] = where.unembedding()
-    table = directions.rows(where, vectors, [0.5, 2.0])
-    found = text_outputs.measure(run, table, None)
+    table = spots.rows(vectors, [0.5, 2.0])
+    edits = pd.concat(
+        [spots._edits(where, table, table["shift"], k) for k in range(len(where.pos))]
+    )
+    found = text_outputs.measure(run, edits, None)
+    if len(where.pos) > 1 or pos == -1:  # what is read where it was pushed
+        long = spots.push(where, table, together=True)
+        assert np.allclose(long["kl"], found.kl[:, :, [p - 1 for p in where.pos]].flatten())
     log_p = run.model(run.tokens).log_softmax(-1)
     for n, row in enumerate(table.to_dict("records")):
 
@@ -184,44 +193,62 @@ def test_push_equals_a_plain_hooked_forward(family: str, pos: int | None) -> Non
         assert found.loss[n, :, -1].isnan().all()
 
 
-def test_push_of_the_last_position_runs_nothing_else() -> None:
+def test_a_push_alone_runs_nothing_else() -> None:
     """One position for each row and prompt, from the pushed layer on: all else is reused."""
     run, ran = run_of(), []
-    where = directions.spot(run, 2, -1)
-    table = directions.rows(where, {"isotropic": where.baseline("isotropic")}, [0.5, 1.0, 2.0])
+    where = spots.spot(run, 2, [4, 9])
+    table = spots.rows({"isotropic": where.baseline("isotropic")}, [0.5, 1.0, 2.0])
 
     def see(value: torch.Tensor, hook: object, layer: int) -> None:
         ran.append((layer, value.shape[:2].numel()))
 
     hooks = [(f"blocks.{n}.hook_resid_pre", partial(see, layer=n)) for n in range(4)]
     with run.model.hooks(fwd_hooks=hooks):
-        text_outputs.measure(run, table, -1)
-    assert ran == [(layer, 3 * len(run.tokens)) for layer in (2, 3)]
+        found = spots.push(where, table)
+    assert ran == [(layer, 3 * len(run.tokens)) for _ in range(2) for layer in (2, 3)]
+    alone = spots.spot(run, 2, 9)
+    again = spots.push(alone, spots.rows({"isotropic": table["shift"][0][:, 1:] / 0.5}, [0.5]))
+    same = found[(found["at"] == 9) & (found["length"] == 0.5)]
+    assert np.allclose(again["kl"], same["kl"], atol=1e-5)
+    with pytest.raises(ValueError, match="shape of the spot"):
+        spots.push(alone, table)
 
 
-def test_lengths_absolute_and_relative() -> None:
-    where = directions.spot(run_of(), 1, None)
-    vectors = {"isotropic": where.baseline("isotropic")}
-    own = where.x.norm(dim=-1)
-    for relative, expected in ((False, torch.full_like(own, 0.3)), (True, 0.3 * own)):
-        row = directions.rows(where, vectors, [0.3], relative).iloc[0]
-        place = engine_place(where)
-        moved = row["write"].new(where.x, place) - where.x
-        assert moved.norm(dim=-1).allclose(expected, atol=1e-4)
-    with pytest.raises(ValueError, match="the shift has shape"):
-        directions.shift(where, torch.zeros(1, 1, 3))
+def test_tokens_of_extreme_norm_are_left_out_and_counted() -> None:
+    run = run_of()
+    run.resid[2][1, 5] *= 100
+    where = spots.spot(run, 2, [3, 5])
+    assert where.activations.real.norm(dim=-1).max() < 50 * where.length
+    assert where.activations.own.view(4, 2)[1, 1] == -1
+    keep = where.ordinary.flatten()
+    assert where.activations.x[keep].equal(where.activations.real[where.activations.own[keep]])
+    found = spots.push(where, spots.rows({"isotropic": where.baseline("isotropic")}, [1.0]))
+    assert found.attrs["left_out"] == 1
+    assert len(found) == 7
+    assert found.query("prompt == 1")["at"].tolist() == [3]
 
 
-def engine_place(where: directions.Spot):
-    from mi_helpers.engine.rows import Place
-
-    return Place("resid_pre", where.layer, tuple(where.pos), None, 10)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_unembedding_is_what_a_logit_reads(family: str) -> None:
+    """Equal to the gradient of a logit, but for the part that changes the norm's scale."""
+    model = tiny.bridge(family)
+    with torch.no_grad():
+        model.ln_final.original_component.weight.normal_(1, 0.5)
+    x = run_of(family).resid[2][:1, 3:4].clone().requires_grad_()
+    head = model.original_model.get_output_embeddings()
+    slope = torch.autograd.grad(head(model.ln_final(x))[0, 0, 7], x)[0][0, 0]
+    along = x.detach()[0, 0]
+    along = along - along.mean() if family == "gpt2" else along
+    along = along / along.norm()
+    found = spots._read_by_logits(model)[7]
+    assert torch.cosine_similarity(slope, found - (found @ along) * along, dim=0) > 0.999
 
 
 def test_outcome_table_by_position() -> None:
     run = run_of()
-    where = directions.spot(run, 2, 6)
-    table = directions.rows(where, {"isotropic": where.baseline("isotropic")}, [1.0, 4.0])
+    where = spots.spot(run, 2, 6)
+    labels = spots.rows({"isotropic": where.baseline("isotropic")}, [1.0, 4.0])
+    table = spots._edits(where, labels, labels["shift"], 0).assign(length=labels["length"])
     found = text_outputs.measure(run, table, [3, 6, 8])
     long = found.table(table, by_position=True)
     assert len(long) == 2 * 4 * 3
@@ -251,7 +278,7 @@ class FourFeatures:
 
 
 def test_points_of_an_autoencoder() -> None:
-    where = directions.spot(run_of(), 1, None)
+    where = spots.spot(run_of(), 1, None)
     sae = FourFeatures(torch.full((4,), -5.0))
     assert {"ε isotropic", "ε covariance", "ε real"} < set(sae_directions.points(where, sae))
     found, x = sae_directions.points(where, sae, baselines=directions.BASELINES), where.x
@@ -269,10 +296,9 @@ def test_points_of_an_autoencoder() -> None:
     assert torch.cosine_similarity(x, found["θ isotropic"], dim=-1).allclose(cosine, atol=1e-4)
     assert torch.cosine_similarity(x, found["length only"], dim=-1).allclose(torch.ones(1))
     assert sae_directions.error(where, sae).allclose(directions.unit(found["SAE"] - x), atol=1e-5)
-    moved = directions.moves(where, found)
+    moved = spots.moves(where, found)
     assert moved["direction"].tolist() == list(found)
-    new = moved["write"].iloc[0].new(x, engine_place(where))
-    assert new.allclose(found["SAE"], atol=1e-5)
+    assert (x + moved["shift"][0]).allclose(found["SAE"], atol=1e-5)
 
 
 def test_feature_sets() -> None:
@@ -282,7 +308,7 @@ def test_feature_sets() -> None:
     stream[:, 0, 3] = 9.0  # feature 3 is on at position 0 alone: it counts as dead
     stream[:2, 4, 0] = 9.0
     stream[2:, 5, 1] = 9.0
-    where = directions.spot(run, 1, None)
+    where = spots.spot(run, 1, None)
     sae = FourFeatures(torch.full((4,), 1.0))
     found = sae_directions.feature_directions(where, sae)
     on = {name: vectors.argmax(-1) for name, vectors in found.items()}
@@ -293,26 +319,24 @@ def test_feature_sets() -> None:
     assert set(on["dead"].flatten().tolist()) == {2, 3}
     assert all(v.norm(dim=-1).allclose(torch.ones(1)) for v in found.values())
     stream[2:, 5, 1] = 0.0  # now the last two prompts have no active feature
-    again = sae_directions.feature_directions(directions.spot(run, 1, None), sae)
+    again = sae_directions.feature_directions(spots.spot(run, 1, None), sae)
     assert set(again) == {"dead"}
 
 
 def test_steps_from_other_points_are_compared_with_those_points() -> None:
-    run = run_of()
-    where = directions.spot(run, 2, -1)
+    where = spots.spot(run_of(), 2, -1)
     starts = {"real": where.x, "other": where.x + 3 * where.baseline("covariance", 5)}
-    table = directions.rows_from(where, starts, where.baseline("isotropic"), [0.5, 1.0])
-    found = text_outputs.measure(run, table, -1, against=table["against"])
-    assert (found.kl[[0, 3]].abs() < 1e-6).all()
-    assert (found.l2[[0, 3]] == 0).all()
-    from_x = directions.rows(where, {"isotropic": where.baseline("isotropic")}, [0.5, 1.0])
-    expected = text_outputs.measure(run, from_x, -1)
-    assert found.kl[1:3].allclose(expected.kl, atol=1e-5)
-    moved = run.resid[2].clone()
-    moved[:, -1] = starts["other"][:, 0]
-    again = directions.moves(where, {"a": starts["other"], "b": moved[:, -1:] + 1.0})
-    both = text_outputs.measure(run, again, -1)
-    assert (both.kl[0] - found.kl[3]).abs().max() > 1e-4  # not the distance from x
+    along = where.baseline("isotropic")
+    steps = {length: length * along for length in (0.5, 1.0)}
+    found = spots.push(where, spots.rows_from(where, starts, steps))
+    still = found[found["length"] == 0]
+    assert (still[["kl", "l2"]].abs() < 1e-6).all().all()
+    expected = spots.push(where, spots.rows({"isotropic": along}, [0.5, 1.0]))
+    near = found[(found["start"] == "real") & (found["length"] > 0)]
+    assert np.allclose(near["kl"], expected["kl"], atol=1e-5)
+    from_x = spots.push(where, spots.moves(where, {"a": starts["other"] + 0.5 * along}))
+    away = found[(found["start"] == "other") & (found["length"] == 0.5)]
+    assert (from_x["kl"].to_numpy() - away["kl"].to_numpy()).max() > 1e-4  # not the distance from x
 
 
 def test_explorer_pushes_a_text() -> None:
@@ -332,7 +356,7 @@ def test_explorer_pushes_a_text() -> None:
 def test_real_activations_may_come_from_other_texts() -> None:
     run = run_of()
     other = torch.randn(50, 32, generator=seeded(3))
-    where = directions.spot(run, 2, None, real=other)
+    where = spots.spot(run, 2, None, real=other)
     assert where.activations.gaussian.covariance.allclose(Gaussian.of(other).covariance)
     target = where.baseline("real target")
     steps = (other[None, None] - where.x[:, :, None]).double()

@@ -1,6 +1,6 @@
 """Train the suite of small decoders on which sharpness is followed over training and size.
 
-``python -m mi_helpers.train_suite --out mi_helpers/data/suite``
+``python -m mi_helpers.data.suite.make --out mi_helpers/data/suite``
 
 The text is every docstring of the Python standard library of the interpreter that runs this, about
 two million characters, shuffled by file with the seed; the last twentieth is held out. A byte-level
@@ -9,8 +9,6 @@ then see the same batches in the same order. Each checkpoint is a Hugging Face d
 (``d128-step1024``: config, float16 safetensors, tokenizer) that `load_model` opens by its path;
 ``losses.csv`` holds each model's loss in nats per token.
 """
-
-from __future__ import annotations
 
 import argparse
 import ast

@@ -2,26 +2,37 @@
 
 An edge runs from what a part writes (embedding, head, MLP) to what another reads (q, k or v of a
 head, MLP input, output). To remove an edge is to let its reader see the writer's value from the
-corrupted prompt, or zero, or a mean, while all other readers see the real one.
+corrupted prompt, or zero, or a mean, while all other readers see the real one. In reading order:
 
-1. `attribute` scores every edge: estimated from gradients (`eap`, `eap-ig`) or measured (`exact`).
-   `head_importance` sums the scores of a node's edges.
-2. `top` and `greedy` make a `Circuit` of scores; `acdc` finds one by removing edges (or whole
-   heads) one at a time, `subnetwork_probing` by training masks.
-3. `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is spelt out;
-   `curve` does so over sizes, `completeness` and `minimality` look for missing and idle parts.
-4. `draw` shows it.
+1. `graph`: `Graph` names senders, receivers and edges; a `Circuit` is a part of it; `top` and
+   `greedy` make one of scores.
+2. `runs`: `record` runs the prompt pairs once; all that follows takes what it returns.
+3. `attribution`: `attribute` scores every edge, estimated from gradients (`eap`, `eap-ig`) or
+   measured (`exact`). `head_importance` sums the scores of a node's edges.
+4. `discovery`, `probing`: `acdc` finds a circuit by removing edges (or whole heads) one at a time,
+   `subnetwork_probing` by training masks.
+5. `evaluation`: `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is
+   spelt out; `curve` does so over sizes, `cpr` and `cmd` make one number of that; `completeness`
+   and `minimality` look for missing and idle parts, `random_like` makes a control.
+6. `drawing`: `draw` shows it.
+
+`wiring` runs a model with edges removed; only 3 to 5 call it.
 """
 
-from .acdc import Discovery, acdc
 from .attribution import attribute, head_importance
+from .discovery import Discovery, acdc
 from .drawing import draw
 from .evaluation import (
+    SHARES,
     Ablation,
-    area,
+    cmd,
     completeness,
+    cpr,
     curve,
     evaluate,
+    gains,
+    greedy_completeness,
+    ladder,
     minimality,
     overlap,
     random_like,
@@ -30,9 +41,10 @@ from .evaluation import (
 )
 from .graph import Circuit, Graph, greedy, top
 from .probing import Probing, subnetwork_probing
-from .runs import CircuitRuns, record_runs
+from .runs import CircuitRuns, record
 
 __all__ = [
+    "SHARES",
     "Ablation",
     "Circuit",
     "CircuitRuns",
@@ -40,18 +52,22 @@ __all__ = [
     "Graph",
     "Probing",
     "acdc",
-    "area",
     "attribute",
+    "cmd",
     "completeness",
+    "cpr",
     "curve",
     "draw",
     "evaluate",
+    "gains",
     "greedy",
+    "greedy_completeness",
     "head_importance",
+    "ladder",
     "minimality",
     "overlap",
     "random_like",
-    "record_runs",
+    "record",
     "roc",
     "subnetwork_probing",
     "summary",

@@ -5,8 +5,8 @@ the number, so every function here takes an `Ablation` that spells these choices
 Source: Miller, Chughtai & Saunders 2024, arXiv 2407.08734.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from ..tasks.pairs import PromptPairs
-from .attribution import Metric
-from .graph import Circuit, Mask, greedy, top
-from .runs import CircuitRuns, ensure_runs
-from .senders import Value
+from .graph import Circuit, Graph, Mask, Ranking, greedy, top
+from .runs import CircuitRuns, Metric, Value
+from .wiring import wire
+
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+MEMORY = 2 * 10**9  # bytes of a batch of prompts
+Circuits = Circuit | Mapping[str, Circuit] | Mapping[float, Circuit]
 
 
 @dataclass(frozen=True)
@@ -76,136 +77,231 @@ class Ablation:
             return kept
         whole = kept.clone()
         for u in range(1, len(graph.senders)):
-            reads = graph.reads(u)
+            reads = graph.inputs[u]
             whole[:, reads] |= kept[:, reads].any(1)[:, None]
         return whole & graph.exists
 
 
 @torch.no_grad()
 def evaluate(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    circuits: Circuit | Mapping[str, Circuit],
+    runs: CircuitRuns,
+    circuits: Circuits,
     ablation: Ablation = Ablation(),
     metric: Metric = "logit_diff",
-    runs: CircuitRuns | None = None,
-    max_memory: int | None = None,
+    max_memory: int = MEMORY,
 ) -> pd.DataFrame:
     """Run circuits in place of the model; one line per circuit and prompt.
 
     `value` is the metric of the circuit; `full` that of the whole model on the clean prompt;
     `empty` that with every edge overwritten (with "restore": of the corrupted prompt). Prompts run
-    in batches of which each stays below `max_memory` bytes. `summary` makes numbers of it.
+    in batches of which each stays below `max_memory` bytes. `summary` makes numbers of it, `gains`
+    a table for paired comparisons.
 
     Returns:
-        circuit, edges (how many), prompt, value, full, empty.
+        circuit, edges (how many), share (of all edges), prompt, value, full, empty.
     """
-    chosen = circuits if isinstance(circuits, Mapping) else {"circuit": circuits}
-    runs = ensure_runs(model, pairs, runs)
-    masks = {name: ablation.overwritten(circuit) for name, circuit in chosen.items()}
-    restore = ablation.direction == "restore"
-    nothing = torch.zeros_like(runs.graph.exists)
-    ends = {"full": nothing, "empty": runs.graph.exists}
-    if restore:
-        ends = {"full": runs.graph.exists, "empty": nothing}
-    values = _values(runs, [*ends.values(), *masks.values()], ablation, metric, max_memory)
-    full, empty, *rest = values
-    tables = [
-        pd.DataFrame(
-            {
-                "circuit": name,
-                "edges": len(chosen[name]),
-                "prompt": range(len(pairs)),
-                "value": value,
-                "full": full,
-                "empty": empty,
-            }
-        )
-        for name, value in zip(masks, rest, strict=True)
-    ]
+    chosen = {"circuit": circuits} if isinstance(circuits, Circuit) else dict(circuits)
+    graph, nothing = runs.graph, torch.zeros_like(runs.graph.exists)
+    ends = [nothing, graph.exists] if ablation.direction == "ablate" else [graph.exists, nothing]
+    masks = [ablation.overwritten(circuit) for circuit in chosen.values()]
+    full, empty, *values = _values(runs, [*ends, *masks], ablation, metric, max_memory)
+    tables = []
+    for (name, circuit), value in zip(chosen.items(), values, strict=True):
+        size = {"edges": len(circuit), "share": len(circuit) / len(graph.edges)}
+        numbers = {"prompt": range(len(value)), "value": value, "full": full, "empty": empty}
+        tables.append(pd.DataFrame({"circuit": name, **size, **numbers}))
     return pd.concat(tables, ignore_index=True)
 
 
 def _values(
-    runs: CircuitRuns,
-    masks: Sequence[Mask],
-    ablation: Ablation,
-    metric: Metric,
-    max_memory: int | None,
+    runs: CircuitRuns, masks: Sequence[Mask], ablation: Ablation, metric: Metric, max_memory: int
 ) -> list[np.ndarray]:
     """The metric with each set of edges overwritten, by prompt."""
     logits: list[list[Tensor]] = [[] for _ in masks]
+    restore = ablation.direction == "restore"
     for prompts in runs.batches(max_memory):
-        wiring = runs.wiring(
-            ablation.value, prompts, ablation.positions, ablation.direction == "restore"
-        )
+        wiring = wire(runs, ablation.value, prompts, ablation.positions, restore)
         for found, mask in zip(logits, masks, strict=True):
             found.append(wiring.logits(wiring.remove(mask)))
     function = runs.function(metric)
     return [function(torch.cat(found, 1))[0].double().cpu().numpy() for found in logits]
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
+def gains(values: pd.DataFrame) -> pd.DataFrame:
+    """What each circuit gains over the empty one, a line per prompt and a column per circuit;
+    `full` is what the whole model gains. For paired comparisons: the faithfulness of a circuit with
+    its interval is `mi.stats.ratio(gains[name], gains["full"])`, that of a difference
+    `mi.stats.ratio(gains[one] - gains[other], gains["full"])`."""
+    wide = values.assign(gain=values["value"] - values["empty"]).pivot(
+        index="prompt", columns="circuit", values="gain"
+    )[list(dict.fromkeys(values["circuit"]))]
+    span = (values["full"] - values["empty"]).groupby(values["prompt"]).first()
+    return wide.assign(full=span)
+
+
+def summary(values: pd.DataFrame, least: float = 0.25) -> pd.DataFrame:
     """Faithfulness of each circuit of `evaluate`: 0 is the empty circuit, 1 the whole model.
 
-    `of_means` is the ratio of means over prompts: (value - empty) / (full - empty). The others are
-    of the prompts' own ratios: `mean`, `median`, `low` and `high` (quartiles), `worst` (the one
-    furthest from 1). A prompt whose model gains nothing over empty has no ratio and is left out of
-    these; `prompts` counts the rest.
+    `faithfulness` is the ratio of means over prompts: (value - empty) / (full - empty). The others
+    are of the prompts' own ratios: `mean`, `median`, `low` and `high` (quartiles), `worst` (the one
+    furthest from 1). A prompt on which the model gains less than `least` of the mean gain divides
+    by next to nothing and is left out of these; `prompts` counts the rest.
     """
     lines = []
-    for name, part in table.groupby("circuit", sort=False):
-        span = part["full"] - part["empty"]
-        ratio = ((part["value"] - part["empty"]) / span.where(span != 0)).dropna()
-        lines.append(
-            {
-                "circuit": name,
-                "edges": part["edges"].iloc[0],
-                "of_means": (part["value"] - part["empty"]).mean() / span.mean(),
-                "mean": ratio.mean(),
-                "median": ratio.median(),
-                "low": ratio.quantile(0.25),
-                "high": ratio.quantile(0.75),
-                "worst": ratio.loc[(ratio - 1).abs().idxmax()] if len(ratio) else np.nan,
-                "prompts": len(ratio),
-            }
-        )
+    for name, part in values.groupby("circuit", sort=False):
+        span, gain = part["full"] - part["empty"], part["value"] - part["empty"]
+        ratio = (gain / span)[span > least * span.mean()]
+        line = {"circuit": name, "edges": part["edges"].iloc[0], "share": part["share"].iloc[0]}
+        line |= {"faithfulness": gain.mean() / span.mean(), "mean": ratio.mean()}
+        line |= dict(zip(("low", "median", "high"), ratio.quantile([0.25, 0.5, 0.75]), strict=True))
+        worst = ratio.loc[(ratio - 1).abs().idxmax()] if len(ratio) else np.nan
+        lines.append(line | {"worst": worst, "prompts": len(ratio)})
     return pd.DataFrame(lines)
 
 
-def curve(
-    model: TransformerBridge,
-    pairs: PromptPairs,
+def ladder(
+    graph: Graph,
     scores: pd.DataFrame,
-    sizes: Sequence[int],
+    shares: Sequence[float] = SHARES,
+    ranking: Ranking = "absolute",
+    select: Literal["greedy", "top"] = "greedy",
+) -> dict[float, Circuit]:
+    """Circuits of growing size by the same scores, by the share of all edges asked for; without the
+    edges that lie on no path, so that fewer may be left."""
+    pick = {"greedy": greedy, "top": top}[select]
+    sizes = {share: int(share * len(graph.edges)) for share in shares}
+    return {share: pick(graph, scores, n, ranking).pruned() for share, n in sizes.items()}
+
+
+def curve(
+    runs: CircuitRuns,
+    scores: pd.DataFrame,
+    shares: Sequence[float] = SHARES,
+    ranking: Ranking = "absolute",
     select: Literal["greedy", "top"] = "greedy",
     ablation: Ablation = Ablation(),
     metric: Metric = "logit_diff",
-    runs: CircuitRuns | None = None,
 ) -> pd.DataFrame:
-    """`summary` of the circuits of several sizes that scores lead to; `size` is what was asked for,
-    `edges` what is left once edges on no path to the output are dropped."""
-    runs = ensure_runs(model, pairs, runs)
-    pick = {"greedy": greedy, "top": top}[select]
-    circuits = {str(n): pick(runs.graph, scores, n).pruned() for n in sizes}
-    table = summary(evaluate(model, pairs, circuits, ablation, metric, runs))
-    table.insert(0, "size", list(sizes))
-    return table.drop(columns="circuit")
+    """`summary` of a `ladder` of circuits; `share` is the share asked for, `ranking` what edges
+    were ranked by. `cpr` and `cmd` make one number of it."""
+    circuits = ladder(runs.graph, scores, shares, ranking, select)
+    table = summary(evaluate(runs, circuits, ablation, metric))
+    return table.assign(share=table["circuit"], ranking=ranking).drop(columns="circuit")
 
 
-def area(edges: ArrayLike, faithfulness: ArrayLike, total: int) -> float:
-    """Area under faithfulness over the share of edges kept, from the first size to the last,
-    divided by that range: the mean faithfulness over sizes (trapezoids)."""
-    x, y = np.asarray(edges, float) / total, np.asarray(faithfulness, float)
+def cpr(table: pd.DataFrame) -> float:
+    """Circuit performance ratio: the area under faithfulness over the share of edges kept, linear
+    in the share, from a table of `share` and `faithfulness`. More is better, without a bound; MIB
+    ranks edges by their signed score for it (`ranking="signed"`).
+
+    A circuit that does nothing below the whole model has .25, since half of all shares lie above
+    one half. Source: Mueller et al. 2025, arXiv 2504.13151 (MIB), section 3.
+    """
+    return _area(table, lambda x: x)
+
+
+def cmd(table: pd.DataFrame) -> float:
+    """Circuit-model distance: the area under |1 - faithfulness|, as `cpr`. 0 is best; MIB ranks by
+    the absolute score for it. Where faithfulness stays between 0 and 1, the two sum to the range of
+    shares. Source: Mueller et al. 2025, arXiv 2504.13151 (MIB), section 3."""
+    return _area(table, lambda x: np.abs(1 - x))
+
+
+def _area(table: pd.DataFrame, of: Callable[[np.ndarray], np.ndarray]) -> float:
+    x, y = (table[name].to_numpy(float) for name in ("share", "faithfulness"))
     if len(x) < 2 or (np.diff(x) <= 0).any():
-        raise ValueError("an area needs two or more increasing sizes")
-    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+        raise ValueError("an area needs two or more increasing shares")
+    return float(np.trapezoid(of(y), x))
+
+
+@torch.no_grad()
+def completeness(
+    runs: CircuitRuns,
+    circuit: Circuit,
+    sets: Sequence[Sequence[str]],
+    ablation: Ablation = Ablation(),
+    metric: Metric = "logit_diff",
+    max_memory: int = MEMORY,
+) -> pd.DataFrame:
+    """Take nodes away, in the circuit and in the model: do both fall alike?
+
+    A circuit that is complete loses as much as the model does; where the model loses less, it has
+    parts that stand in. One line per set of nodes (the empty one: is the circuit faithful?):
+    `nodes`, `size`, `circuit`, `model` (means over prompts), `incompleteness` (their absolute
+    difference). Source: Wang et al. 2022, arXiv 2211.00593, section 4.1.
+    """
+    graph, inside, masks = runs.graph, ablation.expand(circuit), []
+    for names in sets:
+        gone = torch.tensor([name in names for name in graph.senders])[:, None] & graph.exists
+        masks += [graph.exists & (~inside | gone), gone]
+    values = [value.mean() for value in _values(runs, masks, ablation, metric, max_memory)]
+    table = pd.DataFrame({"nodes": [" ".join(names) for names in sets], "size": map(len, sets)})
+    table["circuit"], table["model"] = values[::2], values[1::2]
+    return table.assign(incompleteness=(table["circuit"] - table["model"]).abs())
+
+
+def greedy_completeness(
+    runs: CircuitRuns,
+    circuit: Circuit,
+    size: int = 4,
+    ablation: Ablation = Ablation(),
+    metric: Metric = "logit_diff",
+) -> pd.DataFrame:
+    """`completeness` of a set that grows by the node that makes circuit and model differ most, one
+    line for each size. Source: Wang et al. 2022, arXiv 2211.00593, section 4.1 (greedy sets)."""
+    chosen, lines = list[str](), []
+    for _ in range(size):
+        left = [x for x in circuit.nodes if x not in ("embed", "out", *chosen)]
+        table = completeness(runs, circuit, [[*chosen, x] for x in left], ablation, metric)
+        best = int(table["incompleteness"].idxmax())
+        chosen.append(left[best])
+        lines.append(table.loc[best])
+    return pd.DataFrame(lines).reset_index(drop=True)
+
+
+@torch.no_grad()
+def minimality(
+    runs: CircuitRuns,
+    circuit: Circuit,
+    ablation: Ablation = Ablation(),
+    metric: Metric = "logit_diff",
+    max_memory: int = MEMORY,
+) -> pd.DataFrame:
+    """What the circuit loses with each of its edges: edge, value, change (means over prompts).
+    Judge a circuit by the metric that found it, or edges that it keeps for good reason look idle.
+    """
+    graph, inside = runs.graph, ablation.expand(circuit)
+    masks = [graph.exists & ~inside]
+    masks += [masks[0] | graph.mask([edge]) for edge in circuit]
+    whole, *values = (x.mean() for x in _values(runs, masks, ablation, metric, max_memory))
+    table = pd.DataFrame({"edge": circuit.edges, "value": values})
+    return table.assign(change=table["value"] - whole)
 
 
 def overlap(first: Circuit, second: Circuit, of: Literal["nodes", "edges"] = "nodes") -> float:
     """Jaccard overlap of two circuits: what both have, by what either has."""
     a, b = ({*c.nodes} if of == "nodes" else {*c.edges} for c in (first, second))
     return len(a & b) / len(a | b)
+
+
+def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Circuit:
+    """A circuit of random edges, as many into each layer's queries, keys, values, MLP and output as
+    the circuit has, and of each as many from heads and from MLPs (the embedding counts with them);
+    with `same_nodes` drawn from the edges among the circuit's own nodes. Raises ValueError for
+    `same_nodes` of a circuit that is not pruned, whose edges may end at nodes it does not have."""
+    if same_nodes and len(circuit.pruned()) < len(circuit):
+        raise ValueError("prune the circuit first: some of its edges lie on no path")
+    graph, rng = circuit.graph, np.random.default_rng(seed)
+    among = Circuit.between(graph, circuit.nodes).kept if same_nodes else graph.exists
+    kept, cells = torch.zeros_like(graph.exists), dict[tuple, list[tuple[int, int]]]()
+    for u, r in among.nonzero().tolist():
+        layer, *rest = graph.receivers[r].split(".")
+        cells.setdefault((layer, *rest[1:], graph.senders[u][0] == "A"), []).append((u, r))
+    for places in cells.values():
+        n = int(sum(circuit.kept[place] for place in places))
+        for chosen in rng.choice(len(places), n, replace=False):
+            kept[places[chosen]] = True
+    return Circuit(graph, kept)
 
 
 def roc(truth: ArrayLike, scores: ArrayLike) -> tuple[pd.DataFrame, float]:
@@ -223,74 +319,3 @@ def roc(truth: ArrayLike, scores: ArrayLike) -> tuple[pd.DataFrame, float]:
     threshold = np.append(np.inf, score[order][last])
     table = pd.DataFrame({"threshold": threshold, "fpr": rates[0], "tpr": rates[1]})
     return table, float((np.diff(rates[0]) * rates[1][:-1]).sum())
-
-
-def completeness(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    circuit: Circuit,
-    n_subsets: int = 10,
-    seed: int = 0,
-    ablation: Ablation = Ablation(),
-    metric: Metric = "logit_diff",
-    runs: CircuitRuns | None = None,
-) -> pd.DataFrame:
-    """Take away half of the circuit's nodes, in the circuit and in the model: do both fall alike?
-
-    A circuit that is complete loses as much as the model does; where the model loses less, it has
-    parts that stand in. One line per random subset: `nodes`, `circuit`, `model` (means over
-    prompts), `incompleteness` (their absolute difference). Source: Wang et al. 2022, section 4.1.
-    """
-    runs = ensure_runs(model, pairs, runs)
-    rng, graph = np.random.default_rng(seed), runs.graph
-    inner = [name for name in circuit.nodes if name not in ("embed", "out")]
-    if len(inner) < 2:
-        raise ValueError(f"the circuit has {len(inner)} nodes besides embedding and output")
-    subsets = [sorted(rng.choice(inner, len(inner) // 2, False)) for _ in range(n_subsets)]
-    inside, masks = ablation.expand(circuit), []
-    for names in subsets:
-        gone = torch.tensor([name in names for name in graph.senders])[:, None] & graph.exists
-        masks += [graph.exists & (~inside | gone), gone]
-    values = [value.mean() for value in _values(runs, masks, ablation, metric, None)]
-    table = pd.DataFrame({"nodes": [" ".join(names) for names in subsets]})
-    table["circuit"], table["model"] = values[::2], values[1::2]
-    return table.assign(incompleteness=(table["circuit"] - table["model"]).abs())
-
-
-def minimality(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    circuit: Circuit,
-    ablation: Ablation = Ablation(),
-    metric: Metric = "logit_diff",
-    runs: CircuitRuns | None = None,
-) -> pd.DataFrame:
-    """What the circuit loses with each of its edges: edge, value, change (means over prompts)."""
-    runs = ensure_runs(model, pairs, runs)
-    graph, inside = runs.graph, ablation.expand(circuit)
-    masks = [graph.exists & ~inside]
-    for edge in circuit:
-        without = masks[0].clone()
-        without[graph.number[edge]] = True
-        masks.append(without)
-    values = [value.mean() for value in _values(runs, masks, ablation, metric, None)]
-    table = pd.DataFrame({"edge": circuit.edges, "value": values[1:]})
-    return table.assign(change=table["value"] - values[0])
-
-
-def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Circuit:
-    """A circuit of as many edges at random, as many into each layer's receivers; with `same_nodes`
-    drawn from the edges among the circuit's own nodes. Raises ValueError for `same_nodes` of a
-    circuit that is not pruned, whose edges may end at nodes that it does not have."""
-    if same_nodes and len(circuit.pruned()) < len(circuit):
-        raise ValueError("prune the circuit first: some of its edges lie on no path")
-    graph, rng = circuit.graph, np.random.default_rng(seed)
-    among = Circuit.between(graph, circuit.nodes).kept if same_nodes else graph.exists
-    kept = torch.zeros_like(graph.exists)
-    for group in graph.groups:
-        columns = slice(group.receivers.start, group.receivers.stop)
-        places = among[:, columns].nonzero().numpy()
-        n = int(circuit.kept[:, columns].sum())
-        for u, r in places[rng.choice(len(places), n, replace=False)]:
-            kept[u, group.receivers.start + r] = True
-    return replace(circuit, kept=kept)

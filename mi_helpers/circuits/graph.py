@@ -9,7 +9,7 @@ Names are as people say them: `"A5.2 -> A7.9.q"`, `"embed -> M0"`, `"M3 -> out"`
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from einops import einsum
 from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -24,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ..engine.recording import Run, record
 
 Mask = Bool[Tensor, "sender receiver"]
+Ranking = Literal["absolute", "signed"]
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,22 @@ class Graph:
     def receivers(self) -> list[str]:
         names = []
         for layer in range(self.n_layers):
-            for kind, count in (("q", self.n_heads), ("k", self.n_kv), ("v", self.n_kv)):
+            for kind, count in self.counts.items():
                 names += [f"A{layer}.{head}.{kind}" for head in range(count)]
             names += [f"M{layer}"] * self.mlps
         return [*names, "out"]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Heads of each kind of input of a layer."""
+        return {"q": self.n_heads, "k": self.n_kv, "v": self.n_kv}
+
     @cached_property
     def groups(self) -> list[Group]:
         """Receivers in the order in which they run: attention, MLP, attention, …, out."""
-        width, found = self.n_heads + 2 * self.n_kv, []
+        width, found = sum(self.counts.values()), []
         for layer in range(self.n_layers):
-            before, start = 1 + layer * (self.n_heads + self.mlps), layer * (width + self.mlps)
+            before, start = self.sender_number(layer, 0), layer * (width + self.mlps)
             found.append(Group("attention", layer, range(start, start + width), before))
             if self.mlps:
                 parents = before if self.parallel else before + self.n_heads
@@ -120,37 +127,42 @@ class Graph:
         """Sender and receiver number by the edge's name."""
         return dict(zip(self.edges, zip(*self.index, strict=True), strict=True))
 
+    def mask(self, edges: Iterable[str]) -> Mask:
+        """True at these edges. Raises ValueError for names that the graph does not have."""
+        found = torch.zeros_like(self.exists)
+        for name in edges:
+            if name not in self.number:
+                raise ValueError(f"no edge {name!r}: write it like {self.edges[-1]!r}")
+            found[self.number[name]] = True
+        return found
+
     def sender_number(self, layer: int, head: int | None = None) -> int:
         """The number of a head, or of a layer's MLP where no head is named."""
         return 1 + layer * (self.n_heads + self.mlps) + (self.n_heads if head is None else head)
 
-    def reads(self, sender: int) -> list[int]:
-        """The receivers that a sender's node reads with (none for the embedding)."""
-        if sender == 0:
-            return []
-        layer, at = divmod(sender - 1, self.n_heads + self.mlps)
-        start = layer * (self.n_heads + 2 * self.n_kv + self.mlps)
-        if at == self.n_heads:
-            return [start + self.n_heads + 2 * self.n_kv]
-        key = start + self.n_heads + at * self.n_kv // self.n_heads
-        return [start + at, key, key + self.n_kv]
+    @cached_property
+    def inputs(self) -> list[list[int]]:
+        """For every sender the receivers that its node reads with (none for the embedding)."""
+        found: list[list[int]] = [[]]
+        for group in self.groups[:-1]:
+            start = group.receivers.start
+            if group.kind == "mlp":
+                found.append([start])
+                continue
+            for head in range(self.n_heads):
+                key = start + self.n_heads + head * self.n_kv // self.n_heads
+                found.append([start + head, key, key + self.n_kv])
+        return found
 
     def live(self, kept: Mask) -> tuple[Bool[np.ndarray, "sender"], Bool[np.ndarray, "receiver"]]:
         """Which senders and receivers have a path of kept edges to the output."""
         edges = kept.numpy()
         senders, receivers = np.zeros(len(self.senders), bool), np.zeros(len(self.receivers), bool)
         receivers[-1] = True
-        for group in reversed(self.groups[:-1]):
-            start, count = group.receivers.start, self.n_heads
-            first = self.sender_number(group.layer, 0)
-            if group.kind == "mlp":
-                senders[first + count] = receivers[start] = edges[first + count] @ receivers
-                continue
-            own = edges[first : first + count] @ receivers
-            shared = own.reshape(self.n_kv, -1).any(1)
-            senders[first : first + count] = own
-            receivers[start : group.receivers.stop] = np.concatenate([own, shared, shared])
-        senders[0] = edges[0] @ receivers
+        for u in reversed(range(len(senders))):
+            senders[u] = edges[u] @ receivers
+            if senders[u]:
+                receivers[self.inputs[u]] = True
         return senders, receivers
 
     def table(self, values: dict[str, Tensor]) -> pd.DataFrame:
@@ -177,20 +189,19 @@ def _short_run(model: TransformerBridge) -> Run:
         raise refusal
     tokens = torch.arange(6, device=model.cfg.device)[None] % model.cfg.d_vocab
     run = record(model, tokens, sites=("q", "z", "mlp_out"))
-    query = projection(block.attn, "q")
-    weight, bias = projection(block.attn, "o")
-    written = torch.einsum("bphe,hed->bpd", run.acts["z", 0], weight) + bias
+    (w_q, b_q), (w_o, b_o) = projection(block.attn, "q"), projection(block.attn, "o")
+    heads = einsum(run.acts["z", 0], w_o, "text pos head d, head d model -> text pos model") + b_o
     normed = block.ln1.original_component(run.resid[0])
-    read = torch.einsum("bpd,hde->bphe", normed, query[0]) + query[1]
-    pairs = [(run.resid[0] + written + run.acts["mlp_out", 0], run.resid[1])]
-    for found, expected in [*pairs, (read, run.acts["q", 0])]:
+    query = einsum(normed, w_q, "text pos model, head model d -> text pos head d") + b_q
+    after = run.resid[0] + heads + run.acts["mlp_out", 0]
+    for found, expected in [(after, run.resid[1]), (query, run.acts["q", 0])]:
         if (found - expected).abs().max() > 1e-3 * expected.abs().max():
             raise refusal
     return run
 
 
-def projection(attn: Any, name: Literal["q", "k", "v", "o"]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a head's q, k, v ([head, d_model, d_head], [head, d_head]) or output
+def projection(attn: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a head's q, k, v ([head, d_model, d_head], [head, d_head]) or output o
     ([head, d_head, d_model], [d_model])."""
     weight, bias = getattr(attn, f"W_{name.upper()}"), getattr(attn, f"b_{name.upper()}")
     if bias is None:
@@ -207,9 +218,8 @@ class Circuit:
     kept: Mask
 
     def __post_init__(self) -> None:
-        if self.kept.shape != self.graph.exists.shape or bool(
-            (self.kept & ~self.graph.exists).any()
-        ):
+        exists = self.graph.exists
+        if self.kept.shape != exists.shape or bool((self.kept & ~exists).any()):
             raise ValueError("these edges are not of this graph")
 
     def __len__(self) -> int:
@@ -235,13 +245,7 @@ class Circuit:
     @classmethod
     def of(cls, graph: Graph, edges: Iterable[str]) -> "Circuit":
         """The circuit of these edges. Raises ValueError for names that the graph does not have."""
-        kept, names = torch.zeros_like(graph.exists), list(edges)
-        unknown = [name for name in names if name not in graph.number]
-        if unknown:
-            raise ValueError(f"no edge {unknown[0]!r}: write it like {graph.edges[-1]!r}")
-        for name in names:
-            kept[graph.number[name]] = True
-        return cls(graph, kept)
+        return cls(graph, graph.mask(edges))
 
     @classmethod
     def between(cls, graph: Graph, nodes: Iterable[str]) -> "Circuit":
@@ -250,12 +254,10 @@ class Circuit:
         unknown = chosen - {*graph.senders, "out"}
         if unknown:
             raise ValueError(f"no node {sorted(unknown)[0]!r}: write it like 'A0.1' or 'M0'")
-        inside = [name in chosen for name in graph.senders]
+        inside = torch.tensor([name in chosen for name in graph.senders])
         read = torch.zeros(len(graph.receivers), dtype=torch.bool)
-        read[-1] = True
-        for u, here in enumerate(inside):
-            read[graph.reads(u) if here else []] = True
-        return cls(graph, graph.exists & torch.tensor(inside)[:, None] & read)
+        read[[-1, *(r for u in inside.nonzero().flatten() for r in graph.inputs[u])]] = True
+        return cls(graph, graph.exists & inside[:, None] & read)
 
     def pruned(self) -> "Circuit":
         """Without edges that lie on no path from the embedding to the output."""
@@ -264,42 +266,41 @@ class Circuit:
         reached = np.zeros(len(self.graph.senders), bool)
         reached[0] = True
         for u in range(1, len(reached)):
-            reached[u] = (reached @ kept[:, self.graph.reads(u)]).any()
+            reached[u] = (reached @ kept[:, self.graph.inputs[u]]).any()
         return Circuit(self.graph, torch.from_numpy(kept & reached[:, None] & receivers))
 
 
-def top(graph: Graph, scores: pd.DataFrame, n: int, column: str = "score") -> Circuit:
-    """The `n` edges of largest absolute score."""
-    order = scores[column].abs().sort_values(ascending=False, kind="stable").index[:n]
+def ranked(scores: pd.DataFrame, ranking: Ranking = "absolute") -> pd.Series:
+    """What edges are ranked by: the size of the score, or with "signed" how far the metric *falls*
+    when the edge is removed, so that edges which hold the answer back come last."""
+    if ranking not in ("absolute", "signed"):
+        raise ValueError(f"ranking is 'absolute' or 'signed', got {ranking!r}")
+    return scores["score"].abs() if ranking == "absolute" else -scores["score"]
+
+
+def top(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute") -> Circuit:
+    """The `n` edges that rank first."""
+    order = ranked(scores, ranking).sort_values(ascending=False, kind="stable").index[:n]
     return Circuit.of(graph, scores.loc[order, "edge"])
 
 
-def greedy(graph: Graph, scores: pd.DataFrame, n: int, column: str = "score") -> Circuit:
-    """`n` edges grown from the output: each time the edge of largest absolute score into a node
-    that is in the circuit. Source: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806, section 2."""
-    value = torch.zeros(graph.exists.shape, dtype=torch.float64)
-    sender, receiver = graph.index
-    value[sender, receiver] = torch.tensor(
-        scores.set_index("edge")[column].abs()[graph.edges].to_numpy(float)
-    )
-    kept, inside = torch.zeros_like(graph.exists), {0}
-    queue: list[tuple[float, int, int]] = []
-
-    def open_up(receivers: Sequence[int]) -> None:
-        for r in receivers:
-            for u in graph.exists[:, r].nonzero().flatten().tolist():
-                heapq.heappush(queue, (-float(value[u, r]), r, u))
-
-    open_up([len(graph.receivers) - 1])
-    opened = {len(graph.receivers) - 1}
-    for _ in range(min(n, int(graph.exists.sum()))):
+def greedy(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute") -> Circuit:
+    """`n` edges grown from the output: each time the first-ranked edge into a node that is in the
+    circuit. Source: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806, section 2."""
+    rank = dict(zip(scores["edge"], -ranked(scores, ranking), strict=True))
+    into: dict[int, list[tuple[float, int, int]]] = {}
+    for edge, (u, r) in graph.number.items():
+        into.setdefault(r, []).append((rank[edge], r, u))
+    kept, opened = torch.zeros_like(graph.exists), {len(graph.receivers) - 1}
+    queue = into[len(graph.receivers) - 1]
+    heapq.heapify(queue)
+    for _ in range(min(n, len(graph.edges))):
         if not queue:
             break
         _, r, u = heapq.heappop(queue)
         kept[u, r] = True
-        if u not in inside:
-            inside.add(u)
-            new = [one for one in graph.reads(u) if one not in opened]
-            opened.update(new)
-            open_up(new)
+        for new in set(graph.inputs[u]) - opened:  # the sender's node is in the circuit now
+            opened.add(new)
+            for edge in into[new]:
+                heapq.heappush(queue, edge)
     return Circuit(graph, kept)

@@ -19,13 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
-from ..tasks.pairs import PromptPairs
-from .attribution import Metric
 from .graph import Circuit, Graph
-from .runs import CircuitRuns, ensure_runs
-from .senders import Value
+from .runs import CircuitRuns, Metric, Value
+from .wiring import wire
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # the stretch, and how soft the masks are
 START = math.log(0.9 / 0.1)  # masks start mostly kept
@@ -48,8 +45,7 @@ class Probing:
 
 
 def subnetwork_probing(
-    model: TransformerBridge,
-    pairs: PromptPairs,
+    runs: CircuitRuns,
     penalty: float | Sequence[float],
     metric: Metric = "kl",
     value: Value = "resample",
@@ -57,7 +53,6 @@ def subnetwork_probing(
     steps: int = 200,
     rate: float = 0.1,
     seed: int = 0,
-    runs: CircuitRuns | None = None,
 ) -> Probing:
     """Train a mask over heads and MLPs ("nodes", as in the papers; the embedding stays), or over
     all edges, to keep the loss low with few units.
@@ -67,10 +62,9 @@ def subnetwork_probing(
             units kept. Several are trained side by side in one batch, with masks of their own.
         metric: "kl" from the clean run is a loss as it is; any other name is a score whose negative
             is the loss; a function of the last position's logits [row, prompt, vocab] is a loss.
-        value: what removed units carry, see `circuit_senders.ablated`.
+        value: what removed units carry, see `CircuitRuns.ablated`.
         steps: of Adam, at the constant learning `rate`; each draws one mask for all prompts.
         seed: of the draws.
-        runs: recorded runs of these pairs, to be used again.
 
     Memory: every step keeps what backward needs, per penalty several times what `Wiring.row_memory`
     says; edges take more than nodes, since every receiver then has a stream of its own.
@@ -83,9 +77,7 @@ def subnetwork_probing(
         raise ValueError(f"penalties are different numbers of at least 0, got {penalties}")
     if steps < 1 or units not in ("nodes", "edges"):
         raise ValueError(f"needs a step or more, of 'nodes' or 'edges', got {steps} and {units!r}")
-    runs = ensure_runs(model, pairs, runs)
-    wiring, function = runs.wiring(value), runs.function(metric)
-    sign = 1 if callable(metric) or metric == "kl" else -1
+    wiring, function = wire(runs, value), runs.loss(metric)
     names = runs.graph.senders[1:] if units == "nodes" else runs.graph.edges
     odds = torch.full((len(penalties), len(names)), START, requires_grad=True)
     optimizer, weight = torch.optim.Adam([odds], rate), torch.tensor(penalties)
@@ -93,7 +85,7 @@ def subnetwork_probing(
     for step in tqdm(range(steps), desc="masks", leave=False, disable=steps < 50):
         removed = 1 - drawn(odds, torch.rand(odds.shape, generator=generator))
         logits = wiring.logits(wiring.remove(shares(runs.graph, removed)))
-        losses = sign * function(logits).mean(-1).cpu()
+        losses = function(logits).mean(-1).cpu()
         if not losses.requires_grad and bool((removed < 1).any()):
             raise ValueError("this metric has no gradient; take one that is smooth")
         kept = expected(odds).mean(-1)
@@ -102,16 +94,12 @@ def subnetwork_probing(
         optimizer.step()
         for row, (loss, share) in enumerate(zip(losses.tolist(), kept.tolist(), strict=True)):
             lines.append({"penalty": penalties[row], "step": step, "loss": loss, "kept": share})
-    found = odds.detach()
-    tables = [
-        pd.DataFrame({"penalty": one, "unit": names, "log_odds": row, "kept": row > 0})
-        for one, row in zip(penalties, found.numpy(), strict=True)
-    ]
-    circuits = {}
-    for one, table in zip(penalties, tables, strict=True):
-        chosen = table.loc[table["kept"], "unit"]
-        make = Circuit.between if units == "nodes" else Circuit.of
-        circuits[one] = make(runs.graph, chosen)
+    make = Circuit.between if units == "nodes" else Circuit.of
+    circuits, tables = {}, []
+    for one, row in zip(penalties, odds.detach().numpy(), strict=True):
+        table = pd.DataFrame({"penalty": one, "unit": names, "log_odds": row, "kept": row > 0})
+        circuits[one] = make(runs.graph, table.loc[table["kept"], "unit"])
+        tables.append(table)
     return Probing(circuits, pd.concat(tables, ignore_index=True), pd.DataFrame(lines))
 
 
@@ -131,13 +119,11 @@ def expected(log_odds: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
 def shares(
     graph: Graph, removed: Float[Tensor, "row unit"]
 ) -> Float[Tensor, "row sender receiver"]:
-    """The removed share of every edge, from that of every edge in order or of every node but the
-    embedding (which all of a node's edges then have in common)."""
-    rows, (sender, receiver) = len(removed), graph.index
+    """The removed share of every edge, from that of every edge in order, or of every node but the
+    embedding: then [row, sender, 1], one share for all of a node's edges."""
+    n = len(removed)
     if removed.shape[1] == len(graph.senders) - 1:
-        columns = torch.cat([removed.new_zeros(rows, 1), removed], 1)
-        return columns[:, :, None].expand(-1, -1, len(graph.receivers))
-    full = removed.new_zeros(rows, *graph.exists.shape)
-    return full.index_put(
-        (torch.arange(rows)[:, None], *map(torch.tensor, (sender, receiver))), removed
-    )
+        return torch.cat([removed.new_zeros(n, 1), removed], 1)[:, :, None]
+    sender, receiver = map(torch.tensor, graph.index)
+    full = removed.new_zeros(n, *graph.exists.shape)
+    return full.index_put((torch.arange(n)[:, None], sender, receiver), removed)

@@ -1,80 +1,91 @@
-"""The clean and the corrupted run of a set of prompt pairs, recorded for circuits."""
+"""The clean and the corrupted run, recorded once, and what every sender writes in them.
 
-from collections.abc import Callable, Sequence
+`record` runs a set of prompt pairs; all else in this room takes what it returns.
+"""
+
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
 
 import torch
+from einops import einsum
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ..engine.recording import Run, record
+from .. import engine
 from ..metrics import build
 from ..models.hooks import map_leaves
 from ..tasks.pairs import PromptPairs
-from .graph import Graph
-from .senders import SITES, Value, ablated
-from .wiring import Wiring
+from .graph import Graph, projection
+
+SITES = ("q", "k", "v", "z", "mlp_out")
+Value = Literal["resample", "zero", "mean", "noise"]
+Metric = str | Callable[[Tensor], Tensor]
+Source = Callable[[str, int], Tensor]  # an activation by site and layer; broadcasts over prompts
+Weights = list[dict[str, tuple[Tensor, Tensor]]]  # of each layer's q, k, v and o
 
 
 @dataclass(frozen=True, eq=False)
 class CircuitRuns:
-    """The clean and the corrupted run of one set of prompt pairs, with all that wirings reuse."""
+    """The clean and the corrupted run of one set of prompt pairs, with all that is reused."""
 
+    model: TransformerBridge
     graph: Graph
     pairs: PromptPairs
-    clean: Run
-    corrupted: Run
+    clean: engine.Run
+    corrupted: engine.Run
     calls: list[tuple[tuple, dict[str, Any]]]  # what the attention of each layer was called with
 
-    def function(self, metric: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def function(self, metric: Metric) -> Callable[[Tensor], Tensor]:
         """A metric by its name, of logits [row, prompt, vocab]; `kl` is from the clean run."""
         if callable(metric):
             return metric
-        return build(self.pairs, metric, reference=self.clean.logits())[metric]
+        return build(self.pairs, [metric], reference=self.clean.logits())[metric]
 
-    def wiring(
-        self,
-        value: Value = "resample",
-        prompts: slice = slice(None),
-        pos: Sequence[int] | None = None,
-        restore: bool = False,
-    ) -> "Wiring":
-        """Some of the prompts, ready to be run with any edges removed (at `pos` only).
+    def loss(self, metric: Metric) -> Callable[[Tensor], Tensor]:
+        """The same, such that less is better: "kl" and functions as they are, a named score by its
+        negative."""
+        function = self.function(metric)
+        return function if callable(metric) or metric == "kl" else lambda x: -function(x)
 
-        With `restore` the corrupted run is edited, and removed edges carry clean values.
-        """
-        base = self.clean
-        source = base.activation if restore else ablated(value, self.pairs, base, self.corrupted)
-        if restore:
-            if value not in ("resample", "mean"):
-                raise ValueError(f"only the corrupted run can be restored, not value={value!r}")
-            base = self.corrupted
-        n = len(base.tokens)
-        calls = map_leaves(lambda v: _rows(v, n, prompts), self.calls)
-        own = replace(
-            base,
-            tokens=base.tokens[prompts],
-            resid=[x[prompts] for x in base.resid],
-            acts={key: x[prompts] for key, x in base.acts.items()},
-        )
-        return Wiring(self.graph, own, calls, lambda *at: _rows(source(*at), n, prompts), pos)
+    def ablated(self, value: Value = "resample") -> Source:
+        """What removed edges carry: the corrupted run's value, zero, the corrupted prompts' mean at
+        each position, or the value in a run of the clean prompts with noise of three standard
+        deviations on the embeddings (position 0 left out; Meng et al. 2022, arXiv 2202.05262)."""
+        clean, corrupted = self.clean, self.corrupted
+        if value == "resample":
+            return corrupted.activation
+        if value == "mean":
+            return cache(lambda site, layer: corrupted.activation(site, layer).mean(0)[None])
+        if value == "noise":
+            positions = range(1, clean.tokens.shape[1])
+            noised = engine.record_noised(self.model, clean.tokens, positions, sites=SITES)
+            return noised.activation
+        if value != "zero":
+            raise ValueError(f"value is 'resample', 'zero', 'mean' or 'noise', got {value!r}")
 
-    def batches(self, max_memory: int | None = None) -> list[slice]:
-        """The prompts in batches whose wirings stay below `max_memory` bytes (default 2 GB)."""
+        def zero(site: str, layer: int) -> Tensor:
+            """Zero, but for the stream: attention's output biases belong to no sender, and stay."""
+            found = torch.zeros_like(clean.activation(site, layer)[:1])
+            if site in ("resid_pre", "resid_post"):
+                for block in self.model.blocks[: layer + (site == "resid_post")]:
+                    found += projection(block.attn, "o")[1]
+            return found
+
+        return zero
+
+    def batches(self, max_memory: int) -> list[slice]:
+        """The prompts in batches whose wirings stay below `max_memory` bytes."""
         n, n_pos, width = self.clean.resid[0].shape
         each = 3 * len(self.graph.senders) + len(self.graph.receivers)
-        size = max(1, (max_memory or 2 * 10**9) // (each * n_pos * width * 4))
+        size = max(1, max_memory // (each * n_pos * width * 4))
         return [slice(i, i + size) for i in range(0, n, size)]
 
 
-def _rows(value: Any, n: int, prompts: slice) -> Any:
-    by_prompt = isinstance(value, Tensor) and value.ndim and value.shape[0] == n
-    return value[prompts] if by_prompt else value
-
-
-def record_runs(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
+def record(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
     """Run the clean and the corrupted prompts once. Raises ValueError for a model whose heads and
     MLPs do not add up to its residual stream."""
     graph, calls = Graph.of(model), []
@@ -86,31 +97,54 @@ def record_runs(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
         for block in model.blocks:
             handle = block.attn.register_forward_pre_hook(keep, with_kwargs=True)
             stack.callback(handle.remove)
-        clean = record(model, pairs.clean_tokens, sites=SITES)
-    corrupted = record(model, pairs.corrupted_tokens, sites=SITES)
-    return CircuitRuns(graph, pairs, clean, corrupted, calls)
+        clean = engine.record(model, pairs.clean_tokens, sites=SITES)
+    corrupted = engine.record(model, pairs.corrupted_tokens, sites=SITES)
+    return CircuitRuns(model, graph, pairs, clean, corrupted, calls)
 
 
 def _light(value: Any) -> Any:
     """A call's argument without the cache, and without the memory of activations."""
     if hasattr(value, "update"):
         return None
-    if (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.ndim == 3
-        and len(value) > 1
-    ):
-        return value.new_zeros(1).expand_as(value)  # the stream; q, k and v are given
-    return value
+    stream = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
+    return value.new_zeros(1).expand_as(value) if stream and len(value) > 1 else value
 
 
-def ensure_runs(
-    model: TransformerBridge, pairs: PromptPairs, runs: CircuitRuns | None
-) -> CircuitRuns:
-    """`runs` if they belong to these pairs and this model, else new ones."""
-    if runs is None:
-        return record_runs(model, pairs)
-    if runs.pairs is not pairs or runs.clean.model is not model:
-        raise ValueError("runs= were recorded with other pairs or another model; record them anew")
-    return runs
+def rows(value: Any, n: int, prompts: slice) -> Any:
+    """Some prompts of what has one entry per prompt (`n`); anything else as it is."""
+    by_prompt = isinstance(value, Tensor) and value.ndim and len(value) == n
+    return value[prompts] if by_prompt else value
+
+
+def projections(model: TransformerBridge) -> Weights:
+    """Weights and biases of every layer's q, k, v and o."""
+    return [{n: projection(block.attn, n) for n in ("q", "k", "v", "o")} for block in model.blocks]
+
+
+def sender_shift(
+    graph: Graph, weights: Weights, base: Source, source: Source
+) -> Float[Tensor, "sender prompt pos d_model"]:
+    """What every sender writes by `source`, minus what it writes by `base`."""
+    like = base("resid_pre", 0)
+    found = like.new_empty(len(graph.senders), *like.shape)
+    found[0] = source("resid_pre", 0) - like
+    for layer, of in enumerate(weights):
+        start = graph.sender_number(layer, 0)
+        change = source("z", layer) - base("z", layer)
+        found[start : start + graph.n_heads] = by_head(change, of["o"][0])
+        if graph.mlps:
+            change = source("mlp_out", layer) - base("mlp_out", layer)
+            found[graph.sender_number(layer)] = change
+    return found
+
+
+def by_head(
+    z: Float[Tensor, "prompt pos head d_head"], weight: Float[Tensor, "head d_head d_model"]
+) -> Float[Tensor, "head prompt pos d_model"]:
+    """What each head writes to the stream."""
+    return einsum(z, weight, "prompt pos head d, head d model -> head prompt pos model")
+
+
+def mlp_norm(block: Any) -> Any:
+    """The norm in front of the MLP; some parallel blocks have one for both."""
+    return block.ln2 if hasattr(block, "ln2") else block.ln1

@@ -1,39 +1,50 @@
 """Runs a model with edges removed: every receiver sees its own sum of senders.
 
 A removed edge carries the ablated value of its sender (from the corrupted run, zero, a mean) in
-place of the value that the sender has in this run. With `shift` the ablated minus the clean value
-of a sender, and `moved` the change of its value in this run, a receiver's stream is
+place of the value that the sender has in this run. Write `shift` for a sender's ablated minus its
+clean value, and `moved` for the change of its value in this run against the clean one. Then
 
-    clean stream + sum of `shift` over its removed edges + sum of `moved` over its kept edges.
+    a receiver's stream = clean stream + sum of `shift` over its removed edges
+                                       + sum of `moved` over its kept edges.
 
-A `State` keeps what differs from the clean run, and `Wiring.remove` computes only what changes
-against another state: it starts at the first receiver whose edges changed, leaves out receivers
-whose senders did not move and nodes without a path to the output, takes the last layer's queries
-and everything behind them at the last position alone, and computes one norm for all receivers that
-see the same stream. Several sets of edges that start from one state are rows of one batch. The
-model's own norms, attention and MLPs do the arithmetic; gradients flow to the removed shares.
+`Wiring.remove` goes through the receivers in the order in which they run: new streams, from them
+new queries, keys, values, heads and MLPs, from these new `moved`. A `State` keeps what differs from
+the clean run, and only what changes against the state that one starts from is computed:
+
+- a stream changes if one of its edges was removed just now, or a sender moved just now;
+- nodes without a path to the output are left out;
+- receivers with the same edges share one stream and one norm;
+- the last layer's queries and all behind them are needed at the last position alone.
+
+Several sets of edges that start from one state are rows of one batch. The model's own norms,
+attention and MLPs do the arithmetic; gradients flow to the removed shares.
 
 One caution: with zero ablation, on a model without biases, a receiver can be left with a stream of
 nothing but rounding, which its norm blows up. Pruned circuits have no such receivers.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from einops import einsum, rearrange, repeat
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..engine.recording import Run, unembed
-from .blocks import attention_from, mlp_from
+from ..engine import Run, unembed
+from ..models.hooks import first, forward_as, map_leaves
 from .graph import Graph, Group
-from .senders import Source, projections, sender_shift
+from .runs import CircuitRuns, Source, Value, mlp_norm, projections, rows, sender_shift
 
 Stream = Float[Tensor, "row prompt pos d_model"]
+Streams = Float[Tensor, "row reader prompt pos d_model"]
+Heads = Float[Tensor, "row prompt pos head d_head"]
 
 CHUNK = 2**20  # numbers in streams that are made together; more would leave the processor's cache
+LAST = slice(-1, None)
 
 
 @dataclass(eq=False)
@@ -44,7 +55,7 @@ class State:
     removed: Float[Tensor, "row sender receiver"]  # on the processor
     streams: dict[int, Stream] = field(default_factory=dict)  # by receiver
     moved: dict[int, Stream] = field(default_factory=dict)  # by sender
-    heads: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # q, k, v of a layer
+    heads: dict[tuple[str, int], Heads] = field(default_factory=dict)  # q, k, v of a layer
 
     def row(self, number: int) -> "State":
         """One of the runs by itself, without the others' memory."""
@@ -57,12 +68,25 @@ class State:
         return State(self.removed[[number]], own(self.streams), own(self.moved), own(self.heads))
 
 
+@dataclass(eq=False)
+class _Step:
+    """From an old state to a new one: the edges removed in between, and by how much each sender
+    that was run again moved in between."""
+
+    old: State
+    new: State
+    change: Float[Tensor, "row sender receiver"]
+    live_senders: Bool[np.ndarray, "sender"]
+    live_receivers: Bool[np.ndarray, "receiver"]
+    moved: dict[int, Stream] = field(default_factory=dict)
+
+
 class Wiring:
     """One batch of prompts, ready to be run with any edges removed.
 
-    `base` is the run that is edited, `source` gives what removed edges carry. Memory: one stream
-    per sender, and in each row of a state one more per sender and receiver that changed, each of
-    [prompt, pos, d_model]; `row_memory` bounds a row's.
+    `base` is the run that is edited, `source` gives what removed edges carry, `pos` says where
+    (None: everywhere). Memory: one stream per sender, and in each row of a state one more per
+    sender and receiver that changed, each of [prompt, pos, d_model]; `row_memory` bounds a row's.
     """
 
     def __init__(
@@ -75,14 +99,12 @@ class Wiring:
     ) -> None:
         self.graph, self.base, self.calls, self.model = graph, base, calls, base.model
         self.projections = projections(self.model)
-        self.counts = {"q": graph.n_heads, "k": graph.n_kv, "v": graph.n_kv}
-        self.at: Float[Tensor, "pos 1"] | None = None
+        self.at: Float[Tensor, "pos 1"] | None = None  # 1 where removed edges carry other values
         if pos is not None:
             self.at = base.resid[0].new_zeros(base.tokens.shape[1], 1)
             self.at[list(pos)] = 1
-        self.shift = sender_shift(graph, self.projections, base.activation, source)
-        if self.at is not None:
-            self.shift *= self.at
+        shift = sender_shift(graph, self.projections, base.activation, source)
+        self.shift = shift if self.at is None else shift.mul_(self.at)
         self.points = dict(zip(graph.groups, self._streams(base.activation), strict=True))
         self.ends = dict(zip(graph.groups, self._streams(source), strict=True))
 
@@ -94,7 +116,8 @@ class Wiring:
             if self.graph.mlps and self.graph.parallel:
                 yield stream
             elif self.graph.mlps:
-                yield stream + torch.einsum("bphe,hed->bpd", source("z", layer), weight) + bias
+                z, names = source("z", layer), "prompt pos head d, head d model -> prompt pos model"
+                yield stream + einsum(z, weight, names) + bias
         yield source("resid_post", self.graph.n_layers - 1)
 
     def row_memory(self, group: Group) -> int:
@@ -104,7 +127,7 @@ class Wiring:
             width = end.numel() // (end.shape[1] if one.layer >= graph.n_layers - 1 else 1)
             if one.kind == "attention":  # queries and outputs; keys and values; all by head
                 numbers += 3 * graph.n_heads * width + 2 * graph.n_kv * end.numel()
-                numbers += sum(self.base.acts[kind, one.layer].numel() for kind in self.counts)
+                numbers += sum(self.base.acts[kind, one.layer].numel() for kind in graph.counts)
             else:
                 numbers += 3 * width
         return numbers * end.element_size()
@@ -117,11 +140,37 @@ class Wiring:
         """The runs with exactly these edges removed.
 
         Args:
-            removed: masks, or shares between 0 and 1: [sender, receiver], or one a row.
+            removed: masks, or shares between 0 and 1: [sender, receiver], or one a row;
+                [row, sender, 1] where all edges of a sender have one share.
             state: a run of one row, with fewer edges removed, to start from; by default the clean
                 run.
         """
-        old = state or self.start()
+        step = self._begin(removed, state or self.start())
+        for group in self.graph.groups:
+            todo = self._todo(group, step)
+            if not todo:
+                continue
+            if group.kind == "attention":
+                self._own_rows(group, todo, step.new)
+            for at, same in self._sharing(group, todo, step.new.removed):
+                streams = self._update(group, [each[0] for each in same], at, step)
+                for number, receivers in enumerate(same):
+                    step.new.streams |= dict.fromkeys(receivers, streams[:, number])
+                if group.kind == "attention":
+                    self._project(group, at, same, streams, step.new)
+            for sender, value in self._written(group, todo, step).items():
+                before = step.old.moved.get(sender)
+                step.moved[sender] = value if before is None else value - before
+                step.new.moved[sender] = value
+        return step.new
+
+    def logits(self, state: State) -> Float[Tensor, "row prompt d_vocab"]:
+        """Logits at the last position."""
+        end = state.streams.get(len(self.graph.receivers) - 1, self.base.resid[-1][None])
+        return unembed(self.model, end[:, :, -1]).expand(len(state.removed), -1, -1)
+
+    def _begin(self, removed: Tensor, old: State) -> _Step:
+        """Checks, and a copy of the old state to be changed."""
         if len(old.removed) > 1:
             raise ValueError("start from one row of a state: state.row(number)")
         removed = removed.to(old.removed)
@@ -133,96 +182,45 @@ class Wiring:
         kept = self.graph.exists  # at other positions than `at`, removed edges carry as before
         if self.at is None:
             kept = kept & (removed < 1).any(0)
-        live_senders, live = self.graph.live(kept)
-        changed = (change != 0).any(0).any(0).nonzero().flatten()
-        start = int(changed[0]) if len(changed) else len(self.graph.receivers)
-        fresh: dict[int, Stream] = {}
-        for group in self.graph.groups:
-            if group.receivers.stop <= start:
-                continue
-            todo = self._todo(group, change, removed, fresh, live)
-            if not todo:
-                continue
-            for kind in self._heads(group, todo) if group.kind == "attention" else ():
-                value = new.heads.get((kind, group.layer), self.base.acts[kind, group.layer][None])
-                new.heads[kind, group.layer] = value.repeat(len(removed), 1, 1, 1, 1)
-            for at, same in self._parts(group, todo, removed):
-                readers = [receivers[0] for receivers in same]
-                streams = self._update(group, readers, at, old, removed, fresh)
-                for number, receivers in enumerate(same):
-                    new.streams |= dict.fromkeys(receivers, streams[:, number])
-                if group.kind == "attention":
-                    self._project(group, at, same, streams, new)
-            if group.kind == "attention":
-                found = self._attend(group, todo, new, live_senders)
-            elif group.kind == "mlp":
-                found = self._think(group.layer, streams[:, 0])
-            else:
-                break
-            for sender, value in found.items():
-                fresh[sender] = value - old.moved[sender] if sender in old.moved else value
-                new.moved[sender] = value
-        return new
+        return _Step(old, new, change, *self.graph.live(kept))
 
-    def logits(self, state: State) -> Float[Tensor, "row prompt d_vocab"]:
-        """Logits at the last position."""
-        end = state.streams.get(len(self.graph.receivers) - 1, self.base.resid[-1][None])
-        return unembed(self.model, end[:, :, -1]).expand(len(state.removed), -1, -1)
-
-    def _todo(
-        self,
-        group: Group,
-        change: Tensor,
-        removed: Tensor,
-        fresh: dict[int, Stream],
-        live: np.ndarray,
-    ) -> list[int]:
+    def _todo(self, group: Group, step: _Step) -> list[int]:
         """The receivers of a group whose stream changes in some row, and matters."""
-        columns = slice(group.receivers.start, group.receivers.stop)
-        wanted = (change[:, : group.parents, columns] != 0).any(0).any(0)
-        moved = [sender for sender in fresh if sender < group.parents]
+        removed, columns = step.new.removed, slice(group.receivers.start, group.receivers.stop)
+        own = slice(None) if removed.shape[2] == 1 else columns
+        wanted = (step.change[:, : group.parents, columns] != 0).any(0).any(0)
+        moved = [sender for sender in step.moved if sender < group.parents]
         full = 1 if self.at is None else 2  # elsewhere than `at`, every edge carries
-        wanted = wanted | (removed[:, moved, columns] < full).any(0).any(0)
-        wanted = wanted.numpy() & live[columns]
-        return [r for r, here in zip(group.receivers, wanted.tolist(), strict=True) if here]
+        wanted = wanted | (removed[:, moved, own] < full).any(0).any(0)
+        return [r for r, here in zip(group.receivers, wanted.tolist(), strict=True)
+                if here and step.live_receivers[r]]  # fmt: skip
 
-    def _parts(
+    def _sharing(
         self, group: Group, todo: list[int], removed: Tensor
     ) -> Iterator[tuple[slice, list[list[int]]]]:
-        """Receivers that are made together: the positions they need, and lists of those that have
-        the same edges. In the last layer only keys and values need all positions."""
-        everywhere, last = slice(None), slice(-1, None)
-        parts = [(everywhere, todo)]
+        """Receivers that are made together: the positions they need, and lists of those that share
+        one stream. In the last layer only keys and values need all positions."""
+        everywhere, others = todo, list[int]()
         if group.layer >= self.graph.n_layers - 1:
             queries = group.receivers.start + self.graph.n_heads
-            others = [r for r in todo if r >= queries and group.kind == "attention"]
-            parts = [(last, [r for r in todo if r not in others]), (everywhere, others)]
-        columns = removed.detach()[:, : group.parents].numpy()
-        for at, receivers in parts:
-            same: dict[Any, list[int]] = {}
-            for r in receivers:
-                key: Any = columns[:, :, r].tobytes()
-                if removed.requires_grad:  # equal shares may have gradients of their own
-                    key = r if removed.stride(-1) else None
-                same.setdefault(key, []).append(r)
+            everywhere = [r for r in todo if group.kind == "attention" and r >= queries]
+            others = [r for r in todo if r not in everywhere]
+        for at, receivers in ((slice(None), everywhere), (LAST, others)):
+            lists = _alike(removed[:, : group.parents], receivers)
             size = len(removed) * self.base.resid[0][:, at].numel()
-            step, lists = max(1, CHUNK // size), list(same.values())
+            step = max(1, CHUNK // size)
             yield from ((at, lists[i : i + step]) for i in range(0, len(lists), step))
 
-    def _update(
-        self,
-        group: Group,
-        readers: list[int],
-        at: slice,
-        old: State,
-        removed: Tensor,
-        fresh: dict[int, Stream],
-    ) -> Float[Tensor, "row reader prompt pos d_model"]:
-        """The new streams of some receivers."""
-        point, n = self.points[group][None, :, at], group.parents
+    def _update(self, group: Group, readers: list[int], at: slice, step: _Step) -> Streams:
+        """The new streams of some receivers: with `removed` the shares of their edges,
+
+        old stream + change of removed · (shift - moved before) + (1 - removed) · moved just now.
+        """
+        n, old = group.parents, step.old
+        point = self.points[group][None, :, at]
         streams = _stack([old.streams.get(r, point) for r in readers])
-        share = removed[:, :n, readers]
-        change = share - old.removed[:, :n, readers]
+        change, share = (_columns(x[:, :n], readers) for x in (step.change, step.new.removed))
+        # Edges that are removed now stop carrying what their sender does, and carry its shift.
         used = (change != 0).any(2).any(0).nonzero().flatten().tolist()
         if used:
             few = len(used) < n / 2  # else the whole block as it lies in memory, without a copy
@@ -231,88 +229,175 @@ class Wiring:
         before = [u for u in used if u in old.moved]
         if before:
             values = _stack([old.moved[u][:, :, at] for u in before])
-            values = values if self.at is None else values * self.at[at]
-            streams = _mix(streams, -change[:, before], values)
-        moved = [u for u in fresh if u < n and (self.at is not None or (share[:, u] < 1).any())]
+            streams = _mix(streams, -change[:, before], self._where(values, at))
+        # Edges that are kept pass on by how much their sender moved just now.
+        moved = [
+            u for u in step.moved if u < n and (self.at is not None or (share[:, u] < 1).any())
+        ]
         if moved:
-            values = _stack([fresh[u][:, :, at] for u in moved])
+            values, gone = _stack([step.moved[u][:, :, at] for u in moved]), share[:, moved]
             if self.at is None:
-                streams = _mix(streams, 1 - share[:, moved], values)
+                streams = _mix(streams, 1 - gone, values)
             else:
-                streams = _mix(streams, torch.ones_like(share[:, moved]), values)
-                streams = _mix(streams, -share[:, moved], values * self.at[at])
+                streams = _mix(streams, torch.ones_like(gone), values)
+                streams = _mix(streams, -gone, self._where(values, at))
         everything = (share == 1).all(1)
-        if self.at is None and everything.any():
-            whole = everything[:, :, None, None, None].to(streams.device)
+        if self.at is None and everything.any():  # the ablated stream itself, without rounding
+            whole = rearrange(everything, "row reader -> row reader 1 1 1").to(streams.device)
             streams = torch.where(whole, self.ends[group][:, at], streams)
         return streams
 
-    def _heads(self, group: Group, receivers: list[int]) -> dict[str, list[int]]:
-        """The heads whose q, k or v these receivers are."""
-        found: dict[str, list[int]] = {}
-        for r in receivers:
-            place = r - group.receivers.start
-            for kind, count in self.counts.items():
-                if place < count:
-                    found.setdefault(kind, []).append(place)
-                    break
-                place -= count
-        return found
+    def _where(self, values: Tensor, at: slice) -> Tensor:
+        """Values where removed edges carry other ones, zero elsewhere."""
+        return values if self.at is None else values * self.at[at]
+
+    def _own_rows(self, group: Group, todo: list[int], new: State) -> None:
+        """Queries, keys and values that are about to be written get rows of their own."""
+        for kind in {self._head(group, r)[0] for r in todo}:
+            value = new.heads.get((kind, group.layer), self.base.acts[kind, group.layer][None])
+            new.heads[kind, group.layer] = value.repeat(len(new.removed), 1, 1, 1, 1)
+
+    def _head(self, group: Group, receiver: int) -> tuple[str, int]:
+        """What an input of attention is: "q", "k" or "v", and of which head."""
+        kind, head = self.graph.receivers[receiver].split(".")[:0:-1]
+        return kind, int(head)
 
     def _project(
-        self, group: Group, at: slice, same: list[list[int]], streams: Tensor, new: State
+        self, group: Group, at: slice, same: list[list[int]], streams: Streams, new: State
     ) -> None:
-        """Write the queries, keys and values of new streams [row, reader, prompt, pos, d_model]."""
+        """Write the queries, keys and values that follow from new streams."""
         normed = self.model.blocks[group.layer].ln1.original_component(streams)
         for number, receivers in enumerate(same):
-            for kind, heads in self._heads(group, receivers).items():
-                weight, bias = (x[heads] for x in self.projections[group.layer][kind])
-                found = torch.einsum("rbpd,hde->rbphe", normed[:, number], weight) + bias
-                new.heads[kind, group.layer][:, :, at, heads] = found
+            heads: dict[str, list[int]] = {}
+            for kind, head in (self._head(group, r) for r in receivers):
+                heads.setdefault(kind, []).append(head)
+            for kind, chosen in heads.items():
+                weight, bias = (x[chosen] for x in self.projections[group.layer][kind])
+                names = "row prompt pos model, head model d -> row prompt pos head d"
+                found = einsum(normed[:, number], weight, names) + bias
+                new.heads[kind, group.layer][:, :, at, chosen] = found
 
-    def _attend(
-        self, group: Group, todo: list[int], new: State, live: np.ndarray
-    ) -> dict[int, Stream]:
-        """What the heads of a layer write beyond the clean run, from their new q, k and v."""
-        graph, layer = self.graph, group.layer
-        changed = {
-            head
-            for kind, mine in self._heads(group, todo).items()
-            for head in range(graph.n_heads)
-            if head * self.counts[kind] // graph.n_heads in mine
-        }
-        written = [h for h in sorted(changed) if live[graph.sender_number(layer, h)]]
-        if not written:
+    def _written(self, group: Group, todo: list[int], step: _Step) -> dict[int, Stream]:
+        """What the nodes behind these receivers write beyond the clean run, by sender."""
+        if group.kind == "out":
             return {}
-        q, k, v = (new.heads.get((x, layer), self.base.acts[x, layer][None]) for x in self.counts)
-        at = slice(-1, None) if layer == graph.n_layers - 1 else slice(None)
+        if group.kind == "mlp":
+            streams = step.new.streams[group.receivers.start]
+            found = mlp_from(self.model.blocks[group.layer], streams)
+            clean = self.base.acts["mlp_out", group.layer][:, -streams.shape[2] :]
+            return {self.graph.sender_number(group.layer): found - clean}
+        graph, layer, heads = self.graph, group.layer, step.new.heads
+        first_sender = graph.sender_number(layer, 0)
+        senders = [
+            u for u in range(first_sender, first_sender + graph.n_heads)
+            if step.live_senders[u] and not set(todo).isdisjoint(graph.inputs[u])
+        ]  # fmt: skip
+        if not senders:
+            return {}
+        q, k, v = (heads.get((x, layer), self.base.acts[x, layer][None]) for x in graph.counts)
+        at = LAST if layer == graph.n_layers - 1 else slice(None)
         z = attention_from(self.model.blocks[layer].attn, self.calls[layer], q, k, v)
-        change = z[:, :, at] - self.base.acts["z", layer][:, at]
+        written = [u - first_sender for u in senders]
+        change = (z[:, :, at] - self.base.acts["z", layer][:, at])[:, :, :, written]
         weight = self.projections[layer]["o"][0][written]
-        moved = torch.einsum("rbphe,hed->hrbpd", change[:, :, :, written], weight)
-        return {graph.sender_number(layer, h): x for h, x in zip(written, moved, strict=True)}
-
-    def _think(self, layer: int, streams: Stream) -> dict[int, Stream]:
-        """What the MLP of a layer writes beyond the clean run."""
-        found = mlp_from(self.model.blocks[layer], streams)
-        clean = self.base.acts["mlp_out", layer][:, -streams.shape[2] :]
-        return {self.graph.sender_number(layer): found - clean}
+        names = "row prompt pos head d, head d model -> head row prompt pos model"
+        return dict(zip(senders, einsum(change, weight, names), strict=True))
 
 
-def _stack(streams: list[Stream]) -> Float[Tensor, "row reader prompt pos d_model"]:
+def wire(
+    runs: CircuitRuns,
+    value: Value = "resample",
+    prompts: slice = slice(None),
+    pos: Sequence[int] | None = None,
+    restore: bool = False,
+) -> Wiring:
+    """Some of the prompts, ready to be run with any edges removed (at `pos` only).
+
+    With `restore` the corrupted run is edited, and removed edges carry clean values.
+    """
+    base = runs.corrupted if restore else runs.clean
+    source = runs.clean.activation if restore else runs.ablated(value)
+    n = len(base.tokens)
+    own = replace(
+        base,
+        tokens=base.tokens[prompts],
+        resid=[x[prompts] for x in base.resid],
+        acts={key: x[prompts] for key, x in base.acts.items()},
+    )
+    calls = map_leaves(lambda v: rows(v, n, prompts), runs.calls)
+    return Wiring(runs.graph, own, calls, lambda *at: rows(source(*at), n, prompts), pos)
+
+
+def attention_from(
+    attn: Any, call: tuple[tuple, dict[str, Any]], q: Heads, k: Heads, v: Heads
+) -> Heads:
+    """What attention gives (z) for these queries, keys and values, before rotation; what has one
+    row is that of all rows. `call` is what the module was called with in the recorded run."""
+    kept, n_rows, n = list[Tensor](), max(map(len, (q, k, v))), q.shape[1]
+
+    def keep(z: Tensor, *_: Any, **__: Any) -> Tensor:
+        kept.append(z)
+        return z
+
+    def constant(value: Tensor) -> Callable[..., Tensor]:
+        return lambda *_, **__: value
+
+    def again(value: Any) -> Any:
+        """An argument by prompt, for several rows of these prompts."""
+        if n_rows == 1 or not isinstance(value, Tensor) or value.ndim < 2 or len(value) != n:
+            return value
+        return repeat(value, "prompt ... -> (row prompt) ...", row=n_rows)
+
+    with ExitStack() as stack:
+        for name, value in (("q", q), ("k", k), ("v", v)):
+            value = value.expand(n_rows, -1, -1, -1, -1)
+            flat = rearrange(value, "row prompt pos head d -> (row prompt) pos (head d)")
+            stack.enter_context(forward_as(getattr(attn, name), constant(flat)))
+        stack.enter_context(forward_as(attn.o, keep))
+        args, kwargs = map_leaves(again, call)
+        attn(*args, **kwargs)
+    (z,) = kept
+    return z.reshape(n_rows, *q.shape[1:])
+
+
+def mlp_from(block: Any, streams: Stream) -> Stream:
+    """What a block's MLP writes for these streams."""
+    flat = rearrange(streams, "row prompt pos model -> (row prompt) pos model")
+    written = first(block.mlp(mlp_norm(block).original_component(flat)))
+    return rearrange(written, "(row prompt) pos model -> row prompt pos model", row=len(streams))
+
+
+def _alike(removed: Float[Tensor, "row sender receiver"], receivers: list[int]) -> list[list[int]]:
+    """Receivers in lists of those with the same removed edges. Equal shares may have gradients of
+    their own, and are then kept apart."""
+    if removed.shape[2] == 1:
+        return [receivers] if receivers else []
+    if removed.requires_grad:
+        return [[r] for r in receivers]
+    lists: dict[tuple, list[int]] = {}
+    for r, edges in zip(receivers, removed[:, :, receivers].unbind(2), strict=True):
+        lists.setdefault(tuple(edges.flatten().tolist()), []).append(r)
+    return list(lists.values())
+
+
+def _columns(shares: Tensor, readers: list[int]) -> Float[Tensor, "row sender reader"]:
+    """The shares of these receivers' edges."""
+    return shares[:, :, readers] if shares.shape[2] > 1 else shares.expand(-1, -1, len(readers))
+
+
+def _stack(streams: list[Stream]) -> Streams:
     if len(streams) == 1:
         return streams[0][:, None]
-    rows = max(map(len, streams))
-    return torch.stack([x.expand(rows, -1, -1, -1) for x in streams], 1)
+    n_rows = max(map(len, streams))
+    return torch.stack([x.expand(n_rows, -1, -1, -1) for x in streams], 1)
 
 
 def _mix(
-    streams: Float[Tensor, "row reader prompt pos d_model"],
+    streams: Streams,
     share: Float[Tensor, "row sender reader"],
     values: Float[Tensor, "row sender prompt pos d_model"],
-) -> Float[Tensor, "row reader prompt pos d_model"]:
+) -> Streams:
     """Streams plus their shares of senders' values; a single row of either is that of all rows."""
-    rows = len(share)
-    flat, added = (x.flatten(2).expand(rows, -1, -1) for x in (streams, values))
-    mixed = torch.baddbmm(flat, share.transpose(1, 2).to(flat), added)
-    return mixed.unflatten(2, streams.shape[2:])
+    flat, added = (x.flatten(2).expand(len(share), -1, -1) for x in (streams, values))
+    weights = rearrange(share, "row sender reader -> row reader sender").to(flat)
+    return torch.baddbmm(flat, weights, added).unflatten(2, streams.shape[2:])

@@ -2,7 +2,7 @@
 
 tracr turns programs into weights (Lindner et al. 2023, arXiv 2301.05062). The two programs are
 those of the ACDC paper: `reverse` writes 1, 2, 3 backwards, `proportion` says which share of the
-letters up to here are x. `compile_tracr` made the files.
+letters up to here are x. `data/tracr/make.py` made the files.
 
 The compiled networks have no norms and attend in both directions. Here they run in GPT-2's
 architecture with norms made idle: one more coordinate keeps the mean of every vector that is

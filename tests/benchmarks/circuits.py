@@ -19,10 +19,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mi_helpers import circuits, load_model
+from mi_helpers import circuits, load_model, toys
 from mi_helpers.tasks import prompts
 from mi_helpers.tasks.pairs import PromptPairs
-from mi_helpers.toys import docstring as circuit_toys
 from tests import tiny
 from tests.benchmarks.measure import matmul_rate, timed
 
@@ -95,6 +94,10 @@ def measure(
     return record
 
 
+def _record_and(method: Callable[..., Any], model: TransformerBridge, pairs: PromptPairs) -> Any:
+    return method(circuits.record(model, pairs))
+
+
 def main(chosen: list[str]) -> None:
     """Run the chosen works (none: all), print and store them; the rest of the file is kept."""
     works: dict[str, Callable[[], tuple[TransformerBridge, PromptPairs]]] = {
@@ -106,7 +109,7 @@ def main(chosen: list[str]) -> None:
         "acdc docstring-sized": lambda: (
             random_gpt2(512, 4, 8, 48_262, False), random_pairs(50, 41, 48_262)),
         "acdc docstring network": lambda: (
-            model := circuit_toys.docstring_network(), prompts.docstring(model, 8)),
+            model := toys.docstring_network(), prompts.docstring(model, 8)),
     }  # fmt: skip
     unknown = set(chosen) - set(works)
     if unknown:
@@ -116,13 +119,14 @@ def main(chosen: list[str]) -> None:
         model, pairs = works[work]()
         run: Callable[[], Any]
         if work.startswith("eap"):
-            run, least = partial(circuits.attribute, model, pairs), limit(model, pairs)
+            run, least = partial(_record_and, circuits.attribute, model, pairs), limit(model, pairs)
         else:
             edges = len(circuits.Graph.of(model).edges)
             width = model.cfg.d_model * model.cfg.d_head
             one = 4 * pairs.clean_tokens.numel() * width  # one receiver and one head's output
             one += 2 * len(pairs) * model.cfg.d_model * model.cfg.d_vocab
-            run, least = partial(circuits.acdc, model, pairs, KL_THRESHOLD), edges * one
+            search = partial(circuits.acdc, threshold=KL_THRESHOLD)
+            run, least = partial(_record_and, search, model, pairs), edges * one
         record = measure(work, model, pairs, run, least)
         print(json.dumps(record), flush=True)
         done = [one for one in done if one["work"] != work] + [record]

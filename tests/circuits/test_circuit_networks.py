@@ -112,11 +112,11 @@ def test_effects_of_edges_are_those_of_the_compiled_network(program: Program) ->
     """At the last position, where GPT-2's mask makes no difference; squared distance."""
     model = tracr_program(program)
     pairs = tracr_pairs(model, program)
-    runs = circuits.record_runs(model, pairs)
+    runs = circuits.record(model, pairs)
     distance = squared_change(model, pairs)
     references = edges_of(runs.graph)
     for value in ("zero", "resample"):
-        found = circuits.attribute(model, pairs, "exact", distance, value, runs=runs)
+        found = circuits.attribute(runs, "exact", distance, value)
         texts = [(a.removeprefix("BOS "), b.removeprefix("BOS "))
                  for a, b in zip(pairs.clean, pairs.corrupted, strict=True)]  # fmt: skip
         carried = [compiled(program, b)[1] if value == "resample" else None for _, b in texts]

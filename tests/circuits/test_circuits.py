@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mi_helpers import circuits, load_model, patching
-from mi_helpers.circuits.acdc import visits
+from mi_helpers.circuits.discovery import receivers_of, senders_of, trials
 from mi_helpers.circuits.graph import Circuit, Graph, greedy, top
-from mi_helpers.circuits.runs import CircuitRuns, record_runs
+from mi_helpers.circuits.runs import CircuitRuns, record
+from mi_helpers.circuits.wiring import wire
 from mi_helpers.metrics import logit_diff
 from mi_helpers.tasks.prompts import docstring
 from mi_helpers.toys.docstring import gate_scores, linear_transformer
@@ -23,7 +24,7 @@ _runs: dict[str, CircuitRuns] = {}
 
 def runs_of(family: str) -> CircuitRuns:
     if family not in _runs:
-        _runs[family] = record_runs(tiny.bridge(family), PAIRS)
+        _runs[family] = record(tiny.bridge(family), PAIRS)
     return _runs[family]
 
 
@@ -59,7 +60,7 @@ def test_names_read_as_people_write_them():
 
 def test_heads_of_a_group_read_the_same_keys():
     graph = Graph(2, 4, 2)
-    names = [[graph.receivers[r] for r in graph.reads(graph.sender_number(1, h))] for h in (2, 3)]
+    names = [[graph.receivers[r] for r in graph.inputs[graph.sender_number(1, h)]] for h in (2, 3)]
     assert names == [["A1.2.q", "A1.1.k", "A1.1.v"], ["A1.3.q", "A1.1.k", "A1.1.v"]]
 
 
@@ -101,7 +102,7 @@ CASES = [(family, value) for family in FAMILIES for value in ("resample", "zero"
 )
 def test_each_edge_is_removed_as_by_the_slow_reference(family, value):
     runs, model = runs_of(family), tiny.bridge(family)
-    graph, wiring = runs.graph, runs.wiring(value)
+    graph, wiring = runs.graph, wire(runs, value)
     kinds = pd.Series([edge.split(" -> ")[1].split(".")[-1][0] for edge in graph.edges])
     generator = np.random.default_rng(0)
     chosen = [n for _, part in kinds.groupby(kinds) for n in generator.choice(part.index, 2)]
@@ -115,7 +116,7 @@ def test_each_edge_is_removed_as_by_the_slow_reference(family, value):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_edge_removed_is_the_clean_run_and_all_are_the_corrupted_run(family):
     runs = runs_of(family)
-    wiring = runs.wiring()
+    wiring = wire(runs)
     assert torch.equal(wiring.logits(wiring.start())[0], runs.clean.logits())
     everything = wiring.logits(wiring.remove(runs.graph.exists))[0]
     assert torch.equal(everything, runs.corrupted.logits())
@@ -124,7 +125,7 @@ def test_no_edge_removed_is_the_clean_run_and_all_are_the_corrupted_run(family):
 @pytest.mark.parametrize("pos", [None, [2, 6]])
 def test_step_by_step_is_as_from_scratch(pos):
     runs = runs_of("qwen2")
-    wiring, generator = runs.wiring(pos=pos), torch.Generator().manual_seed(0)
+    wiring, generator = wire(runs, pos=pos), torch.Generator().manual_seed(0)
     state, mask = wiring.start(), torch.zeros_like(runs.graph.exists)
     order = torch.randperm(len(runs.graph.edges), generator=generator)
     for part in order.split(90):
@@ -141,7 +142,7 @@ def test_all_edges_removed_at_some_positions_is_a_prompt_mixed_of_both():
     """Where only embeddings differ, removing every edge of the embedding at a position is to swap
     the token there; the heads must then be left to run by themselves."""
     runs, model = runs_of("gpt2"), tiny.bridge("gpt2")
-    wiring, mask = runs.wiring(pos=[2]), torch.zeros_like(runs.graph.exists)
+    wiring, mask = wire(runs, pos=[2]), torch.zeros_like(runs.graph.exists)
     mask[0] = True
     mixed = PAIRS.clean_tokens.clone()
     mixed[:, 2] = PAIRS.corrupted_tokens[:, 2]
@@ -151,7 +152,7 @@ def test_all_edges_removed_at_some_positions_is_a_prompt_mixed_of_both():
 
 def test_removing_a_whole_node_is_patching_its_output():
     runs, model = runs_of("llama"), tiny.bridge("llama")
-    wiring, mask = runs.wiring("mean"), torch.zeros_like(runs.graph.exists)
+    wiring, mask = wire(runs, "mean"), torch.zeros_like(runs.graph.exists)
     sender = runs.graph.sender_number(1, 2)
     mask[sender] = runs.graph.exists[sender]
     mean = runs.corrupted.acts["z", 1].mean(0)[:, 2]
@@ -169,7 +170,7 @@ def test_removing_a_whole_node_is_patching_its_output():
 
 def test_rows_that_share_a_batch_are_as_alone():
     runs = runs_of("qwen2")
-    wiring, generator = runs.wiring(), torch.Generator().manual_seed(0)
+    wiring, generator = wire(runs), torch.Generator().manual_seed(0)
     first = (torch.rand(runs.graph.exists.shape, generator=generator) < 0.1) & runs.graph.exists
     state = wiring.remove(first)
     more = (torch.rand(5, *first.shape, generator=generator) < 0.2) & runs.graph.exists
@@ -191,9 +192,9 @@ def test_rows_that_share_a_batch_are_as_alone():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eap_is_the_slope_of_removal(family, value):
     """Removing a thousandth of an edge changes the metric by a thousandth of its score."""
-    model, runs = tiny.bridge(family), runs_of(family)
-    scores = circuits.attribute(model, PAIRS, value=value)
-    wiring, metric = runs.wiring(value), runs.function("logit_diff")
+    runs = runs_of(family)
+    scores = circuits.attribute(runs, value=value)
+    wiring, metric = wire(runs, value), runs.function("logit_diff")
     start = metric(wiring.logits(wiring.start())).mean()
     for n in range(0, len(runs.graph.edges), 61):
         state = wiring.remove(one_edge(runs.graph, n) * 1e-3)
@@ -202,50 +203,49 @@ def test_eap_is_the_slope_of_removal(family, value):
 
 
 def test_attribution_and_evaluation_are_the_same_twice():
-    model = tiny.bridge("qwen2")
+    runs = runs_of("qwen2")
     for method in ("eap", "eap-ig", "exact"):
-        one, again = (circuits.attribute(model, PAIRS, method) for _ in range(2))
+        one, again = (circuits.attribute(runs, method) for _ in range(2))
         assert one.equals(again)
-    circuit = top(runs_of("qwen2").graph, one, 40)
-    assert circuits.evaluate(model, PAIRS, circuit).equals(circuits.evaluate(model, PAIRS, circuit))
+    circuit = top(runs.graph, one, 40)
+    assert circuits.evaluate(runs, circuit).equals(circuits.evaluate(runs, circuit))
 
 
 def test_batches_of_prompts_add_up():
-    model = tiny.bridge("qwen2")
-    whole = circuits.attribute(model, PAIRS)
-    parts = circuits.attribute(model, PAIRS, max_memory=1)
+    whole = circuits.attribute(runs_of("qwen2"))
+    parts = circuits.attribute(runs_of("qwen2"), max_memory=1)
     np.testing.assert_allclose(whole["score"], parts["score"], atol=1e-6)
 
 
 def test_attribution_is_exact_where_the_model_is_linear():
     model = linear_transformer(n_layers=2)
-    data = docstring(model, 4)
-    exact = circuits.attribute(model, data, "exact")["score"]
+    runs = record(model, docstring(model, 4))
+    exact = circuits.attribute(runs, "exact")["score"]
     assert exact.abs().max() > 0.1
     for method in ("eap", "eap-ig", "clean-corrupted"):
-        scores = circuits.attribute(model, data, method)["score"]
+        scores = circuits.attribute(runs, method)["score"]
         np.testing.assert_allclose(scores, exact, atol=1e-4 * exact.abs().max())
 
 
 def test_integrated_gradients_meet_the_definition():
     """EAP-IG is the mean of EAP's gradients along the path: one step is the midpoint alone."""
-    model = tiny.bridge("gpt2")
-    many = circuits.attribute(model, PAIRS, "eap-ig", metric="kl", steps=2)["score"]
+    runs = runs_of("gpt2")
+    many = circuits.attribute(runs, "eap-ig", metric="kl", steps=2)["score"]
     assert many.abs().max() > 0
     with pytest.raises(ValueError, match="zero gradient"):
-        circuits.attribute(model, PAIRS, metric="kl")
+        circuits.attribute(runs, metric="kl")
     with pytest.raises(ValueError, match="none of"):
-        circuits.attribute(model, PAIRS, "eap-ig", steps=0)
+        circuits.attribute(runs, "eap-ig", steps=0)
     with pytest.raises(ValueError, match="no gradient"):
-        circuits.attribute(model, PAIRS, metric="rank")
+        circuits.attribute(runs, metric="rank")
 
 
 def test_the_edges_of_a_head_sum_to_its_own_attribution():
     """An independent path to the same number: attribution patching of z."""
     model = tiny.bridge("llama")
-    nodes = circuits.head_importance(circuits.attribute(model, PAIRS)).set_index("sender")
-    runs = patching.record(model, PAIRS, ["z"])
-    whole = patching.attribution(runs, "z", direction="noise", normalise=False)
+    nodes = circuits.head_importance(circuits.attribute(runs_of("llama"))).set_index("sender")
+    both = patching.record(model, PAIRS, ["z"])
+    whole = patching.attribution(both, "z", direction="noise", normalise=False)
     logits = model(PAIRS.clean_tokens)[:, -1]
     clean = float(logit_diff(logits, PAIRS.answers, PAIRS.wrong).mean())
     for row in whole.itertuples():
@@ -257,28 +257,36 @@ def test_the_edges_of_a_head_sum_to_its_own_attribution():
 
 
 def test_exact_scores_only_the_edges_asked_for():
-    model, wanted = tiny.bridge("gpt2"), ["A0.1 -> M2", "M3 -> out"]
-    table = circuits.attribute(model, PAIRS, "exact", edges=wanted, runs=runs_of("gpt2"))
+    runs, wanted = runs_of("gpt2"), ["A0.1 -> M2", "M3 -> out"]
+    table = circuits.attribute(runs, "exact", edges=wanted)
     assert table["edge"].tolist() == wanted
     with pytest.raises(ValueError, match="no edge"):
-        circuits.attribute(model, PAIRS, "exact", edges=["A0.1 -> M9"], runs=runs_of("gpt2"))
+        circuits.attribute(runs, "exact", edges=["A0.1 -> M9"])
 
 
 # ACDC
 
 
-def slow_acdc(model, threshold: float) -> list[str]:
+def order(graph: Graph) -> list[tuple[int, int]]:
+    """Receiver and sender of every trial."""
+    return [
+        (r, u)
+        for group in reversed(graph.groups)
+        for r in receivers_of(graph, group, "descending")
+        for u in senders_of(graph, group, "descending")
+    ]
+
+
+def slow_acdc(runs: CircuitRuns, threshold: float) -> list[str]:
     """The algorithm as written: every removal is a run from scratch."""
-    runs = record_runs(model, PAIRS)
-    graph, wiring, metric = runs.graph, runs.wiring(), runs.function("kl")
+    graph, wiring, metric = runs.graph, wire(runs), runs.function("kl")
     kept, loss = graph.exists.clone(), 0.0
-    for receiver, senders in visits(graph):
-        for sender in senders:
-            trial = kept.clone()
-            trial[sender, receiver] = False
-            after = float(metric(wiring.logits(wiring.remove(graph.exists & ~trial))).mean())
-            if after - loss < threshold:
-                kept, loss = trial, after
+    for receiver, sender in order(graph):
+        trial = kept.clone()
+        trial[sender, receiver] = False
+        after = float(metric(wiring.logits(wiring.remove(graph.exists & ~trial))).mean())
+        if after - loss < threshold:
+            kept, loss = trial, after
     return Circuit(graph, kept).edges
 
 
@@ -288,11 +296,12 @@ def test_acdc_is_the_algorithm_as_written(family):
         tiny.hf_model(family, **{"num_hidden_layers": 2} if family == "qwen2" else {"n_layer": 2}),
         tokenizer=tiny.tokenizer(),
     )
-    found = circuits.acdc(model, PAIRS, 0.1)
-    assert found.circuit.edges == slow_acdc(model, 0.1)
+    runs = record(model, PAIRS)
+    found = circuits.acdc(runs, 0.1)
+    assert found.circuit.edges == slow_acdc(runs, 0.1)
     assert 0 < len(found.circuit) < len(found.circuit.graph.edges)
     assert len(found.trials) < len(found.circuit.graph.edges)  # orphans cost no trial
-    again = circuits.acdc(model, PAIRS, 0.1)
+    again = circuits.acdc(runs, 0.1)
     pd.testing.assert_frame_equal(found.trials, again.trials)
 
 
@@ -300,23 +309,23 @@ def test_acdc_is_the_algorithm_as_written(family):
     ("family", "units"), [*((family, "edges") for family in FAMILIES), ("llama", "nodes")]
 )
 def test_trials_that_share_a_batch_end_as_one_by_one(family, units):
-    model, runs = tiny.bridge(family), runs_of(family)
-    options = {"runs": runs, "units": units, "value": "zero" if units == "nodes" else "resample"}
+    runs = runs_of(family)
+    options = {"units": units, "value": "zero" if units == "nodes" else "resample"}
     threshold = 0.02 if units == "edges" else 0.2
-    alone = circuits.acdc(model, PAIRS, threshold, max_memory=1, **options)
+    alone = circuits.acdc(runs, threshold, max_memory=1, **options)
     removed = alone.trials["removed"]
     assert 0 < removed.sum() < len(removed)
     for rows in (3, 40):
-        budget = rows * runs.wiring().row_memory(runs.graph.groups[0])
-        found = circuits.acdc(model, PAIRS, threshold, max_memory=budget, **options)
+        budget = rows * wire(runs).row_memory(runs.graph.groups[0])
+        found = circuits.acdc(runs, threshold, max_memory=budget, **options)
         assert found.trials[["edge", "removed"]].equals(alone.trials[["edge", "removed"]])
         np.testing.assert_allclose(found.trials["change"], alone.trials["change"], atol=2e-5)
         assert found.circuit.edges == alone.circuit.edges
 
 
 def test_acdc_over_heads_removes_them_whole():
-    model, runs = tiny.bridge("llama"), runs_of("llama")
-    found = circuits.acdc(model, PAIRS, 0.05, runs=runs, units="heads")
+    runs = runs_of("llama")
+    found = circuits.acdc(runs, 0.05, units="heads")
     gone = found.trials.loc[found.trials["removed"], "edge"].tolist()
     assert found.trials["edge"].tolist()[:4] == ["A3.3", "A3.2", "A3.1", "A3.0"]
     assert gone
@@ -324,28 +333,31 @@ def test_acdc_over_heads_removes_them_whole():
     assert {"embed", "M0", "M1", "M2", "M3", "out"} <= {*found.circuit.nodes}
     mask = torch.zeros_like(runs.graph.exists)
     mask[[runs.graph.senders.index(name) for name in gone]] = True
-    logits = runs.wiring().logits(runs.wiring().remove(mask & runs.graph.exists))
+    logits = wire(runs).logits(wire(runs).remove(mask & runs.graph.exists))
     loss = float(runs.function("kl")(logits).mean())
     accepted = found.trials.loc[found.trials["removed"], "change"].sum()
     assert accepted == pytest.approx(loss, abs=2e-5)
     with pytest.raises(ValueError, match="units is"):
-        circuits.acdc(model, PAIRS, 1.0, units="layers", runs=runs)  # type: ignore[arg-type]
+        circuits.acdc(runs, 1.0, units="layers")  # type: ignore[arg-type]
 
 
 def test_acdc_visits_receivers_backwards_and_senders_from_the_last():
     graph = Graph(2, 2, 2)
-    order = [(graph.receivers[r], [graph.senders[u] for u in us]) for r, us in visits(graph)]
-    assert order[0] == ("out", ["M1", "A1.1", "A1.0", "M0", "A0.1", "A0.0", "embed"])
-    assert [name for name, _ in order[1:8]] == [
-        "M1", "A1.1.q", "A1.1.k", "A1.1.v", "A1.0.q", "A1.0.k", "A1.0.v"]  # fmt: skip
-    assert sum(len(us) for _, us in order) == len(graph.edges)
+    found = [(graph.receivers[r], graph.senders[u]) for r, u in order(graph)]
+    senders = [sender for receiver, sender in found if receiver == "out"]
+    assert senders == ["M1", "A1.1", "A1.0", "M0", "A0.1", "A0.0", "embed"]
+    assert list(dict(found))[:8] == [
+        "out", "M1", "A1.1.q", "A1.1.k", "A1.1.v", "A1.0.q", "A1.0.k", "A1.0.v"]  # fmt: skip
+    assert len(found) == len(graph.edges)
+    batched = [(trial.receiver, trial.sender) for _, batch in trials(graph) for trial in batch]
+    assert batched == order(graph)
 
 
 def test_a_huge_threshold_leaves_nothing_and_a_hopeless_one_everything():
-    model = tiny.bridge("gpt2")
-    assert len(circuits.acdc(model, PAIRS, 1e9, runs=runs_of("gpt2")).circuit) == 0
+    runs = runs_of("gpt2")
+    assert len(circuits.acdc(runs, 1e9).circuit) == 0
     with pytest.raises(ValueError, match="heads is"):
-        circuits.acdc(model, PAIRS, 1.0, heads="sideways", runs=runs_of("gpt2"))  # type: ignore[arg-type]
+        circuits.acdc(runs, 1.0, heads="sideways")  # type: ignore[arg-type]
 
 
 # Known answers on gates
@@ -371,7 +383,7 @@ def test_every_edge_of_two_chains_is_found_by_all_methods():
 
 
 def test_full_and_empty_circuits_are_one_and_zero():
-    model, runs = tiny.bridge("gpt2"), runs_of("gpt2")
+    runs = runs_of("gpt2")
     nothing = Circuit.of(runs.graph, [])
     both = {"full": Circuit.full(runs.graph), "empty": nothing}
     for ablation in (
@@ -381,41 +393,39 @@ def test_full_and_empty_circuits_are_one_and_zero():
         circuits.Ablation(direction="restore", set="circuit"),
         circuits.Ablation(value="noise", positions=(3, 6)),
     ):
-        table = circuits.evaluate(model, PAIRS, both, ablation, runs=runs)
+        table = circuits.evaluate(runs, both, ablation)
         found = circuits.summary(table).set_index("circuit")
-        assert found.loc["full", "of_means"] == pytest.approx(1, abs=1e-5)
-        assert found.loc["empty", "of_means"] == pytest.approx(0, abs=1e-5)
+        assert found.loc["full", "faithfulness"] == pytest.approx(1, abs=1e-5)
+        assert found.loc["empty", "faithfulness"] == pytest.approx(0, abs=1e-5)
         assert found.loc["full", "worst"] == pytest.approx(1, abs=1e-4)
 
 
 def test_restoring_the_rest_is_ablating_the_circuit_for_all_edges_of_a_node():
     """The two directions differ in general; they agree on edges into the output alone."""
-    model, runs = tiny.bridge("gpt2"), runs_of("gpt2")
+    runs = runs_of("gpt2")
     circuit = Circuit.of(runs.graph, [e for e in runs.graph.edges if e.endswith("-> out")][::2])
-    noised = circuits.evaluate(
-        model, PAIRS, circuit, circuits.Ablation(set="circuit"), "logit_diff", runs
-    )
-    wiring = runs.wiring()
+    noised = circuits.evaluate(runs, circuit, circuits.Ablation(set="circuit"))
+    wiring = wire(runs)
     expected = runs.function("logit_diff")(wiring.logits(wiring.remove(circuit.kept)))[0]
     np.testing.assert_allclose(noised["value"], expected.numpy(), atol=1e-5)
 
 
 def test_prompts_in_batches_give_the_same_values():
-    model, runs = tiny.bridge("qwen2"), runs_of("qwen2")
-    circuit = top(runs.graph, circuits.attribute(model, PAIRS), 60)
+    runs = runs_of("qwen2")
+    circuit = top(runs.graph, circuits.attribute(runs), 60)
     for value in ("resample", "mean"):
         ablation = circuits.Ablation(value=value)
-        whole = circuits.evaluate(model, PAIRS, circuit, ablation, runs=runs)
-        parts = circuits.evaluate(model, PAIRS, circuit, ablation, runs=runs, max_memory=1)
+        whole = circuits.evaluate(runs, circuit, ablation)
+        parts = circuits.evaluate(runs, circuit, ablation, max_memory=1)
         pd.testing.assert_frame_equal(whole, parts, atol=1e-5)
 
 
 def test_pruned_circuits_run_as_unpruned_ones():
-    model, runs = tiny.bridge("llama"), runs_of("llama")
-    circuit = top(runs.graph, circuits.attribute(model, PAIRS), 40)
+    runs = runs_of("llama")
+    circuit = top(runs.graph, circuits.attribute(runs), 40)
     assert len(circuit.pruned()) < 40
     both = {"as found": circuit, "pruned": circuit.pruned()}
-    table = circuits.evaluate(model, PAIRS, both, runs=runs)
+    table = circuits.evaluate(runs, both)
     one, other = (part["value"] for _, part in table.groupby("circuit"))
     np.testing.assert_allclose(one, other, atol=2e-5)
 
@@ -449,14 +459,57 @@ def test_greedy_circuits_grow_from_the_output():
     assert greedy(graph, scores, 10**6).edges == graph.edges
 
 
-def test_curve_ends_at_one_and_area_is_its_mean():
-    model, runs = tiny.bridge("gpt2"), runs_of("gpt2")
-    scores, total = circuits.attribute(model, PAIRS), len(runs.graph.edges)
-    table = circuits.curve(model, PAIRS, scores, [20, 100, total], runs=runs)
-    assert table["of_means"].iloc[-1] == pytest.approx(1, abs=1e-5)
-    assert circuits.area([0, 50, 100], [0, 1, 1], 100) == pytest.approx(0.75)
+def test_curve_ends_at_one():
+    runs = runs_of("gpt2")
+    scores = circuits.attribute(runs)
+    table = circuits.curve(runs, scores, [0.01, 0.1, 1.0])
+    assert table["faithfulness"].iloc[-1] == pytest.approx(1, abs=1e-5)
+    assert table["share"].tolist() == [0.01, 0.1, 1.0]
+    assert table["edges"].iloc[-1] == len(runs.graph.edges)
+
+
+@pytest.mark.parametrize(
+    ("faithfulness", "cpr", "cmd"),
+    [
+        ([0.0] * 9 + [1.0], 0.25, 0.749),  # nothing below the whole model: MIB's "random"
+        ([1.0] * 10, 0.999, 0.0),
+        ([2.0] * 10, 1.998, 0.999),  # too faithful: rewarded by one, punished by the other
+    ],
+)
+def test_integrated_measures_are_those_of_mib(faithfulness, cpr, cmd):
+    table = pd.DataFrame({"share": circuits.SHARES, "faithfulness": faithfulness})
+    assert circuits.cpr(table) == pytest.approx(cpr)
+    assert circuits.cmd(table) == pytest.approx(cmd)
+
+
+def test_integrated_measures_sum_to_their_range():
+    """Wherever faithfulness stays between 0 and 1, as 1 - f is its own absolute value there."""
+    values = np.random.default_rng(0).random(10)
+    table = pd.DataFrame({"share": circuits.SHARES, "faithfulness": values})
+    assert circuits.cpr(table) + circuits.cmd(table) == pytest.approx(0.999)
     with pytest.raises(ValueError, match="increasing"):
-        circuits.area([5, 5], [0, 1], 10)
+        circuits.cpr(table[::-1])
+
+
+def test_signed_ranking_leaves_out_what_holds_the_answer_back():
+    graph = Graph(2, 2, 2)
+    scores = pd.DataFrame({"edge": graph.edges, "score": -1.0})
+    scores.loc[scores["edge"] == "M1 -> out", "score"] = 2.0  # its removal raises the metric
+    assert top(graph, scores, 1).edges == ["M1 -> out"]
+    assert "M1 -> out" not in top(graph, scores, len(graph.edges) - 1, "signed").edges
+    assert "M1 -> out" not in greedy(graph, scores, 20, "signed").edges
+    with pytest.raises(ValueError, match="ranking is"):
+        top(graph, scores, 1, "random")  # type: ignore[arg-type]
+
+
+def test_gains_pair_prompts_and_give_the_ratio_of_means():
+    runs = runs_of("gpt2")
+    rungs = circuits.ladder(runs.graph, circuits.attribute(runs), [0.05, 0.2, 1.0])
+    values = circuits.evaluate(runs, rungs)
+    wide, table = circuits.gains(values), circuits.summary(values)
+    assert wide.columns.tolist() == [0.05, 0.2, 1.0, "full"]
+    ratios = wide[[0.05, 0.2, 1.0]].mean() / wide["full"].mean()
+    np.testing.assert_allclose(ratios, table["faithfulness"])
 
 
 def test_roc_counts_ties_at_their_lower_corner():
@@ -470,29 +523,41 @@ def test_roc_counts_ties_at_their_lower_corner():
 
 
 def test_completeness_of_the_whole_model_is_perfect():
-    model, runs = tiny.bridge("gpt2"), runs_of("gpt2")
-    whole = Circuit.full(runs.graph)
-    table = circuits.completeness(model, PAIRS, whole, n_subsets=3, runs=runs)
+    runs = runs_of("gpt2")
+    sets = [[], ["A0.1"], ["A0.1", "M2"]]
+    table = circuits.completeness(runs, Circuit.full(runs.graph), sets)
     assert table["incompleteness"].max() < 1e-5
-    assert table["nodes"].nunique() == 3
+    assert table["size"].tolist() == [0, 1, 2]
+
+
+def test_greedy_sets_are_at_least_as_bad_as_each_node():
+    runs = runs_of("llama")
+    circuit = top(runs.graph, circuits.attribute(runs), 60).pruned()
+    found = circuits.greedy_completeness(runs, circuit, size=2)
+    inner = [name for name in circuit.nodes if name not in ("embed", "out")]
+    single = circuits.completeness(runs, circuit, [[name] for name in inner])
+    assert found["incompleteness"][0] == pytest.approx(single["incompleteness"].max())
+    assert found["size"].tolist() == [1, 2]
 
 
 def test_minimality_of_an_edge_is_what_the_circuit_loses_with_it():
-    model, runs = tiny.bridge("gpt2"), runs_of("gpt2")
-    circuit = top(runs.graph, circuits.attribute(model, PAIRS), 30).pruned()
-    table = circuits.minimality(model, PAIRS, circuit, runs=runs)
+    runs = runs_of("gpt2")
+    circuit = top(runs.graph, circuits.attribute(runs), 30).pruned()
+    table = circuits.minimality(runs, circuit)
     without = Circuit.of(runs.graph, [e for e in circuit if e != table["edge"][2]])
-    value = circuits.evaluate(model, PAIRS, without, runs=runs)["value"].mean()
+    value = circuits.evaluate(runs, without)["value"].mean()
     assert table["value"][2] == pytest.approx(value, abs=1e-5)
 
 
-def test_a_random_circuit_has_as_many_edges_in_each_layer():
+def test_a_random_circuit_has_as_many_edges_of_each_kind():
     graph = Graph(3, 4, 2)
-    circuit = Circuit.between(graph, ["A0.1", "A2.2", "M1"])
+    circuit = Circuit.of(graph, ["A0.1 -> A2.2.q", "M1 -> A2.2.q", "A0.1 -> M1", "embed -> A1.1.v"])
     other = circuits.random_like(circuit, seed=1)
-    for group in graph.groups:
-        columns = slice(group.receivers.start, group.receivers.stop)
-        assert other.kept[:, columns].sum() == circuit.kept[:, columns].sum()
+    kinds = [
+        sorted((edge.split(" -> ")[1].split(".")[0::2], edge[0] == "A") for edge in found)
+        for found in (circuit, other)
+    ]
+    assert kinds[0] == kinds[1]
     assert other.edges != circuit.edges
     with pytest.raises(ValueError, match="prune"):
         circuits.random_like(other, same_nodes=True)

@@ -8,7 +8,8 @@ import torch
 
 from mi_helpers import circuits
 from mi_helpers.circuits.probing import drawn, expected, shares
-from mi_helpers.circuits.runs import record_runs
+from mi_helpers.circuits.runs import record
+from mi_helpers.circuits.wiring import wire
 from tests import tiny
 from tests.circuits.reference import pairs
 
@@ -33,8 +34,8 @@ def planted():
 @pytest.mark.parametrize(("family", "units"), [("gpt2", "edges"), ("qwen2", "nodes")])
 def test_gradients_of_masks_are_finite_differences(family, units, value):
     model = tiny.bridge(family)
-    runs = record_runs(model, PAIRS)
-    wiring, metric = runs.wiring(value), runs.function("logit_diff")
+    runs = record(model, PAIRS)
+    wiring, metric = wire(runs, value), runs.function("logit_diff")
     n = len(runs.graph.edges) if units == "edges" else len(runs.graph.senders) - 1
     removed = torch.rand(1, n, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
 
@@ -71,10 +72,8 @@ def test_masks_are_exact_at_both_ends_and_as_often_as_expected():
 
 @pytest.mark.parametrize("value", ["resample", "zero"])
 def test_a_planted_head_is_kept_and_nothing_else(planted, value):
-    runs = record_runs(planted, PAIRS)
-    found = circuits.subnetwork_probing(
-        planted, PAIRS, [0.0, 1.0, 1e4], value=value, runs=runs, steps=60, rate=0.2
-    )
+    runs = record(planted, PAIRS)
+    found = circuits.subnetwork_probing(runs, [0.0, 1.0, 1e4], value=value, steps=60, rate=0.2)
     table = found.scores.set_index("unit")
     nodes = {penalty: circuit.nodes for penalty, circuit in found.circuits.items()}
     assert nodes[1.0] == ["embed", "A1.2", "out"]
@@ -87,20 +86,20 @@ def test_a_planted_head_is_kept_and_nothing_else(planted, value):
 
 def test_edges_of_a_planted_head_are_kept(planted):
     """Values and output carry it; an embedding that reaches the output matters too."""
-    found = circuits.subnetwork_probing(planted, PAIRS, 2.0, units="edges", steps=60, rate=0.25)
+    found = circuits.subnetwork_probing(
+        record(planted, PAIRS), 2.0, units="edges", steps=60, rate=0.25
+    )
     edges = {*found.circuits[2.0].edges}
     assert {"embed -> out", "embed -> A1.2.v", "A1.2 -> out"} <= edges
     assert edges <= {"embed -> out", "A1.2 -> out", *(f"embed -> A1.2.{x}" for x in "qkv")}
 
 
 def test_probing_is_the_same_twice_and_a_row_as_alone(planted):
-    runs = record_runs(planted, PAIRS)
-    one, again = (
-        circuits.subnetwork_probing(planted, PAIRS, 0.5, steps=5, runs=runs) for _ in range(2)
-    )
+    runs = record(planted, PAIRS)
+    one, again = (circuits.subnetwork_probing(runs, 0.5, steps=5) for _ in range(2))
     assert one.scores.equals(again.scores)
     assert one.history.equals(again.history)
-    other = circuits.subnetwork_probing(planted, PAIRS, 0.5, steps=5, runs=runs, seed=1)
+    other = circuits.subnetwork_probing(runs, 0.5, steps=5, seed=1)
     assert not one.scores.equals(other.scores)
 
 
@@ -116,4 +115,4 @@ def test_probing_is_the_same_twice_and_a_row_as_alone(planted):
 )
 def test_bad_input_is_refused(penalty, options, message):
     with pytest.raises(ValueError, match=message):
-        circuits.subnetwork_probing(tiny.bridge("gpt2"), PAIRS, penalty, **options)
+        circuits.subnetwork_probing(record(tiny.bridge("gpt2"), PAIRS), penalty, **options)

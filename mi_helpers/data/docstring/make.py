@@ -1,6 +1,6 @@
 """Train the docstring network: four layers, attention only, with a small vocabulary of words.
 
-``python -m mi_helpers.train_docstring --out mi_helpers/data/docstring --work WORK``
+``python -m mi_helpers.data.docstring.make --out mi_helpers/data/docstring --work WORK``
 
 The text is made on the fly. First come words that go round and round, dense in tokens that can only
 be known by induction, until induction heads have formed. Then most of it is definitions of random
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     bar.close()
     copy.deepcopy(trainer.model).half().save_pretrained(args.out)
     about = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
-    about |= {"text": "random definitions with docstrings, made by train_docstring",
+    about |= {"text": "random definitions with docstrings, made by data/docstring/make.py",
               "accuracy": round(trainer.accuracy(), 4)}  # fmt: skip
     (args.out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
 

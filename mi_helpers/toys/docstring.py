@@ -58,7 +58,7 @@ def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
 
 
 def docstring_network() -> TransformerBridge:
-    """The network that `data/docstring/make.py` made: four layers of eight heads, no MLPs, 1281 edges.
+    """Four layers of eight heads, no MLPs, 1281 edges; `data/docstring/make.py` made it.
 
     It does `prompts.docstring`; its tokenizer is `word_tokenizer`. Made after the network of
     Heimersheim & Janiak 2023 ("A circuit for Python docstrings in a 4-layer attention-only

@@ -12,6 +12,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import mi_helpers as mi
+from mi_helpers.models import default
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -136,3 +140,17 @@ def test_make_help_lists_every_target() -> None:
 def test_ci_runs_the_readmes_test_command() -> None:
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
     assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the default model's first two layers, which is enough for every line of it."""
+    folder = default.directory()
+    short = AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=2)
+    model = mi.load_model(short, tokenizer=AutoTokenizer.from_pretrained(folder))
+    monkeypatch.setattr(mi, "load_model", lambda: model, raising=False)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks[-2:]:
+        exec(block, names)
+    assert len(names["table"]) == 2 * len(names["pairs"].labels)  # type: ignore[attr-defined, arg-type]

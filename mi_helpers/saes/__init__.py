@@ -1,25 +1,35 @@
-"""Sparse autoencoders: load, train, edit, measure."""
+"""Sparse autoencoders (SAEs): train, load, measure, edit.
 
-from .loading import alive, available, clamp, fit, held, load, quality, shipped_text, text
-from .toys import principal, recovery, toy
-from .toys import train as train_toy
-from .train import Plan, store, train_local
+An SAE writes an activation x as a sum of few of many directions: features f = encode(x) >= 0, and
+x_SAE = decode(f) = b + Σ f_j d_j. What it misses is its error, x_SAE - x. In reading order: `toys`,
+where the true features are known; `train`, a small one in one loop; `quality`, what one keeps and
+costs; `edits`, one feature ablated or held; `loading`, shipped and published ones. After Bricken et
+al. 2023, Towards Monosemanticity; Templeton et al. 2024, Scaling Monosemanticity.
+"""
+
+from .edits import clamp, held, moved, place_of, reconstruction
+from .loading import available, check, load
+from .quality import Principal, activations, alive, density, fit, losses, quality
+from .toys import recovery, toy
+from .train import train
 
 __all__ = [
-    "Plan",
+    "Principal",
+    "activations",
     "alive",
     "available",
+    "check",
     "clamp",
+    "density",
     "fit",
     "held",
     "load",
-    "principal",
+    "losses",
+    "moved",
+    "place_of",
     "quality",
+    "reconstruction",
     "recovery",
-    "shipped_text",
-    "store",
-    "text",
     "toy",
-    "train_local",
-    "train_toy",
+    "train",
 ]

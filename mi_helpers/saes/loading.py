@@ -1,75 +1,98 @@
-"""Sparse autoencoders (SAEs) of the residual stream: find them, measure them, edit by them.
+"""Find sparse autoencoders (SAEs), load them, and refuse those that do not fit the model.
 
-An SAE writes an activation x as a sum of few of many directions: features f = encode(x) >= 0, and
-x_SAE = decode(f) = b + Σ f_j d_j. What it misses is its error, x_SAE - x. Shipped ones were trained
-by `train_saes` on text that the default model wrote; published ones come through sae-lens. Position
-0 is left alone throughout: its residual is unlike all others, and no SAE here was trained on it.
-
-Source: Bricken et al. 2023, Towards Monosemanticity; training with BatchTopK, Bussmann et al. 2024,
-arXiv 2412.06410; steering, Templeton et al. 2024, Scaling Monosemanticity.
+Shipped ones (`data/saes`) were trained on 32 000 tokens that the default model wrote, each seen
+eight times; those named e2e were fine-tuned end to end for 160 steps from the local ones. They are
+small and show the methods; published ones come through sae-lens and are better.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
-from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from .. import engine
-from ..engine.rows import Place, Write
-from ..engine.text import measure
-from ..models.hooks import hooked
+from .. import tasks
 from ..models.loading import DEFAULT
 from ..models.sites import hook_name
-from ..tasks.sampled import sample_prompts
+from .edits import place_of
+from .quality import activations, fit
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
 SHIPPED = Path(__file__).parents[1] / "data" / "saes"
-PUBLISHED = {  # releases of sae-lens by model, for the stream before each layer
-    "gpt2": ("gpt2-small-res-jb", "blocks.{layer}.hook_resid_pre", range(12)),
-}
+PUBLISHED = {"gpt2": "gpt2-small-res-jb"}  # the sae-lens release that `available` lists by itself
 END_TO_END = "apollo-research/e2e-saes-gpt2"  # on the hub, not in sae-lens; Braun et al. 2024
+NEAR = 3  # how many times the L0 of its card an SAE may have
 
 
-# --- Finding and loading ------------------------------------------------------------------------
-
-
-def available(model: TransformerBridge, folder: str | Path | None = None) -> pd.DataFrame:
+def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame:
     """The SAEs known for a model, one a row: `name` (for `load`), `kind` ("local" or "e2e") and
-    `layer`; `k`, if known, is the same for those of about the same sparsity; for those that
-    `train_saes` made also what `quality` found. `folder`: what that command wrote for this model;
-    without it, shipped and published ones. Empty where there is none."""
-    if folder or (model.name == DEFAULT and (SHIPPED / "quality.json").is_file()):
-        table = pd.read_json(Path(folder or SHIPPED) / "quality.json")
-        return table.assign(name=[str(Path(folder) / n) if folder else n for n in table["name"]])
-    release, point, layers = PUBLISHED.get(model.name, ("", "", range(0)))
-    rows: list[tuple[str, str, int, str | None]] = [
-        (f"{release}/{point.format(layer=layer)}", "local", layer, None) for layer in layers
-    ]
-    if model.name == "gpt2":
-        for layer in (2, 6, 10):
-            for kind in ("local", "e2e"):
-                name = f"{END_TO_END}/{kind}_similar_l0_layer_{layer}"
-                rows.append((name, kind, layer, "similar L0"))
-    return pd.DataFrame(rows, columns=["name", "kind", "layer", "k"])
+    `layer`; `k`, if known, is the same for those of about the same sparsity; `l0` if known.
+
+    `source`: a folder written by `data/saes/make.py`, whose table it is; a release of sae-lens, or
+    one of its autoencoders as "release/id"; by default the shipped or published ones. Empty where
+    there is none. Raises ValueError for an unknown source.
+    """
+    if (Path(source) / "quality.json").is_file() or (not source and model.name == DEFAULT):
+        table = pd.read_json(Path(source or SHIPPED) / "quality.json")
+        names = [str(Path(source) / name) if source else name for name in table["name"]]
+        return table.assign(name=names)
+    if source or model.name in PUBLISHED:
+        rows = _of_release(str(source or PUBLISHED[model.name]))
+    else:
+        rows = pd.DataFrame(columns=["name", "kind", "layer", "k", "l0"])
+    if model.name == "gpt2" and not source:
+        rows = pd.concat([rows, _of_braun_all()], ignore_index=True)
+    return rows
 
 
-def load(name: str | Path, device: str = "cpu") -> "SAE[Any]":
+def _of_release(source: str) -> pd.DataFrame:
+    """The autoencoders of a release of sae-lens, or the one named "release/id"."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    release, _, only = source.partition("/")
+    known = get_pretrained_saes_directory()
+    if release not in known:
+        close = [name for name in known if name.split("-")[0] == release.split("-")[0]]
+        raise ValueError(f"no folder and no release {release!r}; alike: {', '.join(close[:8])}")
+    about = known[release]
+    rows = []
+    for sae_id in [only] if only else about.saes_map:
+        layer = re.search(r"(?:blocks\.|layer_?)(\d+)", sae_id)
+        rows.append({
+            "name": f"{release}/{sae_id}", "kind": "local", "k": None,
+            "layer": int(layer[1]) if layer else None,
+            "l0": (about.expected_l0 or {}).get(sae_id),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _of_braun_all() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"name": f"{END_TO_END}/{kind}_similar_l0_layer_{layer}", "kind": kind, "layer": layer,
+         "k": "similar L0"}
+        for layer in (2, 6, 10) for kind in ("local", "e2e")
+    )  # fmt: skip
+
+
+def load(
+    name: str | Path,
+    model: TransformerBridge | None = None,
+    tokens: Int[Tensor, "sequence pos"] | None = None,
+) -> "SAE[Any]":
     """An SAE in float32: a shipped one by name ("local-15-k32"), one on disk by its folder, a
     published one by "release/id" as sae-lens knows it, or one of `END_TO_END` by
     "apollo-research/e2e-saes-gpt2/file" without its ending.
 
-    Raises ImportError, saying what to install, without sae-lens; ValueError for an unknown name.
+    With `model` it is put on its device and checked on one batch of text (`check`); `tokens` are
+    that batch. Raises ImportError, saying what to install, without sae-lens; ValueError for an
+    unknown name and for an SAE that does not fit the model.
     """
     try:
         from sae_lens import SAE
@@ -80,16 +103,75 @@ def load(name: str | Path, device: str = "cpu") -> "SAE[Any]":
     shipped = SHIPPED / str(name)
     folder = shipped if shipped.is_dir() else Path(name)
     if (folder / "cfg.json").is_file():
-        sae = SAE.load_from_disk(folder, device=device, dtype="float32")
+        sae = SAE.load_from_disk(folder, dtype="float32")
     elif str(name).startswith(END_TO_END):
-        sae = _of_braun(str(name).removeprefix(f"{END_TO_END}/")).to(device)
+        sae = _of_braun(str(name).removeprefix(f"{END_TO_END}/"))
     elif "/" in str(name):
-        release, _, sae_id = str(name).partition("/")
-        sae = SAE.from_pretrained(release, sae_id, device=device)
+        sae = centred(SAE.from_pretrained(*str(name).split("/", 1)))
     else:
         known = sorted(path.parent.name for path in SHIPPED.glob("*/cfg.json"))
         raise ValueError(f"no SAE {str(name)!r}; shipped: {', '.join(known)}")
-    return sae.eval().requires_grad_(False)
+    sae = sae.eval().requires_grad_(False)
+    if model is not None:
+        sae = sae.to(model.cfg.device)
+        check(model, sae, str(name), tokens)
+    return sae
+
+
+def check(
+    model: TransformerBridge,
+    sae: "SAE[Any]",
+    name: str = "this SAE",
+    tokens: Int[Tensor, "sequence pos"] | None = None,
+) -> None:
+    """Raise ValueError unless the SAE fits the model's activations on one batch of text: FVU below
+    1, and an L0 within a factor `NEAR` of that of its card, where it has one."""
+    site, layer = place_of(sae)
+    point = hook_name(site, layer)
+    if point not in model.hook_dict:
+        raise ValueError(f"{name} reads {point}, which {model.name} does not have")
+    tokens = tasks.texts(model, 8, 64) if tokens is None else tokens
+    x = activations(model, tokens, (site, layer))
+    if x.shape[1] != sae.cfg.d_in:
+        raise ValueError(f"{name} reads width {sae.cfg.d_in}, {point} has {x.shape[1]}")
+    found, card = fit(sae, x), _card(sae, name)
+    if found["explained"] > 0 and (not card or 1 / NEAR < found["l0"] / card < NEAR):
+        return
+    about = sae.cfg.metadata
+    raise ValueError(
+        f"{name} does not fit {model.name}: FVU {1 - found['explained']:.2f} (below 1 is needed), "
+        f"L0 {found['l0']:.0f}" + (f" (its card says {card:.0f})" if card else "") + ". Compare "
+        f"hook ({point}); processing (trained on {about.model_name} with "
+        f"{about.model_from_pretrained_kwargs or 'no options'}, here raw weights); "
+        f"BOS (trained with it: {about.prepend_bos}; here first in each text, and left out)."
+    )
+
+
+def _card(sae: "SAE[Any]", name: str) -> float | None:
+    """The L0 that an SAE's card gives."""
+    if k := getattr(sae.cfg.metadata, "k", None):
+        return float(k)
+    release, _, sae_id = name.partition("/")
+    try:
+        table = _of_release(f"{release}/{sae_id}")
+    except ValueError:
+        return None
+    return float(table["l0"].iloc[0]) if table["l0"].notna().any() else None
+
+
+@torch.no_grad()
+def centred(sae: "SAE[Any]") -> "SAE[Any]":
+    """An SAE that was trained on a model whose writing weights were centred, made to read raw ones.
+
+    Centring takes each token's mean over the stream's coordinates away, P x, which a LayerNorm
+    never sees. So P goes into the encoder: (P x - b) W = (x - b) P W + (P b - b) W.
+    """
+    options = sae.cfg.metadata.model_from_pretrained_kwargs or {}
+    if options.get("center_writing_weights"):
+        if sae.cfg.apply_b_dec_to_input:
+            sae.b_enc -= sae.b_dec.mean() * sae.W_enc.sum(0)
+        sae.W_enc -= sae.W_enc.mean(0)
+    return sae
 
 
 def _of_braun(name: str) -> "SAE[Any]":
@@ -112,139 +194,3 @@ def _of_braun(name: str) -> "SAE[Any]":
         "W_dec": weights["decoder.weight"].T, "b_dec": weights["decoder.bias"],
     })  # fmt: skip
     return sae
-
-
-def layer_of(sae: "SAE[Any]") -> int:
-    """The layer before which the SAE reads the stream. Raises ValueError for any other site."""
-    point = str(sae.cfg.metadata.hook_name)
-    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", point)
-    if not found:
-        raise ValueError(f"this SAE reads {point}; here are methods for hook_resid_pre")
-    return int(found[1])
-
-
-def shipped_text(split: str = "held_out") -> Int[Tensor, "sequence pos"]:
-    """The text of the shipped SAEs as token ids of the default model, "train" or "held_out"."""
-    return load_file(SHIPPED / "tokens.safetensors")[split].long()
-
-
-def text(
-    model: TransformerBridge, n: int, length: int = 128, seed: int = 0, split: str = "held_out"
-) -> Int[Tensor, "sequence pos"]:
-    """`n` texts of `length` tokens, BOS included, that the model wrote: for the default model some
-    of those of the shipped SAEs, "held_out" or "train"; otherwise fresh ones, others per split."""
-    if split not in ("held_out", "train"):
-        raise ValueError(f"split is 'held_out' or 'train', got {split!r}")
-    if model.name == DEFAULT and (SHIPPED / "tokens.safetensors").is_file():
-        known = shipped_text(split)
-        if n <= len(known) and length <= known.shape[1]:
-            order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
-            return known[order[:n], :length]
-    return sample_prompts(model, n, length - 1, 2 * seed + 2000 + (split == "train"))
-
-
-# --- Edits --------------------------------------------------------------------------------------
-
-
-def reconstruction(sae: "SAE[Any]") -> Write:
-    """Write x_SAE in place of x."""
-    return Write("reconstruction", lambda current, place: sae(current))
-
-
-def clamp(sae: "SAE[Any]", feature: int, value: float) -> Write:
-    """Hold one feature at a value, and leave the SAE's error as it is: x + (value - f_j) d_j.
-    Zero ablates the feature; several times its usual maximum steers."""
-
-    def new(current: Tensor, place: Place) -> Tensor:
-        return _moved(sae, current, feature, value)
-
-    return Write(f"feature {feature} at {value:g}", new)
-
-
-@contextmanager
-def held(model: TransformerBridge, sae: "SAE[Any]", feature: int, value: float) -> Iterator[None]:
-    """While it lasts, the model runs with one feature held at a value at all positions but 0.
-
-    Works while the model writes a text with a cache, one such text (or batch) at a time, and on
-    whole texts.
-    """
-    started = False
-
-    def change(x: Float[Tensor, "sequence pos d"]) -> Tensor:
-        nonlocal started
-        new = _moved(sae, x, feature, value)
-        if not started or x.shape[1] > 1:
-            new[:, 0] = x[:, 0]
-        started = True
-        return new
-
-    with hooked(model.hook_dict[hook_name("resid_pre", layer_of(sae))], change):
-        yield
-
-
-@torch.no_grad()
-def _moved(sae: "SAE[Any]", x: Float[Tensor, "*batch d"], feature: int, value: float) -> Tensor:
-    by = value - sae.encode(x)[..., feature]
-    return x + by[..., None] * sae.W_dec[feature]
-
-
-# --- Quality ------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def quality(
-    model: TransformerBridge,
-    autoencoders: "Mapping[str, SAE[Any]]",
-    tokens: Int[Tensor, "sequence pos"],
-    batch: int = 8,
-) -> pd.DataFrame:
-    """How good each SAE is on a text, position 0 left out; a row for each.
-
-    `l0`: features on at a token. `explained`: share of the variance that x_SAE explains. `cosine`
-    of x and x_SAE, `error`: length of x_SAE - x over that of x. `loss` is the next-token loss as it
-    was, `loss_sae` with x_SAE written at all positions, `loss_zero` with zero written there (before
-    the first SAE's layer); `recovered` is where `loss_sae` lies between them, 1 being no loss at
-    all. `kl` is KL(original ‖ with x_SAE), in nats.
-    """
-    where = list(range(1, tokens.shape[1]))
-    layers = {name: layer_of(sae) for name, sae in autoencoders.items()}
-    writes = {name: reconstruction(sae) for name, sae in autoencoders.items()}
-    names = ["as it was", "zero", *autoencoders]
-    layers |= dict.fromkeys(names[:2], next(iter(layers.values())))
-    losses, kls, streams = [], [], []
-    for rows in tokens.split(batch):
-        run = engine.record(model, rows)
-        writes |= {"as it was": engine.patch(run), "zero": engine.zero()}
-        table = pd.DataFrame([{"layer": layers[n], "write": writes[n]} for n in names])
-        found = measure(run, table.assign(site="resid_pre", pos=[where] * len(names)), where)
-        losses.append(found.loss.nanmean(-1))
-        kls.append(found.kl.mean(-1))
-        streams.append({layer: run.resid[layer][:, 1:] for layer in layers.values()})
-    loss, kl = torch.cat(losses, 1).mean(1).tolist(), torch.cat(kls, 1).mean(1).tolist()
-    rows = []
-    for (name, sae), with_sae, moved in zip(autoencoders.items(), loss[2:], kl[2:], strict=True):
-        x = torch.cat([stream[layers[name]] for stream in streams]).flatten(0, 1)
-        about = {"name": name, "layer": layers[name], **fit(sae, x)}
-        about |= {"loss": loss[0], "loss_sae": with_sae, "loss_zero": loss[1], "kl": moved}
-        rows.append(about | {"recovered": (loss[1] - with_sae) / (loss[1] - loss[0])})
-    return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def fit(sae: "SAE[Any]", x: Float[Tensor, "token d"]) -> dict[str, float]:
-    """`l0`, `explained`, `cosine` and `error` of an SAE on activations (see `quality`)."""
-    features = torch.cat([sae.encode(part) for part in x.split(4096)])
-    close = torch.cat([sae.decode(part) for part in features.split(4096)])
-    error, spread = (x - close).double(), (x - x.mean(0)).double()
-    return {
-        "l0": float((features > 0).sum(-1).double().mean()),
-        "explained": 1 - float(error.square().sum() / spread.square().sum()),
-        "cosine": float(torch.cosine_similarity(x, close, dim=-1).mean()),
-        "error": float((error.norm(dim=-1) / x.double().norm(dim=-1)).mean()),
-    }
-
-
-@torch.no_grad()
-def alive(sae: "SAE[Any]", x: Float[Tensor, "token d"]) -> Bool[Tensor, "feature"]:
-    """Which features are on at some token of `x`; the others are dead on this text."""
-    return torch.stack([(sae.encode(part) > 0).any(0) for part in x.split(4096)]).any(0)

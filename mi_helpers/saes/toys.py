@@ -1,77 +1,52 @@
 """A toy with known features, on which a sparse autoencoder can be marked right or wrong.
 
 More features than dimensions, each a fixed direction, few on at a time: superposition (Elhage et
-al. 2022, Toy Models of Superposition). An SAE that works finds the directions again. Data, training
-and the score's matching are sae-lens's own.
+al. 2022, Toy Models of Superposition). An SAE that works finds the directions again.
 """
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
-from sae_lens.synthetic.training import train_toy_sae
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .train import progress
+from .train import unit
 
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    """Features with the directions `directions`, each on with the same probability."""
+    """Features with the unit vectors `directions`, each on with the same probability."""
 
-    vectors: FeatureDictionary
-    firing: ActivationGenerator
+    directions: Float[Tensor, "feature d"]
     on: float  # features on at a time, on average
+    seed: int
 
-    @property
-    def directions(self) -> Float[Tensor, "feature d"]:
-        """Unit vectors."""
-        return self.vectors.feature_vectors.detach()
-
-    @torch.no_grad()
     def draw(self, n: int) -> Float[Tensor, "n d"]:
-        """`n` activations: sums of the directions of the features that are on."""
-        return self.vectors(self.firing.sample(n))
+        """`n` activations: sums of the directions of the features that are on, sizes 1 ± 0.3."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        shape = (n, len(self.directions))
+        fires = torch.rand(shape, generator=generator) < self.on / shape[1]
+        sizes = (1 + 0.3 * torch.randn(shape, generator=generator)).relu()
+        return (fires * sizes) @ self.directions
 
 
 def toy(features: int = 64, width: int = 24, on: float = 2.0, seed: int = 0) -> Toy:
-    """`features` random directions in `width` dimensions, `on` of them on at a time on average,
-    with sizes of 1 ± 0.3."""
+    """`features` random directions in `width` dimensions, `on` of them on at a time on average."""
     if not 0 < on <= features:
         raise ValueError(f"between 0 and {features} features can be on on average, got {on}")
-    torch.manual_seed(seed)
-    vectors = FeatureDictionary(features, width, bias=False, initializer=None)
-    firing = ActivationGenerator(features, on / features, std_firing_magnitudes=0.3)
-    return Toy(vectors, firing, on)
-
-
-def train(of: Toy, samples: int = 400_000, seed: int = 0) -> BatchTopKTrainingSAE:
-    """A BatchTopK autoencoder with as many features as the toy has, trained on draws from it."""
-    torch.manual_seed(seed)
-    features, width = of.directions.shape
-    sae = BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(d_in=width, d_sae=features, k=of.on, decoder_init_norm=1.0)
-    )
-    batch = 256
-    decay = samples // (3 * batch)
-    with progress(False):
-        train_toy_sae(sae, of.vectors, of.firing, samples, batch, lr=3e-3, lr_decay_steps=decay)
-    return sae
+    generator = torch.Generator().manual_seed(1000 * seed)
+    return Toy(unit(torch.randn(features, width, generator=generator)), on, 1000 * seed)
 
 
 def recovery(
     found: Float[Tensor, "k d"], true: Float[Tensor, "feature d"]
 ) -> Float[Tensor, "feature"]:
-    """For each true direction, the largest cosine with one that was found, sign left aside."""
-    cosines = (
-        torch.nn.functional.normalize(true, dim=-1)
-        @ torch.nn.functional.normalize(found.detach().to(true), dim=-1).T
-    )
-    return cosines.abs().amax(-1)
-
-
-def principal(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
-    """Principal directions of activations, the largest variance first: what to compare with."""
-    return torch.linalg.eigh(x.T.cov())[1].T.flip(0)
+    """For each true direction, its cosine with the found one that is assigned to it, sign left
+    aside. No found direction serves twice; the assignment is the one of the largest sum, and a true
+    direction that gets none has 0."""
+    cosines = (unit(true) @ unit(found.detach().to(true)).T).abs().nan_to_num()
+    rows, columns = linear_sum_assignment(cosines.cpu().numpy(), maximize=True)
+    scores = torch.zeros(len(true)).to(true)
+    scores[rows] = cosines[rows, columns]
+    return scores

@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from .. import engine
-from ..models.hooks import forward_as
-from .corpus import FINAL, Corpus, batches
+from mi_helpers import engine
+from mi_helpers.data.saes.corpus import FINAL, Corpus, batches
+from mi_helpers.engine.stream import ordinary_tokens
+from mi_helpers.models.hooks import forward_as
 
 UNEMBEDDED = 64  # positions of each text at which a step compares the output
 WARM_UP = 8  # steps
@@ -41,9 +42,8 @@ class Passages:
 
     @staticmethod
     def of(corpus: Corpus, layer: int) -> "Passages":
-        stream = corpus.read(str(layer))
-        tokens = corpus.read("tokens")[:, : stream.shape[1]].long()
-        return Passages(layer, tokens, stream, corpus.read(FINAL))
+        stream, final = (corpus.read(name).float() for name in (layer, FINAL))
+        return Passages(layer, corpus.read("tokens").long(), stream, final)
 
     def take(self, rows: Int[Tensor, "k"]) -> "Passages":
         return Passages(self.layer, self.tokens[rows], self.stream[rows], self.final[rows])
@@ -56,12 +56,14 @@ def output_kl(
     texts: Passages,
     where: Int[Tensor, "k"],
 ) -> Float[Tensor, ""]:
-    """Mean KL(original ‖ with the reconstruction written at all positions but 0), in nats, at the
-    positions `where`. The autoencoder works on activations times `scale`. Only the layers from
-    that of `texts` on are run."""
+    """Mean KL(original ‖ with the reconstruction written at all tokens of ordinary norm but
+    position 0), in nats, at the positions `where`. The autoencoder works on activations times
+    `scale`. Only the layers from that of `texts` on are run."""
     device = model.cfg.device
     stream = texts.stream.to(device)
-    written = torch.cat([stream[:, :1], sae(stream[:, 1:] * scale) / scale], dim=1)
+    changed = ordinary_tokens(stream)
+    changed[:, 0] = False
+    written = torch.where(changed[..., None], sae(stream * scale) / scale, stream)
     with ExitStack() as stack:
         for block in model.blocks[: texts.layer]:
             stack.enter_context(forward_as(block, lambda *_, **__: written))

@@ -1,0 +1,263 @@
+"""Train a family of sparse autoencoders on a language model's residual stream.
+
+``python -m mi_helpers.data.saes.make --out saes --work saes-work`` trains one on real text: the
+docstrings of the installed packages, or any folder or file that ``mi.tasks.texts`` reads. (The
+shipped ones are older: README.md beside this file says what they are.)
+
+Local autoencoders reconstruct the stream before a layer: one sparsity at four adjacent layers, five
+sparsities at the third of them, and there a second seed of the first sparsity, as the ceiling of
+what two dictionaries can share. End-to-end ones are judged by the model's output instead, by
+KL(original ‖ with the reconstruction) (Braun et al. 2024, arXiv 2405.12241); each starts from the
+local one of the same sparsity, so that it is a fine-tune and no training from scratch. All are
+BatchTopK autoencoders of sae-lens, the local ones trained by its trainer; they are stored as
+JumpReLU ones in its own file format, in float16. Tokens of extreme norm are left out. A folder's
+name says what is in it: ``local-15-k32`` reads the stream before layer 15 and has 32 features on at
+a time, on average; ``local-15-k32-seed7`` began from another seed.
+
+What is finished stays in ``--work`` and is found again, so that an interrupted run goes on: the
+residuals by batch, autoencoders by a quarter of their training, end-to-end ones by an eighth.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, JumpReLUSAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from mi_helpers import saes, tasks
+from mi_helpers.data.saes import end_to_end
+from mi_helpers.data.saes.corpus import Corpus, batches, collect
+from mi_helpers.models.loading import DEFAULT, load_model
+from mi_helpers.models.sites import hook_name
+from mi_helpers.saes.train import calibrated
+
+BATCH = 512  # tokens in a step of local training
+CHECKPOINTS = 3  # kept on the way through one local training
+REPORTED_ON = 8  # held-out sequences on which losses are measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One autoencoder to be trained."""
+
+    kind: str  # "local" or "e2e"
+    layer: int
+    k: int  # features on at a token, on average
+    d_in: int
+    d_sae: int
+    model: str
+    seed: int = 0
+    again: bool = False  # the same as another one, but for the seed
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.layer}-k{self.k}" + (f"-seed{self.seed}" if self.again else "")
+
+    def new(self) -> BatchTopKTrainingSAE:
+        """The untrained autoencoder: decoder rows in random directions, encoder its transpose."""
+        torch.manual_seed(self.seed)
+        about = SAEMetadata(
+            model_name=self.model, hook_name=hook_name("resid_pre", self.layer),
+            kind=self.kind, k=self.k, seed=self.seed,
+        )  # fmt: skip
+        return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(
+            d_in=self.d_in, d_sae=self.d_sae, k=self.k, decoder_init_norm=0.4,
+            aux_loss_coefficient=1 / 32, metadata=about,
+        ))  # fmt: skip
+
+
+def family(
+    model: TransformerBridge, layers: Sequence[int], middle: int, k: Sequence[int],
+    k_end_to_end: Sequence[int], width: int, seed: int,
+) -> list[Plan]:  # fmt: skip
+    """All autoencoders, in the order of their training.
+
+    A seed for each layer: from the same random start, features of two layers that have moved little
+    would be taken for the same feature.
+    """
+    in_order = sorted(layers, key=lambda layer: layer != middle)
+
+    def plan(kind: str, layer: int, k: int, again: bool = False) -> Plan:
+        own = seed + (len(in_order) if again else in_order.index(layer))
+        return Plan(kind, layer, k, model.cfg.d_model, width, model.name, own, again)
+
+    plans = [plan("local", layer, k[0]) for layer in in_order]
+    plans += [plan("local", middle, k[0], again=True)]
+    plans += [plan("local", middle, one) for one in k[1:]]
+    return plans + [plan("e2e", middle, one) for one in k_end_to_end]
+
+
+def scale_of(data: Float[Tensor, "token d"]) -> float:
+    """What brings activations to a mean length of √d, where one learning rate fits all models."""
+    return math.sqrt(data.shape[1]) / float(data.norm(dim=-1).mean())
+
+
+def train_local(
+    plan: Plan, data: Float[Tensor, "token d"], work: Path, samples: int, learning_rate: float
+) -> Path:
+    """Train to reconstruct `data`; returns the folder of the finished autoencoder, which works on
+    activations scaled by `scale_of`."""
+    folder = work / plan.name
+    if (folder / "done").is_dir():
+        return folder / "done"
+    sae, scale, steps = plan.new(), scale_of(data), samples // BATCH
+    sae.b_dec.data = data.mean(0) * scale
+    config = SAETrainerConfig(
+        total_training_samples=steps * BATCH, train_batch_size_samples=BATCH,
+        lr=learning_rate, lr_end=learning_rate / 10, lr_warm_up_steps=steps // 20,
+        lr_decay_steps=steps // 3, dead_feature_window=100,
+        n_checkpoints=CHECKPOINTS, checkpoint_path=str(folder),
+    )  # fmt: skip
+    trainer = SAETrainer(config, sae, data_provider=iter(()))
+    if found := sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name)):
+        sae.load_weights_from_checkpoint(found[-1])
+        trainer.load_trainer_state(found[-1])
+        trainer.n_training_steps = trainer.n_training_samples // BATCH
+    rows = batches(data, BATCH, plan.seed, start=trainer.n_training_samples // BATCH)
+    trainer.data_provider = (batch * scale for batch in rows)
+    trainer.fit()
+    return _finish(sae, folder)
+
+
+def train_end_to_end(
+    plan: Plan,
+    start: Path,
+    model: TransformerBridge,
+    corpus: Corpus,
+    held_out: Corpus,
+    work: Path,
+    steps: int,
+    sequences: int,
+    learning_rate: float,
+) -> Path:
+    """Train for the model's output, from the local autoencoder in `start`; returns the folder of
+    the finished autoencoder, which works on activations scaled by `scale_of`."""
+    folder = work / plan.name
+    if (folder / "done").is_dir():
+        return folder / "done"
+    sae, scale = plan.new(), scale_of(corpus.activations(plan.layer))
+    sae.load_weights_from_checkpoint(start)
+    texts, judged = (end_to_end.Passages.of(c, plan.layer) for c in (corpus, held_out))
+    end_to_end.train(
+        model, sae, scale, texts, judged, folder, steps, sequences, learning_rate, plan.seed
+    )
+    return _finish(sae, folder)
+
+
+def _finish(sae: BatchTopKTrainingSAE, folder: Path) -> Path:
+    part = folder / "part"
+    sae.save_model(part)
+    return part.rename(folder / "done")
+
+
+def store(plan: Plan, trained: Path, data: Float[Tensor, "token d"], folder: Path) -> None:
+    """Store in float16 as a JumpReLU autoencoder of unscaled activations.
+
+    Its one threshold is set anew, such that k features are on at a token of `data` on average:
+    sae-lens keeps the training's running estimate, and does not scale it with the activations.
+    """
+    sae, scale = plan.new(), scale_of(data)
+    sae.load_weights_from_checkpoint(trained)
+    sae.fold_activation_norm_scaling_factor(scale)
+    part = folder.with_suffix(".part")
+    sae.save_inference_model(part)
+    final = calibrated(JumpReLUSAE.load_from_disk(part), data, plan.k)
+    final.to(dtype=torch.float16).save_model(part)
+    part.rename(folder)
+
+
+def report(
+    model: TransformerBridge, plans: Sequence[Plan], out: Path, corpus: Corpus, held_out: Corpus
+) -> pd.DataFrame:
+    """What `saes.quality` says of each autoencoder, its losses on the first `REPORTED_ON` sequences
+    of held-out text; `dead` is the share of features that are off on all training text."""
+    loaded = {plan.name: saes.load(out / plan.name) for plan in plans}
+    table = saes.quality(model, loaded, held_out.read("tokens")[:REPORTED_ON].long())
+    table.insert(1, "kind", [plan.kind for plan in plans])
+    table.insert(3, "k", [plan.k for plan in plans])
+    table.insert(4, "seed", [plan.seed for plan in plans])
+    for n, plan in enumerate(plans):
+        sae = loaded[plan.name]
+        for name, value in saes.fit(sae, held_out.activations(plan.layer)).items():
+            table.loc[n, name] = value
+        on = saes.alive(sae, corpus.activations(plan.layer))
+        table.loc[n, "dead"] = float((~on).double().mean())
+    return table.round(4)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a family of sparse autoencoders.")
+    add = parser.add_argument
+    add("--model", default=DEFAULT, help="any name that mi_helpers.load_model takes")
+    add("--out", type=Path, required=True, help="folder for the finished autoencoders")
+    add("--work", type=Path, required=True, help="folder for what lets a stopped run go on")
+    add("--text", default="docs", help="a source of mi.tasks.texts, such as a file or a folder")
+    add("--sequences", type=int, default=2048, help="of text for training")
+    add("--held-out", type=int, default=64, help="sequences for the report, of other documents")
+    add("--length", type=int, default=128, help="tokens in a sequence")
+    add("--layers", type=int, nargs="+", help="by default four, of which the third is the middle")
+    add("--middle", type=int, help="the layer with all sparsities, one of --layers")
+    add("--k", type=int, nargs="+", default=[32, 10, 75, 150, 300],
+        help="sparsities at the middle layer; the first is that of the other layers")  # fmt: skip
+    add("--k-end-to-end", type=int, nargs="*", default=[32, 75, 150])
+    add("--width", type=int, help="features; by default four times the width of the stream")
+    add("--samples", type=int, default=2_000_000, help="tokens of local training, with repeats")
+    add("--learning-rate", type=float, default=2e-3)
+    add("--steps-end-to-end", type=int, default=160)
+    add("--sequences-end-to-end", type=int, default=4, help="in a step")
+    add("--learning-rate-end-to-end", type=float, default=3e-4)
+    add("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    if args.middle is not None and args.layers and args.middle not in args.layers:
+        parser.error("--middle must be one of --layers")
+    if not set(args.k_end_to_end) <= set(args.k):
+        parser.error("--k-end-to-end must be some of --k")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    model = load_model(args.model)
+    middle = model.cfg.n_layers // 2 if args.middle is None else args.middle
+    layers = args.layers or range(middle - 2, middle + 2)
+    width = args.width or 4 * model.cfg.d_model
+    corpus, held_out = (
+        collect(model, sorted({*layers}), args.work / split,
+                tasks.texts(model, n, args.length, source=args.text, split=split, seed=args.seed))
+        for split, n in (("train", args.sequences), ("held-out", args.held_out))
+    )  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    plans = family(model, layers, middle, args.k, args.k_end_to_end, width, args.seed)
+    for plan in plans:
+        data = corpus.activations(plan.layer)
+        if plan.kind == "local":
+            done = train_local(plan, data, args.work, args.samples, args.learning_rate)
+        else:
+            start = args.work / f"local-{middle}-k{plan.k}" / "done"
+            done = train_end_to_end(
+                plan, start, model, corpus, held_out, args.work, args.steps_end_to_end,
+                args.sequences_end_to_end, args.learning_rate_end_to_end,
+            )  # fmt: skip
+        if not (args.out / plan.name).is_dir():
+            store(plan, done, data, args.out / plan.name)
+        sae = saes.load(args.out / plan.name)
+        print(plan.name, saes.fit(sae, held_out.activations(plan.layer)), flush=True)
+    table = report(model, plans, args.out, corpus, held_out)
+    (args.out / "quality.json").write_text(table.to_json(orient="records", indent=1) + "\n")
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "work")}
+    (args.out / "about.json").write_text(json.dumps(settings, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,18 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-<<<<<<< HEAD
-from safetensors.torch import load_file, save_file
-
-from mi_helpers import engine
-from mi_helpers.engine.rows import Place
-from mi_helpers.models.loading import DEFAULT
-from mi_helpers.saes import loading as saes
-from mi_helpers.tasks import sampled
-from tests import tiny
-=======
 from safetensors.torch import load_file
->>>>>>> 6f0d7ca (Autoencoders: one loop to read, the maker beside its data, any hook and release, refused where they do not fit)
 
 pytest.importorskip("sae_lens")
 
@@ -154,7 +143,7 @@ def test_output_kl(trained: Path) -> None:
     with model.hooks(fwd_hooks=[("blocks.2.hook_resid_pre", write)]):
         after = model(texts.tokens)[:, where].log_softmax(-1)
     expected = float((before.exp() * (before - after)).sum(-1).mean())
-    assert kl == pytest.approx(expected, rel=0.02)  # the corpus is in float16
+    assert kl == pytest.approx(expected, rel=2e-3)  # the corpus is in float16
 
 
 def fit(trained: Path, sae: BatchTopKTrainingSAE, folder: Path, steps: int = 24) -> list[float]:
@@ -263,11 +252,7 @@ def test_clamp_and_held(trained: Path) -> None:
         by = (value - sae.encode(x)[..., feature])[..., None] * sae.W_dec[feature]
         assert (new - x).allclose(by, atol=1e-5)
     with saes.held(model, sae, feature, 0.0):
-<<<<<<< HEAD
-        written = sampled.sample_prompts(model, 3, 8, seed=1)
-=======
         written = tasks.sample_prompts(model, 3, 8, seed=1)
->>>>>>> 6f0d7ca (Autoencoders: one loop to read, the maker beside its data, any hook and release, refused where they do not fit)
         logits = model(written)
     rows = [{"site": "resid_pre", "layer": 2, "pos": list(range(1, 9)), "head": None}]
     table = pd.DataFrame(rows).assign(write=[saes.clamp(sae, feature, 0.0)])

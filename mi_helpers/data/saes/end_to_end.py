@@ -63,7 +63,8 @@ def output_kl(
     stream = texts.stream.to(device)
     changed = ordinary_tokens(stream)
     changed[:, 0] = False
-    written = torch.where(changed[..., None], sae(stream * scale) / scale, stream)
+    written = stream.clone()
+    written[changed] = sae(stream[changed] * scale) / scale
     with ExitStack() as stack:
         for block in model.blocks[: texts.layer]:
             stack.enter_context(forward_as(block, lambda *_, **__: written))

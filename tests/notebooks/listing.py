@@ -39,14 +39,16 @@ NOTEBOOKS: tuple[Listed, ...] = (
         "00_tour",
         changed={"SEED": "1", "N_PROMPTS": "4"},
         families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
-        model_free=frozenset({"00.all-positions"}),
+        model_free=frozenset({"00.all-positions", "00.by-hand", "00.task"}),
     ),
     Listed(
         "01_activation_patching",
-        changed={"SEED": "1", "N_PROMPTS": "3"},
+        changed={"SEED": "1", "N_PROMPTS": "4"},
         families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
         model_free=frozenset(
             {
+                "01.by-hand",
+                "01.path-by-hand",
                 "01.and-gate",
                 "01.or-gate",
                 "01.chain-cross-section",
@@ -57,9 +59,11 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "02_patching_pitfalls",
-        changed={"SEED": "1", "N_PROMPTS": "4", "CIRCUIT": "6", "STEPS": "2"},
+        changed={"SEED": "1", "N_PROMPTS": "4", "STEPS": "2", "DRAWS": "5"},
         families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
-        model_free=frozenset({"02.logit-diff-is-blind"}),
+        model_free=frozenset(
+            {"02.logit-diff-is-blind", "02.fact-needs-both-paths", "02.subspace-illusion"}
+        ),
     ),
     Listed(
         "03_stable_regions",

@@ -135,6 +135,29 @@ def test_what_prompts_differ_in_by_themselves_does_not_enter_an_effect():
         close(each[head].to_numpy(), effect)
 
 
+@pytest.mark.parametrize("site", ["resid_pre", "z"])
+def test_a_role_is_each_prompts_own_position(site):
+    """Prompt by prompt the same as patching that prompt's position, by every method."""
+    model, where = tiny.bridge("llama"), torch.tensor([2, 4, 5])
+    sites = ["z", "attn_out", "mlp_out"]
+    both = (PAIRS.clean_tokens, PAIRS.corrupted_tokens)
+    runs = patching.BaseRuns(
+        PAIRS, *(engine.record(model, t, sites=sites, roles={"R": where}) for t in both)
+    )
+    methods: list[Any] = [
+        lambda pos: patching.sweep(runs, site, positions=[pos], layers=[1], per_prompt=True),
+        lambda pos: patching.attribution(runs, site, positions=[pos], layers=[1], per_prompt=True),
+        lambda pos: patching.path_patch(runs, ["0.1"], ["2.1.q"], pos=pos, per_prompt=True),
+    ]
+    for method in methods:
+        found = method("R")
+        for prompt, pos in enumerate(where.tolist()):
+            expected = method(pos).query(f"prompt == {prompt}")["logit_diff"]
+            close(found.query(f"prompt == {prompt}")["logit_diff"].to_numpy(), expected.to_numpy())
+    with pytest.raises(ValueError, match="no role 'Q': these prompts have R"):
+        patching.sweep(runs, site, positions=["Q"])
+
+
 def test_direct_effects_split_the_logit_difference():
     runs = recorded(tiny.bridge("qwen2"))
     table = patching.direct_effects(runs, ["0.2", "2.1"])

@@ -1,6 +1,7 @@
 """The project's own files agree with each other."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -114,6 +115,82 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
     return found
+
+
+# A room may import those in earlier lines, and no other; those of one line do not know each other.
+LAYERS = (
+    ("stats", "metrics", "communities"),
+    ("models",),
+    ("tasks",),
+    ("engine",),
+    ("panels",),
+    ("claims", "plots"),
+    ("patching", "regions", "directions", "basis", "saes", "features", "circuits", "toys"),
+    ("run",),
+    ("data",),  # the makers of what ships
+)
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+PACKAGE = ROOT / "mi_helpers"
+
+
+def import_graph() -> dict[str, set[str]]:
+    """For each module of the package, those that it imports: anywhere, for types as well."""
+    names = {path: module_name(path) for path in PACKAGE.rglob("*.py")}
+    known = set(names.values())
+    graph: dict[str, set[str]] = {}
+    for path, name in names.items():
+        folder = name if path.stem == "__init__" else name.rpartition(".")[0]
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = ".".join(folder.split(".")[: len(folder.split(".")) - node.level + 1])
+                base = f"{base}.{node.module}" if node.module else base
+                inner = [f"{base}.{alias.name}" for alias in node.names]
+                graph[name] |= {module if module in known else base for module in inner}
+    return graph
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    return [*module.split("."), ""][1]
+
+
+def test_every_module_is_in_a_room_that_is_known() -> None:
+    assert {room(name) for name in import_graph()} - {""} <= set(RANK)
+
+
+def test_rooms_import_only_what_lies_below_them() -> None:
+    faults = [
+        f"{name} imports {other}"
+        for name, others in import_graph().items()
+        for other in others
+        if room(name) != "" and room(other) != room(name)
+        if room(other) == "" or RANK[room(other)] >= RANK[room(name)]
+    ]
+    assert sorted(faults) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = import_graph()
+    for name, others in graph.items():  # the list of names in mi_helpers imports lazily
+        graph[name] = others - {name}
+    graph.pop("mi_helpers")
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names it
+
+
+def test_no_module_is_called_like_a_function_of_its_room() -> None:
+    graph = import_graph()
+    for path in PACKAGE.glob("*/__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for node in imported:
+            for alias in node.names:
+                inner = f"{module_name(path)}.{alias.asname or alias.name}"
+                assert node.module is None or inner not in graph, f"{inner} is both"
 
 
 def test_no_tracked_file_names_a_machine() -> None:

@@ -21,7 +21,10 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup run test test-fast test-tl4 lab render bench lint lock
+# The arithmetic of another processor: other vectors, other matrix kernels, one thread.
+OTHER := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
+
+.PHONY: help setup run test test-fast test-portable test-tl4 lab render bench lint lock
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,8 +35,12 @@ setup: .venv/.installed  ## create .venv from the lock and fetch the default mod
 run: setup  ## execute the notebooks and print their scorecard; NOTEBOOKS="00 01" for some of them
 	@$(BIN)/mi run $(NOTEBOOKS) $(ARGS)
 
-test: setup lint  ## lint, types and all tests, the notebooks' stored outputs included
+test: setup lint  ## lint, types and all tests; a third of the notebooks also under other arithmetic
 	@$(BIN)/python -m pytest $(ARGS)
+	@MI_NOTEBOOKS=today/3 $(MAKE) --no-print-directory test-portable
+
+test-portable: setup  ## the notebooks' stored outputs under another processor's arithmetic
+	@$(OTHER) $(BIN)/python -m pytest tests/notebooks/test_stored.py $(ARGS)
 
 test-fast: setup  ## the tests without the notebooks
 	@$(BIN)/python -m pytest --ignore=tests/notebooks $(ARGS)

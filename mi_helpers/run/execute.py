@@ -18,6 +18,8 @@ import psutil
 
 PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
+IDLE_S = 20.0  # a kernel that computes nothing for so long while a cell is out has lost a message
+IDLE_SHARE = 0.03  # of one core: what a kernel and a browser use while they wait
 # The job is the first line of stdin. When stdin ends, whoever started this has died, even by
 # `kill -9`, and so it ends as well; its kernel follows.
 _WORKER = """
@@ -31,10 +33,14 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Outcome(NamedTuple):
-    """How one execution ended; error is None exactly when every cell was executed."""
+    """How one execution ended; error is None exactly when every cell was executed.
+
+    `restarted` says where a kernel fell silent, None where none did.
+    """
 
     error: str | None
     seconds: float
+    restarted: str | None = None
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -85,8 +91,11 @@ def execute(
 ) -> Outcome:
     """Execute a notebook into `output`, cell by cell, for at most `seconds`.
 
+    A message between papermill and its kernel can be lost; then both wait, for ever. So a kernel
+    that computes nothing while a cell is out is given up, once, and the notebook starts again.
+
     Args:
-        claims: the file that `claims.check` appends to.
+        claims: the file that `mi.claim` appends to.
         log: what papermill prints.
         on_cell: called with the number of cells that are done, when it grows and every second.
     """
@@ -102,6 +111,30 @@ def execute(
         "start_timeout": 180,
         "iopub_timeout": 120,
     }
+    started, restarted = time.monotonic(), None
+    ended = _attempt(job, output, started + seconds, claims, log, on_cell, watch=True)
+    if ended == "silent":
+        restarted = f"the kernel fell silent {_where(output)}"
+        print(f"{path.stem}: {restarted}; starting it again", file=sys.stderr)
+        output.unlink(missing_ok=True)
+        claims.unlink(missing_ok=True)
+        ended = _attempt(job, output, started + seconds, claims, log, on_cell, watch=False)
+    error = _error(output, ended, log)
+    if error and ended == "late":
+        error = f"time limit of {seconds / 60:.3g} min reached {_where(output)}"
+    return Outcome(error, time.monotonic() - started, restarted)
+
+
+def _attempt(
+    job: Mapping[str, Any],
+    output: Path,
+    deadline: float,
+    claims: Path,
+    log: Path,
+    on_cell: Callable[[int], None],
+    watch: bool,
+) -> str:
+    """Run papermill in a process of its own; how it ended: its exit code, "late" or "silent"."""
     environment = {
         "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
         **os.environ,
@@ -109,7 +142,6 @@ def execute(
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    started = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
@@ -123,36 +155,70 @@ def execute(
             assert process.stdin is not None
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
-            timed_out = not _wait(process, output, started + seconds, on_cell)
+            fault = _wait(process, output, deadline, on_cell, watch)
         finally:
             kill_family(process)
-    error = _error(output, process.returncode, log)
-    if error and timed_out:
-        error = f"time limit of {seconds / 60:.3g} min reached {_where(output)}"
-    return Outcome(error, time.monotonic() - started)
+    return fault or f"code {process.returncode}"
 
 
 def _wait(
-    process: subprocess.Popen[bytes], output: Path, deadline: float, on_cell: Callable[[int], None]
-) -> bool:
-    """Wait for the process, reporting progress; False when it had to be given up."""
+    process: subprocess.Popen[bytes],
+    output: Path,
+    deadline: float,
+    on_cell: Callable[[int], None],
+    watch: bool,
+) -> str | None:
+    """Wait for the process, reporting progress; why it was given up, None where it ended."""
     seen, done, total, told = None, 0, 1, 0.0
+    busy = _Busy(process)
     while process.poll() is None:
         stamp = output.stat().st_mtime_ns if output.exists() else None
         if stamp != seen:
             seen = stamp
             before, (done, total) = done, _progress(output)
             told = told if done == before else 0.0
+            busy.restart()
             if done == total:
                 deadline = min(deadline, time.monotonic() + GRACE)
         now = time.monotonic()
         if now - told > 1:
             told = now
             on_cell(done)
+            if watch and done < total and busy.silent() and _where(output).startswith("in cell"):
+                return "silent"
         if now > deadline:
-            return False
+            return "late"
         time.sleep(0.1)
-    return True
+    return None
+
+
+class _Busy:
+    """Whether the kernel of a process computes: the processor time of all its children."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.restart()
+
+    def restart(self) -> None:
+        """Count anew from now."""
+        self.since, self.used = time.monotonic(), self._used()
+
+    def silent(self) -> bool:
+        """True after `IDLE_S` with next to no work; a stretch with work in it starts another."""
+        passed = time.monotonic() - self.since
+        if passed < IDLE_S:
+            return False
+        if abs(self._used() - self.used) < IDLE_SHARE * passed:
+            return True
+        self.restart()
+        return False
+
+    def _used(self) -> float:
+        try:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            return sum(sum(member.cpu_times()[:2]) for member in family)
+        except psutil.Error:  # one of them ended meanwhile: that is work as well
+            return -time.monotonic()
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:
@@ -206,7 +272,7 @@ def _where(output: Path) -> str:
     return f"in cell {running[-1]} of {len(cells)}" if running else "before the first cell"
 
 
-def _error(output: Path, returncode: int, log: Path) -> str | None:
+def _error(output: Path, ended: str, log: Path) -> str | None:
     """What went wrong, in a line; None when all cells are done, even if papermill then hung."""
     cells = _cells(output)
     for number, cell in enumerate(cells, 1):
@@ -216,4 +282,4 @@ def _error(output: Path, returncode: int, log: Path) -> str | None:
     if cells and all(_status(cell) == "completed" for cell in cells):
         return None
     last = _ANSI.sub("", log.read_text(encoding="utf-8")).strip().splitlines()[-1:]
-    return f"papermill ended with code {returncode}: {''.join(last) or 'it printed nothing'}"
+    return f"papermill ended with {ended}: {''.join(last) or 'it printed nothing'}"

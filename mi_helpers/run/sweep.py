@@ -165,7 +165,7 @@ def _execute(
 ) -> Outcome:
     """Execute into the attempt's folder, and rename what is worth keeping into place."""
     output, lines, log = (Path(attempt, name) for name in ("running.ipynb", "claims.jsonl", "log"))
-    error, seconds = execute.execute(
+    error, seconds, restarted = execute.execute(
         job.path,
         output,
         job.given,
@@ -188,7 +188,7 @@ def _execute(
     kept.mkdir()
     if output.exists():
         output.replace(kept / f"{job.path.stem}{'.failed' if error else ''}.ipynb")
-    more = {"seconds": round(seconds, 1), "records": records}
+    more = {"seconds": round(seconds, 1), "restarted": restarted, "records": records}
     _install(kept, folder, job, error, said, {"made_with": made_with, **more})
     text = error or f"{seconds:.0f} s, {len(records)} claims"
     return Outcome("failed" if error else "done", text)

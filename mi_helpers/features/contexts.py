@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
-from ..tasks.pairs import token_labels
+from ..tasks.tokens import token_labels
 from .firing import Firing
 
 

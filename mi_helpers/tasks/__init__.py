@@ -1,9 +1,10 @@
 """Prompts: pairs with a clean and a corrupted side, the tasks that make them, and running text."""
 
 from .corpora import documents, texts
-from .pairs import PromptPairs, compare_tokens, token_labels
+from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
 from .sampled import order_gain, sample_prompts, text_pairs
+from .tokens import compare_tokens, token_labels
 
 __all__ = [
     "PromptPairs",

@@ -5,9 +5,10 @@ have one token length and the answer is one token. `PromptPairs.from_texts` refu
 before any model runs. The tasks that make such pairs are in `prompts.py`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from ..metrics import logit_diff
 from ..stats import estimate, share
+from .tokens import Model, compare_tokens, next_token, number_duplicates, token_ids, token_labels
 
-Model = Any  # a TransformerBridge; not imported here because that takes seconds
+Role = int | str | Sequence[int | str]  # where a role is: see `PromptPairs.from_texts`
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class PromptPairs:
     """Clean and corrupted prompts of one token length, with the answers to the clean ones.
 
     `answers` are right after the clean prompts; `wrong` are what they are compared with. `labels`
-    name the positions for axes. `right_set` and `wrong_set` mark all right and wrong tokens where a
-    task has several (greater-than), for `metrics.prob_diff`.
+    name the positions for axes; `roles` name one position per prompt ("IO", "S2"; "END" is always
+    there), which may differ from prompt to prompt. `right_set` and `wrong_set` mark all right and
+    wrong tokens where a task has several (greater-than), for `metrics.prob_diff`.
     """
 
     task: str
@@ -39,8 +42,13 @@ class PromptPairs:
     answers: Int[Tensor, "prompt"]
     wrong: Int[Tensor, "prompt"]
     labels: list[str]
+    roles: dict[str, Int[Tensor, "prompt"]] = field(default_factory=dict)
     right_set: Bool[Tensor, "prompt vocab"] | None = None
     wrong_set: Bool[Tensor, "prompt vocab"] | None = None
+
+    def __post_init__(self) -> None:
+        last = torch.full_like(self.answers, self.clean_tokens.shape[1] - 1)
+        self.roles.setdefault("END", last)
 
     @classmethod
     def from_texts(
@@ -48,16 +56,20 @@ class PromptPairs:
         model: Model,
         clean: Sequence[str],
         corrupted: Sequence[str],
-        answers: Sequence[str],
-        wrong: Sequence[str],
+        answers: Sequence[str | int],
+        wrong: Sequence[str | int],
         *,
         task: str = "custom",
-        roles: Mapping[int, str] | None = None,
+        roles: Mapping[str, Role] | None = None,
     ) -> "PromptPairs":
         """Tokenises as `model.to_tokens` does (its own BOS habit) and checks everything.
 
-        Answers are given as text that continues the prompt, leading space included (`" Mary"`).
-        `roles` names positions on axes; the others show the first prompt's token.
+        Answers are given as text that continues the prompt, leading space included (`" Mary"`), or
+        as token numbers.
+        `roles` names positions: a number or a word for all prompts, or a list with each prompt's.
+        A word stands for its last token in the clean prompt; it must occur once, or be written
+        "John#2" for its second occurrence. `labels` show a role where it has one position in all
+        prompts, else the first prompt's token.
         Raises ValueError for empty or unequal lists, prompts of different token lengths (with the
         two set side by side), answers that are not one token, and an answer equal to its wrong one.
         """
@@ -67,21 +79,22 @@ class PromptPairs:
             raise ValueError(f"one entry per prompt is needed in every list; got {counts}")
         if not clean:
             raise ValueError("no prompts: a set of prompt pairs needs at least one")
-        clean_ids = [_ids(model, text) for text in clean]
-        corrupted_ids = [_ids(model, text) for text in corrupted]
+        clean_ids = [token_ids(model, text) for text in clean]
+        corrupted_ids = [token_ids(model, text) for text in corrupted]
         _check_lengths(model, clean_ids, corrupted_ids)
-        answer_ids = [next_token(model, *pair) for pair in zip(clean, answers, strict=True)]
-        wrong_ids = [next_token(model, *pair) for pair in zip(clean, wrong, strict=True)]
+        answer_ids = [_answer(model, *pair) for pair in zip(clean, answers, strict=True)]
+        wrong_ids = [_answer(model, *pair) for pair in zip(clean, wrong, strict=True)]
         for i, (answer, other) in enumerate(zip(answer_ids, wrong_ids, strict=True)):
             if answer == other:
                 raise ValueError(f"prompt {i}: answer and wrong answer are both {answers[i]!r}")
-        labels = token_labels(model, clean_ids[0])
-        for position, role in (roles or {}).items():
-            labels[position] = role
 
         def tensor(ids: Sequence[Any]) -> Tensor:
             return torch.tensor(ids, device=model.cfg.device)
 
+        found = {
+            name: tensor(_role(model, clean, clean_ids, role))
+            for name, role in (roles or {}).items()
+        }
         return cls(
             task=task,
             clean=list(clean),
@@ -90,8 +103,56 @@ class PromptPairs:
             corrupted_tokens=tensor(corrupted_ids),
             answers=tensor(answer_ids),
             wrong=tensor(wrong_ids),
-            labels=_number_duplicates(labels),
+            labels=_labels(model, clean_ids, found),
+            roles=found,
         )
+
+    @classmethod
+    def from_table(
+        cls, model: Model, table: pd.DataFrame | str | Path, *, task: str = "custom"
+    ) -> "PromptPairs":
+        """Pairs from a table, or from a CSV, JSON-lines or parquet file.
+
+        Columns `clean`, `corrupted`, `answer`, `wrong`, with answers as text that continues the
+        prompt (" Mary") or as token numbers; the names `correct_idx` and `incorrect_idx`, which
+        EAP-IG's files use for token numbers, are read as well. A column `role:NAME` holds the word
+        whose position is meant, or its number (see `from_texts`).
+
+        Raises ValueError that names the line (the first below the header is line 1) for an empty
+        cell, prompts of unequal length, an answer of several tokens or a word that is not there.
+        """
+        table = _read(table).rename(columns={"correct_idx": "answer", "incorrect_idx": "wrong"})
+        needed = ["clean", "corrupted", "answer", "wrong"]
+        roles = [name for name in table.columns if str(name).startswith("role:")]
+        if missing := [name for name in needed if name not in table.columns]:
+            raise ValueError(f"the table has no columns {missing}; it has {list(table.columns)}")
+        for name in [*needed, *roles]:
+            if len(empty := np.flatnonzero(table[name].isna())):
+                raise ValueError(f"line {empty[0] + 1}: {name} is empty")
+        columns = {name: table[name].tolist() for name in [*needed, *roles]}
+        for line in range(len(table)):  # one by one, so that an error can name its line
+            one = {name: [values[line]] for name, values in columns.items()}
+            try:
+                given = {name.removeprefix("role:"): one[name] for name in roles}
+                cls.from_texts(model, *(one[name] for name in needed), roles=given)
+            except ValueError as error:
+                message = str(error).removeprefix("prompt 0: ")
+                raise ValueError(f"line {line + 1}: {message}") from None
+        given = {name.removeprefix("role:"): columns[name] for name in roles}
+        return cls.from_texts(model, *(columns[name] for name in needed), task=task, roles=given)
+
+    def part(self, prompts: slice | Sequence[int]) -> "PromptPairs":
+        """Some of the pairs."""
+
+        def own(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: own(item) for name, item in value.items()}
+            if isinstance(value, list) and not isinstance(prompts, slice):
+                return [value[i] for i in prompts]
+            return value if value is None else value[prompts]
+
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PromptPairs(**{k: v if k in ("task", "labels") else own(v) for k, v in kept.items()})
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -143,46 +204,6 @@ class PromptPairs:
         return diffs
 
 
-def token_labels(model: Model, tokens: Int[Tensor, "pos"] | Sequence[int]) -> list[str]:
-    """One readable, distinct label per token, safe to put into HTML and figures.
-
-    A space is shown as `·`, a line break as `\\n`, angle brackets as `‹›`; a token that occurs
-    again carries its number: `·the`, `·the (2)`.
-    """
-    return _number_duplicates([_readable(model, int(token)) for token in tokens])
-
-
-def _readable(model: Model, token: int) -> str:
-    piece = model.tokenizer.convert_ids_to_tokens(token)
-    text = model.tokenizer.decode([token])
-    if "\ufffd" in text:  # part of a character: the raw piece says more
-        text = piece
-    elif piece.startswith("\u2581") and not text.startswith(" "):  # sentencepiece drops it
-        text = " " + text
-    for mark, shown in ((" ", "·"), ("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
-        text = text.replace(mark, shown)
-    return text.replace("<", "‹").replace(">", "›") or "(empty)"
-
-
-def _number_duplicates(labels: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    numbered = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        numbered.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return numbered
-
-
-def compare_tokens(model: Model, first: Sequence[int], second: Sequence[int]) -> str:
-    """Two prompts token by token, one position a line, with a mark where they differ."""
-    columns = [[_readable(model, int(token)) for token in ids] for ids in (first, second)]
-    width = max(len(label) for label in columns[0] + ["first"])
-    lines = [f"{'pos':>4}  {'first':<{width}}  second"]
-    for i, (a, b) in enumerate(zip_longest(*columns, fillvalue="(end)")):
-        lines.append(f"{i:>4}  {a:<{width}}  {b}{'' if a == b else '   <- differs'}")
-    return "\n".join(lines)
-
-
 def _check_lengths(model: Model, clean: list[list[int]], corrupted: list[list[int]]) -> None:
     for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
         if len(a) != len(b):
@@ -197,29 +218,62 @@ def _check_lengths(model: Model, clean: list[list[int]], corrupted: list[list[in
             )
 
 
-def _ids(model: Model, text: str) -> list[int]:
-    return model.to_tokens(text)[0].tolist()
+def _answer(model: Model, prompt: str, answer: str | int) -> int:
+    if isinstance(answer, str):
+        return next_token(model, prompt, answer)
+    if not 0 <= answer < model.cfg.d_vocab:
+        raise ValueError(f"token {answer} is outside a vocabulary of {model.cfg.d_vocab}")
+    return int(answer)
 
 
-def continuation(model: Model, prompt: str, text: str) -> list[int] | None:
-    """The tokens that `text` adds after `prompt`.
+def _role(model: Model, texts: Sequence[str], ids: list[list[int]], role: Role) -> list[int]:
+    """Each prompt's position of a role."""
+    each = [role] * len(texts) if isinstance(role, int | str) else list(role)
+    if len(each) != len(texts):
+        raise ValueError(f"a role needs one position or word per prompt, got {len(each)}")
+    positions = []
+    for i, (text, tokens, where) in enumerate(zip(texts, ids, each, strict=True)):
+        position = _word(model, text, tokens, where, i) if isinstance(where, str) else int(where)
+        if not -len(tokens) <= position < len(tokens):
+            raise ValueError(f"prompt {i}: position {where} of {len(tokens)} tokens")
+        positions.append(position % len(tokens))
+    return positions
 
-    None if the prompt's own tokens change with it, or if the tokenizer does not know the text.
-    """
-    before, after = _ids(model, prompt), _ids(model, prompt + text)
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    if after[: len(before)] != before or unknown in after[len(before) :]:
-        return None
-    return after[len(before) :]
 
-
-def next_token(model: Model, prompt: str, answer: str) -> int:
-    """The one token that `answer` is after `prompt`; ValueError if it is none or several."""
-    added = continuation(model, prompt, answer)
-    if added is None or len(added) != 1:
-        pieces = [_readable(model, token) for token in _ids(model, prompt + answer)[-4:]]
+def _word(model: Model, text: str, tokens: list[int], word: str, prompt: int) -> int:
+    """The position of a word's last token: the length of the text up to the word's end."""
+    word, _, number = word.strip().partition("#")
+    ends = [found.end() for found in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+    if not number and len(ends) != 1:
         raise ValueError(
-            f"the answer {answer!r} is not one token after {prompt[-40:]!r}: the text then ends in "
-            f"{pieces}. Answers must be single tokens; most need a leading space"
+            f"prompt {prompt}: {word!r} occurs {len(ends)} times in {text!r}"
+            + (f"; write {word}#2 for the second" if ends else "")
         )
-    return added[0]
+    if not 1 <= int(number or 1) <= len(ends):
+        raise ValueError(f"prompt {prompt}: {word!r} occurs {len(ends)} times, not {number}")
+    before = token_ids(model, text[: ends[int(number or 1) - 1]])
+    if tokens[: len(before)] != before:
+        raise ValueError(f"prompt {prompt}: no token ends where {word!r} does; give its position")
+    return len(before) - 1
+
+
+def _labels(model: Model, ids: list[list[int]], roles: Mapping[str, Tensor]) -> list[str]:
+    labels = token_labels(model, ids[0])
+    for name, positions in roles.items():
+        if (positions == positions[0]).all():
+            labels[int(positions[0])] = name
+    return number_duplicates(labels)
+
+
+def _read(table: pd.DataFrame | str | Path) -> pd.DataFrame:
+    if isinstance(table, pd.DataFrame):
+        return table
+    path = Path(table)
+    known = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    known |= {".jsonl": lambda p: pd.read_json(p, lines=True)}
+    if path.suffix not in known:
+        raise ValueError(f"{path.name} is none of {', '.join(known)}")
+    found = known[path.suffix](path)
+    if not len(found):
+        raise ValueError(f"{path.name} has no lines")
+    return found

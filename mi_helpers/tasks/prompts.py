@@ -6,17 +6,20 @@ corruption leaves as it was cannot be found by patching: each docstring says wha
 the two prompts. Look at `pairs.performance(model)` before patching anything.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from einops import rearrange
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from . import words
-from .pairs import Model, PromptPairs, continuation, next_token
+from .pairs import PromptPairs
+from .tokens import Model, continuation, next_token, number_duplicates, token_ids
 
 
 def ioi(
@@ -63,13 +66,8 @@ def ioi(
         answers.append(f" {io}")
         wrong.append(f" {s}")
     pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="ioi")
-    io_roles, s_roles = (["name 1"], ["name 2"]) if order == "both" else (["IO"], ["S1"])
-    places_of_io, places_of_s = _where(pairs, pairs.answers[0]), _where(pairs, pairs.wrong[0])
-    roles = [
-        *zip(places_of_io, io_roles, strict=True),
-        *zip(places_of_s, [*s_roles, "S2"], strict=True),
-    ]
-    return _with_roles(pairs, dict(roles))
+    (io_at,), (s1_at, s2_at) = _where(pairs, pairs.answers), _where(pairs, pairs.wrong)
+    return _with_roles(pairs, {"IO": io_at, "S1": s1_at, "S2": s2_at})
 
 
 def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
@@ -100,7 +98,8 @@ def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="greater_than")
     right_set = _token_sets(model, clean, later)
     pairs = replace(pairs, right_set=right_set, wrong_set=_token_sets(model, clean, earlier))
-    return _with_roles(pairs, {})
+    start = len(token_ids(model, f"The {event} lasted from the year {century}"))
+    return _with_roles(pairs, {"YY": start})
 
 
 def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> PromptPairs:
@@ -126,7 +125,7 @@ def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> P
         answers.append(f" {listed[shown]}")
         wrong.append(f" {listed[decoy]}")
     pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="induction")
-    return _with_roles(pairs, dict(zip(_differing(pairs), ("answer", "decoy"), strict=True)))
+    return _with_roles(pairs, dict(zip(("answer", "decoy"), _differing(pairs), strict=True)))
 
 
 def facts(
@@ -159,7 +158,7 @@ def facts(
         answers.append(f" {answer_of[country]}")
         wrong.append(f" {answer_of[other]}")
     pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="facts")
-    return _with_roles(pairs, {_differing(pairs)[0]: "country"})
+    return _with_roles(pairs, {"country": _differing(pairs)[0]})
 
 
 def docstring(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
@@ -185,7 +184,7 @@ def docstring(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
         wrong.append(f" {rng.choice([*before, a, b, after])}")
     pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="docstring")
     roles = ("A def", "B def", "C def", "A doc", "B doc")
-    return _with_roles(pairs, dict(zip(_differing(pairs), roles, strict=True)))
+    return _with_roles(pairs, dict(zip(roles, _differing(pairs), strict=True)))
 
 
 def _definition(
@@ -248,15 +247,26 @@ def _differing(pairs: PromptPairs) -> list[int]:
     return (pairs.clean_tokens[0] != pairs.corrupted_tokens[0]).nonzero().flatten().tolist()
 
 
-def _where(pairs: PromptPairs, token: Tensor) -> list[int]:
-    return (pairs.clean_tokens[0] == token).nonzero().flatten().tolist()
+def _where(pairs: PromptPairs, tokens: Int[Tensor, "prompt"]) -> Int[Tensor, "occurrence prompt"]:
+    """The positions at which each prompt holds its token, all prompts equally often."""
+    found = (pairs.clean_tokens == tokens[:, None]).nonzero()[:, 1]
+    return rearrange(found, "(prompt occurrence) -> occurrence prompt", prompt=len(pairs))
 
 
-def _with_roles(pairs: PromptPairs, roles: dict[int, str]) -> PromptPairs:
-    """The pairs with positions named by their roles, and the last position named END."""
-    last = len(pairs.labels) - 1
-    labels = [{**roles, last: "END"}.get(i, label) for i, label in enumerate(pairs.labels)]
-    return replace(pairs, labels=labels)
+def _with_roles(
+    pairs: PromptPairs, roles: Mapping[str, int | Int[Tensor, "prompt"]]
+) -> PromptPairs:
+    """The pairs with positions named by their roles (on axes "IO/S1" where prompts differ), and the
+    last one named END."""
+    last = pairs.clean_tokens.shape[1] - 1
+    found = {name: torch.full_like(pairs.answers, 0) + at for name, at in roles.items()}
+    found["END"] = torch.full_like(pairs.answers, last)
+    named: dict[int, list[str]] = defaultdict(list)
+    for name, at in found.items():
+        for position in at.unique().tolist():
+            named[position].append(name)
+    labels = ["/".join(named[i]) if i in named else text for i, text in enumerate(pairs.labels)]
+    return replace(pairs, labels=number_duplicates(labels), roles=found)
 
 
 def _rng(n: int, seed: int) -> np.random.Generator:

@@ -5,13 +5,15 @@ from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mi_helpers.tasks import prompts, words
-from mi_helpers.tasks.pairs import PromptPairs, compare_tokens, token_labels
+from mi_helpers.tasks.pairs import PromptPairs
+from mi_helpers.tasks.tokens import compare_tokens, token_labels
 
 SENTENCES = (
     "the in the year List: The lasted from the year to the year def (self, ):\n "
@@ -89,6 +91,8 @@ def test_every_task(task):
     assert pairs.clean_tokens.shape == pairs.corrupted_tokens.shape == (6, len(pairs.labels))
     assert len(set(pairs.labels)) == len(pairs.labels)
     assert pairs.labels[-1] == "END"
+    assert pairs.roles["END"].tolist() == [len(pairs.labels) - 1] * 6
+    assert len(pairs.roles) > 1
     assert not (pairs.clean_tokens == 0).any(), "an unknown word was used"
     assert not (pairs.answers == pairs.wrong).any()
     assert (pairs.clean_tokens != pairs.corrupted_tokens).any(1).all()
@@ -117,12 +121,14 @@ def test_ioi_prompts(template, order):
         for row, a, b in zip(pairs.clean_tokens, pairs.answers, pairs.wrong, strict=True)
     ]
     assert first == {"abba": [True] * 6, "baba": [False] * 6, "both": [True, False] * 3}[order]
-    named = [label for label in pairs.labels if label in ("IO", "S1", "S2", "name 1", "name 2")]
-    expected = {"abba": ["IO", "S1"], "baba": ["S1", "IO"], "both": ["name 1", "name 2"]}
+    named = [label for label in pairs.labels if "IO" in label or "S1" in label or "S2" in label]
+    expected = {"abba": ["IO", "S1"], "baba": ["S1", "IO"], "both": ["IO/S1", "IO/S1 (2)"]}
     assert named == [*expected[order], "S2"]
-    if order != "both":
-        assert (pairs.clean_tokens[:, pairs.labels.index("IO")] == pairs.answers).all()
-        assert (pairs.clean_tokens[:, pairs.labels.index("S2")] == pairs.wrong).all()
+    tokens = {role: pairs.clean_tokens[range(6), at] for role, at in pairs.roles.items()}
+    assert torch.equal(tokens["IO"], pairs.answers)
+    assert torch.equal(tokens["S1"], pairs.wrong)
+    assert torch.equal(tokens["S2"], pairs.wrong)
+    assert (pairs.roles["S1"] < pairs.roles["S2"]).all()
 
 
 def test_ioi_corruptions_differ_as_documented():
@@ -276,11 +282,65 @@ def test_an_empty_set_is_refused():
 def test_from_texts_keeps_what_it_is_given():
     model = make_model()
     pairs = PromptPairs.from_texts(
-        model, ["the the year"], ["the in year"], [" Mary"], [" John"], roles={2: "here"}
+        model, ["the the year"], ["the in year"], [" Mary"], [" John"], roles={"here": 2}
     )
     assert pairs.labels == ["‹s›", "the", "here", "·year"]
     assert pairs.answers.tolist() == [token(model, " Mary")]
     assert pairs.wrong.tolist() == [token(model, " John")]
+
+
+def test_pairs_from_a_table(tmp_path):
+    model = make_model()
+    made = prompts.ioi(model, n=4, order="both")
+    lines = [
+        {"clean": c, "corrupted": o, "answer": " " + io, "wrong": " " + s, "role:IO": io}
+        | {"role:S2": f"{s}#2", "role:third": 3}
+        for c, o in zip(made.clean, made.corrupted, strict=True)
+        for s in [c.split()[-5]]
+        for io in [next(w for w in c.split() if w in words.NAMES.split() and w != s)]
+    ]
+    table = pd.DataFrame(lines)
+    table.to_csv(tmp_path / "own.csv", index=False)
+    table.to_json(tmp_path / "own.jsonl", orient="records", lines=True)
+    for given in (table, tmp_path / "own.csv", str(tmp_path / "own.jsonl")):
+        pairs = PromptPairs.from_table(model, given, task="own")
+        assert torch.equal(pairs.clean_tokens, made.clean_tokens)
+        assert torch.equal(pairs.answers, made.answers)
+        assert torch.equal(pairs.roles["IO"], made.roles["IO"])
+        assert torch.equal(pairs.roles["S2"], made.roles["S2"])
+        assert pairs.roles["third"].tolist() == [3] * 4
+    ids = table.drop(columns=["answer", "wrong"])
+    ids = ids.assign(correct_idx=made.answers.tolist(), incorrect_idx=made.wrong.tolist())
+    assert torch.equal(PromptPairs.from_table(model, ids).wrong, made.wrong)
+    half = pairs.part(slice(0, 2))
+    assert len(half) == len(half.roles["IO"]) == 2
+    assert half.clean == pairs.part([0, 1]).clean
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": None}, "line 2: answer is empty"),
+        ({"answer": " Mary John"}, "line 2: the answer ' Mary John' is not one token"),
+        ({"corrupted": "the in year to"}, "line 2: the clean prompt has 4 tokens"),
+        ({"role:X": "day"}, "line 2: 'day' occurs 0 times"),
+        ({"role:X": "the"}, "line 2: 'the' occurs 2 times .*the#2"),
+        ({"clean": "the the the year", "corrupted": "the in in year"}, "prompt 1 has 5 tokens"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(change, message):
+    good = {
+        "clean": "the the year",
+        "corrupted": "the in year",
+        "answer": " Mary",
+        "wrong": " John",
+    }
+    good |= {"role:X": "year"}
+    table = pd.DataFrame([good, good | change])
+    with pytest.raises(ValueError, match=message):
+        PromptPairs.from_table(make_model(), table)
+    with pytest.raises(ValueError, match="no columns"):
+        PromptPairs.from_table(make_model(), table.drop(columns="wrong"))
 
 
 def test_token_labels_are_readable_and_distinct():

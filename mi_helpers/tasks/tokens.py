@@ -1,0 +1,81 @@
+"""Texts and tokens: what a text is in tokens, what a token looks like on an axis."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+Model = Any  # a TransformerBridge; not imported here because that takes seconds
+
+
+def token_labels(model: Model, tokens: Int[Tensor, "pos"] | Sequence[int]) -> list[str]:
+    """One readable, distinct label per token, safe to put into HTML and figures.
+
+    A space is shown as `·`, a line break as `\\n`, angle brackets as `‹›`; a token that occurs
+    again carries its number: `·the`, `·the (2)`.
+    """
+    return number_duplicates([readable(model, int(token)) for token in tokens])
+
+
+def readable(model: Model, token: int) -> str:
+    """One token as a label."""
+    piece = model.tokenizer.convert_ids_to_tokens(token)
+    text = model.tokenizer.decode([token])
+    if "\ufffd" in text:  # part of a character: the raw piece says more
+        text = piece
+    elif piece.startswith("\u2581") and not text.startswith(" "):  # sentencepiece drops it
+        text = " " + text
+    for mark, shown in ((" ", "·"), ("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
+        text = text.replace(mark, shown)
+    return text.replace("<", "‹").replace(">", "›") or "(empty)"
+
+
+def number_duplicates(labels: Sequence[str]) -> list[str]:
+    """The labels, those that occur again with their number."""
+    seen: dict[str, int] = {}
+    numbered = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        numbered.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return numbered
+
+
+def compare_tokens(model: Model, first: Sequence[int], second: Sequence[int]) -> str:
+    """Two prompts token by token, one position a line, with a mark where they differ."""
+    columns = [[readable(model, int(token)) for token in ids] for ids in (first, second)]
+    width = max(len(label) for label in columns[0] + ["first"])
+    lines = [f"{'pos':>4}  {'first':<{width}}  second"]
+    for i, (a, b) in enumerate(zip_longest(*columns, fillvalue="(end)")):
+        lines.append(f"{i:>4}  {a:<{width}}  {b}{'' if a == b else '   <- differs'}")
+    return "\n".join(lines)
+
+
+def token_ids(model: Model, text: str) -> list[int]:
+    """A text's tokens, with the BOS token where this tokenizer puts one."""
+    return model.to_tokens(text)[0].tolist()
+
+
+def continuation(model: Model, prompt: str, text: str) -> list[int] | None:
+    """The tokens that `text` adds after `prompt`.
+
+    None if the prompt's own tokens change with it, or if the tokenizer does not know the text.
+    """
+    before, after = token_ids(model, prompt), token_ids(model, prompt + text)
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    if after[: len(before)] != before or unknown in after[len(before) :]:
+        return None
+    return after[len(before) :]
+
+
+def next_token(model: Model, prompt: str, answer: str) -> int:
+    """The one token that `answer` is after `prompt`; ValueError if it is none or several."""
+    added = continuation(model, prompt, answer)
+    if added is None or len(added) != 1:
+        pieces = [readable(model, token) for token in token_ids(model, prompt + answer)[-4:]]
+        raise ValueError(
+            f"the answer {answer!r} is not one token after {prompt[-40:]!r}: the text then ends in "
+            f"{pieces}. Answers must be single tokens; most need a leading space"
+        )
+    return added[0]

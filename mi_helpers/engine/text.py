@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from .. import engine
 from ..metrics import kl
+from .execution import run as run_rows
+from .recording import Run, unembed
+from .rows import Metric
 
 LOGITS_AT_ONCE = 2**28  # bytes
 
@@ -55,7 +57,7 @@ class Outcome:
 
 @torch.no_grad()
 def measure(
-    run: engine.Run,
+    run: Run,
     rows: pd.DataFrame,
     pos: int | Sequence[int] | None = None,
     against: Sequence[int] | None = None,
@@ -75,8 +77,8 @@ def measure(
     def moved(stream: Float[Tensor, "row prompt k d"]) -> Float[Tensor, "row prompt"]:
         return (stream - final).norm(dim=-1).mean(-1)
 
-    metric = engine.Metric(moved, pos=at, site="resid_post", layer=-1)
-    _, read = engine.run(run, rows, {"l2": metric}, return_tensors=True)
+    metric = Metric(moved, pos=at, site="resid_post", layer=-1)
+    _, read = run_rows(run, rows, {"l2": metric}, return_tensors=True)
     streams = read["l2"].to(final)
     origin = final.expand_as(streams) if against is None else streams[list(against)]
     following = run.tokens.roll(-1, 1)[:, at]
@@ -102,8 +104,8 @@ def _compare(
     found, reference = [], None
     for stream, start in zip(streams, origin, strict=True):
         if reference is None or not one_origin:
-            reference = engine.unembed(model, start).flatten(0, 1)
-        logits = engine.unembed(model, stream).flatten(0, 1)
+            reference = unembed(model, start).flatten(0, 1)
+        logits = unembed(model, stream).flatten(0, 1)
         log_p = logits.log_softmax(-1).gather(-1, following.reshape(-1, 1))[:, 0]
         found.append(torch.stack([kl(logits[None], reference)[0], -log_p]))
     return rearrange(torch.stack(found, 1), "two row (prompt k) -> two row prompt k",

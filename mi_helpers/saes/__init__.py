@@ -9,7 +9,7 @@ al. 2023, Towards Monosemanticity; Templeton et al. 2024, Scaling Monosemanticit
 
 from .edits import clamp, held, moved, place_of, reconstruction
 from .loading import available, check, load
-from .quality import Principal, activations, alive, density, fit, losses, quality
+from .measures import Principal, activations, alive, density, fit, losses, quality
 from .toys import recovery, toy
 from .train import train
 

@@ -20,7 +20,7 @@ from .. import tasks
 from ..models.loading import DEFAULT
 from ..models.sites import hook_name
 from .edits import place_of
-from .quality import activations, fit
+from .measures import activations, fit
 
 if TYPE_CHECKING:
     from sae_lens import SAE

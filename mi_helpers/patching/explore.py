@@ -36,7 +36,14 @@ def patch_figure(
     title = f"{site}, {direction}: 0 is the corrupted run, 1 the clean run"
     by_head = site in HEAD_SITES
     labels = None if by_head else pairs.labels
-    return plots.heatmap(table, metric, x="head" if by_head else "pos", labels=labels, title=title)
+    return plots.heatmap(
+        table,
+        metric,
+        x="head" if by_head else "pos",
+        labels=labels,
+        title=title,
+        value_title="share",
+    )
 
 
 def explorer(model: TransformerBridge, clean: str, corrupted: str, answer: str, wrong: str) -> Any:

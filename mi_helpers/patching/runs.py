@@ -77,10 +77,7 @@ def record(
     at every site that the architecture has."""
     kept = _sites(model) if sites is None else sites
     both = (pairs.clean_tokens, pairs.corrupted_tokens)
-    runs = (
-        engine.record(model, tokens, sites=kept, roles=getattr(pairs, "roles", None))
-        for tokens in both
-    )
+    runs = (engine.record(model, tokens, sites=kept, roles=pairs.roles) for tokens in both)
     return BaseRuns(pairs, *runs)
 
 
@@ -95,9 +92,7 @@ def gaussian(
     """As `record`, but the corrupted run is the clean prompt with noise on its embeddings at some
     positions, given as numbers or roles (see `engine.record_noised`)."""
     kept = _sites(model) if sites is None else sites
-    clean = engine.record(
-        model, pairs.clean_tokens, sites=kept, roles=getattr(pairs, "roles", None)
-    )
+    clean = engine.record(model, pairs.clean_tokens, sites=kept, roles=pairs.roles)
     noised = engine.record_noised(
         model,
         pairs.clean_tokens,
@@ -105,7 +100,7 @@ def gaussian(
         sigmas,
         seed,
         kept,
-        getattr(pairs, "roles", None),
+        pairs.roles,
     )
     return BaseRuns(pairs, clean, noised)
 

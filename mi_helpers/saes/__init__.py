@@ -11,7 +11,7 @@ from .edits import clamp, held, moved, place_of, reconstruction
 from .loading import available, check, load
 from .measures import Principal, activations, alive, density, fit, losses, quality
 from .toys import recovery, toy
-from .train import train
+from .training import train
 
 __all__ = [
     "Principal",

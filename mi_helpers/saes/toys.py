@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .train import unit
+from .training import unit
 
 
 @dataclass(frozen=True, eq=False)

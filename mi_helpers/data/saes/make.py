@@ -40,7 +40,7 @@ from mi_helpers.data.saes import end_to_end
 from mi_helpers.data.saes.corpus import Corpus, batches, collect
 from mi_helpers.models.loading import DEFAULT, load_model
 from mi_helpers.models.sites import hook_name
-from mi_helpers.saes.train import calibrated
+from mi_helpers.saes.training import calibrated
 
 BATCH = 512  # tokens in a step of local training
 CHECKPOINTS = 3  # kept on the way through one local training

@@ -1,7 +1,14 @@
-"""The interaction basis, its edges, and the degeneracy of parameters."""
+"""The interaction basis, its edges, and the degeneracy of parameters.
+
+In reading order: `jacobians` (Gram matrices of activations and of gradients), `fitting` (a basis at
+every boundary), `interactions` (its edges), `ablation` (how few features or edges are enough), and
+apart from these `degeneracy` (which changes of parameters do nothing). A network comes as the
+`Stack` of sections of `mi_helpers.engine.stack`.
+"""
 
 from ..communities import modules
 from ..engine.stack import Stack, from_bridge, from_sequential
+from .ablation import ablate_edges, ablate_nodes, fewest, needed, settled
 from .degeneracy import (
     behavioural_spectrum,
     effective_parameters,
@@ -10,19 +17,8 @@ from .degeneracy import (
     ranks,
     synchronised,
 )
-from .interaction import (
-    Basis,
-    Boundary,
-    ablate_edges,
-    ablate_nodes,
-    convergence,
-    edge_table,
-    edges,
-    fewest,
-    fit,
-    inputs_needed,
-    needed,
-)
+from .fitting import Basis, Boundary, fit
+from .interactions import convergence, edge_table, edges, inputs_needed
 from .jacobians import (
     JacobianGram,
     activation_gram,
@@ -63,6 +59,7 @@ __all__ = [
     "quadrature",
     "random_signs",
     "ranks",
+    "settled",
     "spectrum",
     "synchronised",
     "wide",

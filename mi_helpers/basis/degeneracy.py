@@ -30,7 +30,7 @@ def ranks(
     One row per boundary and threshold: boundary, threshold, width, activations, gradients.
     Eigenvalues of the covariance (of the uncentred Gram matrix, for gradients) at or below the
     threshold times the largest count as zero. ``sources``, options: see
-    :func:`mi_helpers.jacobians.jacobian_gram`.
+    :func:`mi_helpers.basis.jacobians.jacobian_gram`.
     """
     rows = []
     for index, x in enumerate(stack.activations(inputs)):

@@ -29,11 +29,15 @@ def activation_gram(
     return mean.cpu(), (centred.T @ centred / len(rows)).cpu()
 
 
+# Without no_grad a module's trainable parameters would be differentiated beside the activations:
+# every chunk would then be kept for their sake.
+@torch.no_grad()
 def _vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable]:
     found = torch.func.vjp(function, x)
     return found[0], found[1]
 
 
+@torch.no_grad()
 def pull_back(
     function: Callable[[Tensor], Tensor], x: Tensor, chunk: int
 ) -> Iterator[tuple[Int[Tensor, "row"], Float[Tensor, "row batch ... feature"]]]:
@@ -66,6 +70,7 @@ class JacobianGram:
     error: float = 0.0
 
 
+@torch.no_grad()
 def jacobian_gram(
     function: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch ... feature"],
@@ -109,11 +114,11 @@ def jacobian_gram(
 
 
 def spectrum(
-    gram: Float[Tensor, "n n"], threshold: float
+    gram: Float[Tensor, "n n"], threshold: float, relative: bool = True
 ) -> tuple[Float[Tensor, "kept"], Float[Tensor, "n kept"]]:
-    """Eigenvalues above ``threshold`` times the largest, descending, with their eigenvectors."""
+    """Eigenvalues above ``threshold`` (times the largest, if relative), descending, and vectors."""
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
-    keep = values > max(threshold * values[-1].item(), 0.0)
+    keep = values > max(threshold * (values[-1].item() if relative else 1.0), 0.0)
     return values[keep].flip(0), vectors[:, keep].flip(1)
 
 
@@ -129,6 +134,7 @@ def quadrature(points: int, rule: str) -> tuple[Float[Tensor, "point"], Float[Te
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
+@torch.no_grad()
 def integrated_gradients(
     function: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "batch ... feature"],

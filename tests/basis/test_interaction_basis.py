@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mi_helpers.basis import interaction as ib
-from mi_helpers.basis.jacobians import activation_gram, jacobian_gram
+from mi_helpers import basis as ib
+from mi_helpers.basis.jacobians import activation_gram, jacobian_gram, pull_back
 from mi_helpers.communities import modules
 from mi_helpers.engine.stack import Stack, from_sequential
 from mi_helpers.toys.networks import ModularAddition, addition_pairs, block_network, linear_network
@@ -183,6 +183,57 @@ def test_edge_estimate_over_positions_approaches_the_exact_edges() -> None:
     close(ib.edges(basis, x, outputs=2)[0], exact[:2])
 
 
+def test_edges_at_the_data_point_of_a_linear_network_equal_the_integral() -> None:
+    stack, x = linear_network((5, 6, 4), n=50)
+    basis = ib.fit(stack, x)
+    for a, b in zip(ib.edges(basis, x, points="data"), ib.edges(basis, x), strict=True):
+        close(a, b)
+
+
+def test_edges_at_the_data_point_equal_the_chain_rule() -> None:
+    sections, x = sequence_network()
+    basis = ib.fit(sections, x)
+    here, there = basis.boundaries[:2]
+    total = torch.zeros(len(there.importance), len(here.importance), dtype=torch.float64)
+    for sample in x:
+        J = slow_jacobian(lambda z: sections[0](z) @ there.C, sample).view(3, -1, 3, 4)
+        effect = torch.einsum("tisw,jw,sj->tij", J, here.C_pinv, here.encode(sample))
+        total += effect.pow(2).sum(0)
+    close(ib.edges(basis, x, points="data")[0], total / (3 * len(x)))
+
+
+def test_trainable_parameters_get_no_gradient_and_keep_nothing() -> None:
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)).double()
+    x = torch.randn(30, 5, dtype=torch.float64)
+    sections = [lambda z: mlp[:2](z), lambda z: mlp[2](z)]
+    basis = ib.fit(sections, x)
+    E = ib.edges(basis, x)
+    for index, gradients in pull_back(sections[0], x, 2):
+        assert not gradients.requires_grad, index
+    assert not any(e.requires_grad for e in E)
+    assert all(p.grad is None and p.requires_grad for p in mlp.parameters())
+    mlp.requires_grad_(False)
+    for a, b in zip(E, ib.edges(ib.fit(sections, x), x), strict=True):
+        close(a, b)
+
+
+def test_an_absolute_threshold_does_not_move_with_scale() -> None:
+    x = torch.randn(100, 3, dtype=torch.float64) * torch.tensor([1.0, 1e-2, 1e-4]).double()
+    kept = {}
+    for scale in (1.0, 100.0):
+        for relative in (True, False):
+            basis = ib.fit([lambda z: z], scale * x, kind="pca", threshold=1e-6, relative=relative)
+            kept[scale, relative] = basis.summary()["features"][0]
+    assert kept == {(1.0, True): 2, (100.0, True): 2, (1.0, False): 2, (100.0, False): 3}
+
+
+def test_settled_is_past_the_last_fall() -> None:
+    curve = pd.DataFrame({"kept": [1, 2, 3, 4, 5], "score": [0.1, 1.0, 0.5, 1.0, 1.0]})
+    assert ib.settled(curve, 0.9) == 4
+    assert ib.settled(curve, 2.0) is None
+
+
 # Invariants.
 
 
@@ -338,7 +389,7 @@ def test_features_kept_apart_are_not_mixed() -> None:
 # Ablation.
 
 
-def keep_output(where: list[Tensor]) -> ib.Score:
+def keep_output(where: list[Tensor]) -> Callable[[Tensor], float]:
     def score(y: Tensor) -> float:
         where.append(y)
         return 0.0

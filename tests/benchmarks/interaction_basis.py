@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mi_helpers.basis import interaction as ib
+from mi_helpers import basis as ib
 from mi_helpers.toys import networks as toys
 
 from .measure import timed

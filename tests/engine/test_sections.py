@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from mi_helpers.basis import interaction as ib
+from mi_helpers import basis as ib
 from mi_helpers.engine.recording import record
 from mi_helpers.engine.stack import Stack, from_bridge
 from tests.tiny import FAMILIES, bridge

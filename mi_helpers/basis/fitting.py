@@ -1,0 +1,212 @@
+"""The interaction basis: features that are uncorrelated, and whose effects downstream are too.
+
+At every boundary between two sections of a network, find the linear coordinates in which (a) the
+activations' covariance is diagonal and (b) the Jacobian of what comes next has orthonormal
+columns. The basis does not change when the network is rewritten without changing what it computes:
+directions that never vary, or that nothing reads, are dropped.
+
+1. covariance of the activations; drop null directions and whiten;
+2. covariance, in those coordinates, of the gradients of the next boundary's features (*local*;
+   arXiv 2405.10928) or of the output (*global*; arXiv 2405.10927); drop what has no effect;
+3. its eigenvectors, scaled by the root of its eigenvalues, are the basis. Last boundary first.
+4. edges: how much each feature moves each next feature, by integrated gradients from zero.
+
+The means travel with a constant feature that is kept apart and has no column of its own:
+``x = mean + features @ C_pinv``. Row vectors throughout.
+
+>>> basis = fit([layer_1, layer_2], inputs)
+>>> interactions = edges(basis, inputs)          # one matrix [next feature, feature] per section
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..engine.stack import Section, Stack
+from .jacobians import activation_gram, jacobian_gram, spectrum
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The basis at one boundary. All matrices float64, on the CPU; columns by importance."""
+
+    mean: Float[Tensor, "width"]
+    C: Float[Tensor, "width feature"]
+    C_pinv: Float[Tensor, "feature width"]
+    importance: Float[Tensor, "feature"]
+    """The features' variance, which for an interaction basis is also the size of their effect."""
+    silent: int
+    """Directions dropped because the activations do not vary along them."""
+    ignored: int
+    """Directions dropped because nothing downstream changes along them."""
+    jacobian_error: float = 0.0
+    """Relative standard error of the stochastic Jacobian Gram matrix, 0 if it was exact."""
+
+    def encode(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch feature"]:
+        return (x - self.mean.to(x)) @ self.C.to(x)
+
+    def decode(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch width"]:
+        return self.mean.to(features) + features @ self.C_pinv.to(features)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A basis at every boundary of a stack of sections."""
+
+    stack: Stack
+    boundaries: list[Boundary]
+
+    def summary(self) -> pd.DataFrame:
+        """One row per boundary: width, features kept, directions dropped and why."""
+        return pd.DataFrame(
+            [
+                {
+                    "boundary": i,
+                    "width": len(b.mean),
+                    "features": len(b.importance),
+                    "silent": b.silent,
+                    "ignored": b.ignored,
+                    "jacobian error": b.jacobian_error,
+                }
+                for i, b in enumerate(self.boundaries)
+            ]
+        )
+
+
+def fit(
+    sections: Sequence[Section] | Stack,
+    inputs: Float[Tensor, "batch ... feature"],
+    *,
+    folded: bool = False,
+    kind: Literal["local", "global", "pca"] = "local",
+    last: Literal["pca", "identity"] = "pca",
+    threshold: float = 1e-10,
+    relative: bool = True,
+    apart: int = 0,
+    sources: int | None = None,
+    batch_size: int = 256,
+    chunk: int = 16,
+    seed: int = 0,
+) -> Basis:
+    """The interaction basis at every boundary of ``sections``, fitted on ``inputs``.
+
+    ``kind``: Jacobians of the next boundary in its own basis ("local"), of the output ("global"),
+    or none ("pca": the baseline, rotation to principal components without scaling).
+    ``last``: coordinates of the output.
+    ``threshold``: eigenvalues at or below this share of the largest are dropped, or with
+    ``relative=False`` at or below this number, as in the published runs; `Basis.summary` counts
+    the directions that each boundary drops.
+    ``apart``: trailing features, at every boundary that has a section after it, that are not mixed
+    with the others or each other (a norm's scale).
+    ``folded``, sections: see :mod:`mi_helpers.engine.stack`; the rest: see
+    :func:`mi_helpers.basis.jacobians.jacobian_gram`.
+    """
+    stack = sections if isinstance(sections, Stack) else Stack(tuple(sections), folded)
+    activations = stack.activations(inputs)
+    after = _principal(activations[-1], threshold, relative)
+    if last == "identity":
+        eye = torch.eye(activations[-1].shape[-1], dtype=torch.float64)
+        variance = activation_gram(activations[-1])[1].diagonal()
+        after = Boundary(torch.zeros_like(variance), eye, eye, variance, 0, 0)
+    boundaries, final = [after], after
+    for index in reversed(range(len(stack.sections))):
+        x = activations[index]
+        if kind == "pca":
+            after = _principal(x, threshold, relative, apart)
+        else:
+            local = kind == "local"
+            function = _effect(
+                stack, index, index + 1 if local else None, after.C if local else final.C
+            )
+            after = _interaction(
+                x,
+                function,
+                threshold,
+                relative,
+                apart,
+                sources=sources,
+                batch_size=batch_size,
+                chunk=chunk,
+                seed=seed + index,
+            )
+        boundaries.insert(0, after)
+    return Basis(stack, boundaries)
+
+
+def _effect(stack: Stack, start: int, stop: int | None, C: Tensor) -> Callable[[Tensor], Tensor]:
+    """From activations to the features (up to their mean) of the boundary at ``stop``."""
+    return lambda z: stack.run(z, start, stop) @ C.to(z)
+
+
+def _blocks(width: int, apart: int) -> list[slice]:
+    """The coordinates that may be mixed with each other, and each one kept apart."""
+    if not 0 <= apart < width:
+        raise ValueError(f"apart={apart} must be less than the width {width}")
+    free = width - apart
+    return [slice(0, free), *(slice(i, i + 1) for i in range(free, width))]
+
+
+def _principal(x: Tensor, threshold: float, relative: bool, apart: int = 0) -> Boundary:
+    mean, gram = activation_gram(x)
+    parts = [spectrum(gram[b, b], threshold, relative) for b in _blocks(len(mean), apart)]
+    C = torch.block_diag(*(_signed(vectors) for _, vectors in parts))
+    variance = torch.cat([values for values, _ in parts])
+    return _boundary(mean, C, C.mT, variance, silent=len(mean) - len(variance))
+
+
+def _interaction(
+    x: Tensor,
+    function: Callable[[Tensor], Tensor],
+    threshold: float,
+    relative: bool,
+    apart: int,
+    **options: Any,
+) -> Boundary:
+    mean, gram = activation_gram(x)
+    jacobian = jacobian_gram(function, x, **options)
+    Cs, pinvs, effects, silent = [], [], [], 0
+    for block in _blocks(len(mean), apart):
+        variance, U = spectrum(gram[block, block], threshold, relative)
+        whiten, colour = U * variance.rsqrt(), variance.sqrt()[:, None] * U.mT
+        effect, V = spectrum(
+            colour @ jacobian.matrix[block, block] @ colour.mT, threshold, relative
+        )
+        V = _signed(whiten @ V, V)
+        Cs.append(whiten @ V * effect.sqrt())
+        pinvs.append(effect.rsqrt()[:, None] * (V.mT @ colour))
+        effects.append(effect)
+        silent += len(gram[block, block]) - len(variance)
+    return _boundary(
+        mean,
+        torch.block_diag(*Cs),
+        torch.block_diag(*pinvs),
+        torch.cat(effects),
+        silent,
+        jacobian.error,
+    )
+
+
+def _signed(columns: Tensor, carried: Tensor | None = None) -> Tensor:
+    """Flip columns so that the largest entry of each is positive: eigenvectors have no sign."""
+    if not columns.numel():
+        return columns if carried is None else carried
+    top = columns.gather(0, columns.abs().argmax(0, keepdim=True))
+    return (columns if carried is None else carried) * top.sign()
+
+
+def _boundary(
+    mean: Tensor, C: Tensor, C_pinv: Tensor, importance: Tensor, silent: int, error: float = 0.0
+) -> Boundary:
+    if not len(importance):
+        raise ValueError(
+            "no direction is left: the activations do not vary, or nothing "
+            "downstream depends on them"
+        )
+    order = importance.argsort(descending=True, stable=True)
+    ignored = len(mean) - silent - len(importance)
+    return Boundary(mean, C[:, order], C_pinv[order], importance[order], silent, ignored, error)

@@ -1,0 +1,132 @@
+"""Edges: how much each feature moves each next feature (arXiv 2405.10928)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..engine.stack import Stack
+from .fitting import Basis
+from .jacobians import integrated_gradients, pull_back, random_signs, wide
+
+
+def edges(
+    basis: Basis,
+    inputs: Float[Tensor, "batch ... feature"],
+    *,
+    points: int | Sequence[int] | Literal["data"] = 8,
+    rule: str = "gauss",
+    sources: int | None = None,
+    outputs: int | None = None,
+    batch_size: int = 256,
+    chunk: int = 16,
+    seed: int = 0,
+) -> list[Float[Tensor, "next feature"]]:
+    """Squared interactions between the features of neighbouring boundaries, one matrix a section.
+
+    E_ij = mean over samples and output positions t of (sum over input positions s of the
+    integrated gradient, from zero to the activation, of next feature (t, i) along feature (s, j))
+    squared (arXiv 2405.10928). The constant shrinks with the activations along the path
+    (in folded sections with every bias, in others with the mean alone); its own edges are free and
+    not returned.
+
+    ``points="data"``: the derivative at the data point in place of the integral, as the published
+    numbers use. Otherwise points of the integral by ``rule``, "gauss" or "midpoint": one number for
+    all sections or one each (a section that is linear along the path needs one); see
+    :func:`convergence`.
+    ``sources``: so many random sign vectors over output positions instead of every position.
+    ``outputs``: only the first so many next features. Memory: about ``batch_size * chunk``
+    gradients, whatever ``points`` is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    activations = basis.stack.activations(inputs)
+    found = []
+    n_sections = len(activations) - 1
+    at_data = points == "data"
+    each = [1 if at_data else points] * n_sections if isinstance(points, int | str) else points
+    for index, (x, n) in enumerate(zip(activations[:-1], each, strict=True)):
+        here, there = basis.boundaries[index], basis.boundaries[index + 1]
+        C, n_positions = there.C[:, :outputs], activations[index + 1][0, ..., 0].numel()
+        signs = None
+        if sources is not None and n_positions > 1:
+            signs = random_signs(sources, (n_positions,), x, generator)
+        function = _next_features(basis.stack, index, C, signs)
+        total = torch.zeros(C.shape[1], len(here.importance), dtype=torch.float64)
+        for batch in x.split(max(batch_size // max(n, 1), 1)):
+            features = here.encode(batch)
+            end = here.decode(features)
+            if at_data:
+                one = end.new_ones(len(end), *[1] * (end.ndim - 1))
+                pulled = pull_back(lambda z, f=function, one=one: f(z, one), end, chunk)
+            else:
+                pulled = integrated_gradients(function, end, n, rule, chunk)
+            for rows, gradients in pulled:
+                effects = gradients @ here.C_pinv.mT.to(features) * features
+                sums = effects.reshape(*effects.shape[:2], -1, effects.shape[-1]).sum(2)
+                total.index_add_(0, rows.cpu() % len(total), wide(sums).pow(2).sum(1).cpu())
+        found.append(total / (len(x) * n_positions * (1 if signs is None else len(signs))))
+    return found
+
+
+def edge_table(interactions: Sequence[Float[Tensor, "next feature"]]) -> pd.DataFrame:
+    """Interactions as a long table: section, next, feature, interaction."""
+    return pd.concat(
+        [
+            pd.DataFrame(E.numpy())
+            .rename_axis(index="next", columns="feature")
+            .stack()
+            .rename("interaction")
+            .reset_index()
+            .assign(section=index)
+            for index, E in enumerate(interactions)
+        ],
+        ignore_index=True,
+    )
+
+
+def inputs_needed(E: Float[Tensor, "next feature"], share: float = 0.9) -> Float[Tensor, " next"]:
+    """How many features it takes, largest first, to make up ``share`` of each row's interactions.
+
+    Does not depend on how the next features are scaled, so bases can be compared.
+    """
+    upto = E.sort(dim=1, descending=True).values.cumsum(1) / E.sum(1, keepdim=True)
+    return (upto < share).sum(1).double() + 1
+
+
+def _next_features(
+    stack: Stack, index: int, C: Tensor, signs: Float[Tensor, "source pos"] | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """From activations and the constant to the next boundary's features, positions in front."""
+
+    def function(z: Tensor, one: Tensor) -> Tensor:
+        y = stack.run(z, index, index + 1, one) @ C.to(z)
+        y = y.reshape(len(y), -1, y.shape[-1])
+        return y if signs is None else torch.einsum("nt,bti->bni", signs, y)
+
+    return function
+
+
+def convergence(
+    basis: Basis,
+    inputs: Float[Tensor, "batch ... feature"],
+    points: Sequence[int] = (1, 2, 4, 8, 16),
+    **options: Any,
+) -> pd.DataFrame:
+    """How far the edges at fewer integration points are from those at the most.
+
+    One row per section and number of points; ``difference`` is relative, in Frobenius norm.
+    ``options`` go to :func:`edges`.
+    """
+    best = edges(basis, inputs, points=max(points), **options)
+    return pd.DataFrame(
+        [
+            {"section": index, "points": n, "difference": ((E - B).norm() / B.norm()).item()}
+            for n in sorted(points)[:-1]
+            for index, (E, B) in enumerate(
+                zip(edges(basis, inputs, points=n, **options), best, strict=True)
+            )
+        ]
+    )

@@ -205,15 +205,17 @@ def test_papermill_hanging_after_the_last_cell_is_no_failure(
     nbformat.write(new_notebook(cells=[done]), output)
     log.write_text("")
     process = subprocess.Popen(["sleep", "1000"])
-    assert not notebooks._wait(process, output, time.monotonic() + 100, lambda done: None)
+    late = time.monotonic() + 100
+    ended = notebooks._wait(process, output, late, lambda done: None, watch=True)
     notebooks.kill_family(process)
-    assert notebooks._error(output, process.returncode, log) is None
+    assert ended == "late"
+    assert notebooks._error(output, ended, log) is None
 
 
 def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("Traceback\n\x1b[31mDeadKernelError: Kernel died\x1b[0m\n")
-    error = notebooks._error(tmp_path / "absent.ipynb", 1, log)
+    error = notebooks._error(tmp_path / "absent.ipynb", "code 1", log)
     assert error == "papermill ended with code 1: DeadKernelError: Kernel died"
 
 

@@ -89,7 +89,7 @@ def execute(
     log: Path,
     on_cell: Callable[[int], None] = lambda done: None,
 ) -> Outcome:
-    """Execute a notebook into `output`, cell by cell, for at most `seconds`.
+    """Execute a notebook into `output`, cell by cell, for at most `seconds` an attempt.
 
     A message between papermill and its kernel can be lost; then both wait, for ever. So a kernel
     that computes nothing while a cell is out is given up, once, and the notebook starts again.
@@ -118,7 +118,8 @@ def execute(
         print(f"{path.stem}: {restarted}; starting it again", file=sys.stderr)
         output.unlink(missing_ok=True)
         claims.unlink(missing_ok=True)
-        ended = _attempt(job, output, started + seconds, claims, log, on_cell, watch=False)
+        late = time.monotonic() + seconds  # a cell that only waits, for a download, needs its time
+        ended = _attempt(job, output, late, claims, log, on_cell, watch=False)
     error = _error(output, ended, log)
     if error and ended == "late":
         error = f"time limit of {seconds / 60:.3g} min reached {_where(output)}"

@@ -185,10 +185,10 @@ def _wait(
         if now - told > 1:
             told = now
             on_cell(done)
-            if watch and done < total and busy.silent() and _where(output).startswith("in cell"):
-                return "silent"
-        if now > deadline:
+        if time.monotonic() > deadline:
             return "late"
+        if watch and done < total and busy.silent() and _where(output).startswith("in cell"):
+            return "silent"
         time.sleep(0.1)
     return None
 

@@ -368,14 +368,13 @@ class Rows:
 def _text_row(record: Record) -> str:
     head = f"{verdict(record)}  {record['id']}  {measured(record)}".rstrip()
     lines = [head, f"  {record['says']} ({record['source']})", f"  rule: {record['rule']}"]
-    lines += [f"  {key}: {record[key]}" for key in ("null", "why") if record[key]]  # type: ignore[literal-required]
+    lines += [f"  {key}: {record[key]}" for key in ("null", "why") if record[key]]
     return "\n".join(lines)
 
 
 def _html_row(record: Record) -> str:
     says, rule, null, source, why = (
-        html.escape(record[key] or "")  # type: ignore[literal-required]
-        for key in ("says", "rule", "null", "source", "why")
+        html.escape(record[key] or "") for key in ("says", "rule", "null", "source", "why")
     )
     colour = VERDICTS[record["verdict"]][1]
     mark = f'<b style="color:{colour}">{verdict(record)}</b>' + (f"<br>{why}" if why else "")

@@ -100,7 +100,7 @@ def test_about_as_many_samples_as_it_says_do_decide() -> None:
     found = estimate(rng.normal(0.25, 1, 40))
     record = made(value=found, rule=above(0))
     assert record["verdict"] == "undecided"
-    needed = int(record["why"].split("about ")[1].split()[0])
+    needed = int((record["why"] or "").split("about ")[1].split()[0])
     decided = [estimate(rng.normal(found.value, 1, 2 * needed)).low > 0 for _ in range(20)]
     assert np.mean(decided) > 0.5
 

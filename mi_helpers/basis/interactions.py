@@ -1,6 +1,7 @@
 """Edges: how much each feature moves each next feature (arXiv 2405.10928)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -46,7 +47,8 @@ def edges(
     found = []
     n_sections = len(activations) - 1
     at_data = points == "data"
-    each = [1 if at_data else points] * n_sections if isinstance(points, int | str) else points
+    one_number = 1 if isinstance(points, str) else points
+    each = [one_number] * n_sections if isinstance(one_number, int) else one_number
     for index, (x, n) in enumerate(zip(activations[:-1], each, strict=True)):
         here, there = basis.boundaries[index], basis.boundaries[index + 1]
         C, n_positions = there.C[:, :outputs], activations[index + 1][0, ..., 0].numel()
@@ -60,7 +62,7 @@ def edges(
             end = here.decode(features)
             if at_data:
                 one = end.new_ones(len(end), *[1] * (end.ndim - 1))
-                pulled = pull_back(lambda z, f=function, one=one: f(z, one), end, chunk)
+                pulled = pull_back(partial(_at, function, one), end, chunk)
             else:
                 pulled = integrated_gradients(function, end, n, rule, chunk)
             for rows, gradients in pulled:
@@ -69,6 +71,10 @@ def edges(
                 total.index_add_(0, rows.cpu() % len(total), wide(sums).pow(2).sum(1).cpu())
         found.append(total / (len(x) * n_positions * (1 if signs is None else len(signs))))
     return found
+
+
+def _at(function: Callable[..., Tensor], one: Tensor, z: Tensor) -> Tensor:
+    return function(z, one)
 
 
 def edge_table(interactions: Sequence[Float[Tensor, "next feature"]]) -> pd.DataFrame:

@@ -122,7 +122,8 @@ class _Ahead:
         self.coming: list[Trial] = []  # of this group, in order
         self.guesses: dict[Trial, bool] = {}
         self.rows: list[_Row] = []  # of the batch, those that are not decided yet
-        self.batch, self.best = self.state, 0  # the batch, and its last row that was accepted
+        self.batch = self.state
+        self.best: int | None = 0  # the batch's last row that was accepted
 
     @property
     def kept(self) -> Mask:

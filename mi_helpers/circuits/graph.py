@@ -301,6 +301,6 @@ def greedy(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absol
         kept[u, r] = True
         for new in set(graph.inputs[u]) - opened:  # the sender's node is in the circuit now
             opened.add(new)
-            for edge in into[new]:
-                heapq.heappush(queue, edge)
+            for entry in into[new]:
+                heapq.heappush(queue, entry)
     return Circuit(graph, kept)

@@ -70,7 +70,7 @@ class Run:
         """True for tokens, False for padding."""
         return torch.ones_like(self.tokens).bool() if self.mask is None else self.mask.bool()
 
-    def part(self, prompts: slice) -> "Run":
+    def part(self, prompts: slice | Int[Tensor, "k"]) -> "Run":
         """The run of some of its prompts alone."""
         n = len(self.tokens)
 
@@ -102,8 +102,10 @@ def each_position(
         found = pos.reshape(n_prompts, -1)
     else:
         columns = []
-        several = isinstance(pos, Sequence) and not isinstance(pos, str)
-        for one in pos if several else [pos]:
+        every: list[Any] = [pos]
+        if isinstance(pos, Sequence) and not isinstance(pos, str):
+            every = list(pos)
+        for one in every:
             if isinstance(one, str) and one not in roles:
                 raise ValueError(f"no role {one!r}: choose from {', '.join(roles) or 'none'}")
             column = roles[one] if isinstance(one, str) else torch.tensor(int(one))

@@ -54,7 +54,8 @@ def fit(sae: Autoencoder, x: Float[Tensor, "token d"]) -> dict[str, float]:
 @torch.no_grad()
 def density(sae: Autoencoder, x: Float[Tensor, "token d"]) -> Float[Tensor, "feature"]:
     """The share of tokens on which each feature is on; 0: dead on this text."""
-    return sum((sae.encode(part) != 0).float().sum(0) for part in x.split(AT_ONCE)) / len(x)
+    fired = torch.stack([(sae.encode(part) != 0).sum(0) for part in x.split(AT_ONCE)])
+    return fired.sum(0).float() / len(x)
 
 
 def alive(sae: Autoencoder, x: Float[Tensor, "token d"]) -> Bool[Tensor, "feature"]:

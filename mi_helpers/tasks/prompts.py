@@ -98,8 +98,8 @@ def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="greater_than")
     right_set = _token_sets(model, clean, later)
     pairs = replace(pairs, right_set=right_set, wrong_set=_token_sets(model, clean, earlier))
-    start = len(token_ids(model, f"The {event} lasted from the year {century}"))
-    return _with_roles(pairs, {"YY": start})
+    before = len(token_ids(model, f"The {event} lasted from the year {century}"))
+    return _with_roles(pairs, {"YY": before})
 
 
 def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> PromptPairs:

@@ -1,6 +1,7 @@
 """Directions on Gaussians whose covariance is known, and pushes against plain hooked forwards."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -235,8 +236,9 @@ def test_unembedding_is_what_a_logit_reads(family: str) -> None:
     with torch.no_grad():
         model.ln_final.original_component.weight.normal_(1, 0.5)
     x = run_of(family).resid[2][:1, 3:4].clone().requires_grad_()
-    head = model.original_model.get_output_embeddings()
-    slope = torch.autograd.grad(head(model.ln_final(x))[0, 0, 7], x)[0][0, 0]
+    head: Any = model.original_model.get_output_embeddings()
+    norm: Any = model.ln_final
+    slope = torch.autograd.grad(head(norm(x))[0, 0, 7], x)[0][0, 0]
     along = x.detach()[0, 0]
     along = along - along.mean() if family == "gpt2" else along
     along = along / along.norm()

@@ -1,6 +1,7 @@
 """The engine against one plain hooked forward per row, on ten families, and its identities."""
 
 import itertools
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -253,7 +254,10 @@ def test_one_position_per_prompt(family, budget):
     base = engine.record(model, clean, roles=roles)
     other = engine.record(model, corrupted, sites=sites_of(family), roles=roles)
     each = torch.tensor([[3, 11], [9, 7], [5, 6]])
-    choices = [("S2", roles["S2"][:, None]), (["S2", "END"], torch.stack([*roles.values()], 1))]
+    choices: list[Any] = [
+        ("S2", roles["S2"][:, None]),
+        (["S2", "END"], torch.stack([*roles.values()], 1)),
+    ]
     choices += [(each, each)]
     rows, expected = [], []
     for (pos, own), site in itertools.product(choices, sites_of(family)):

@@ -273,6 +273,7 @@ def test_tokens_of_extreme_norm_are_left_out_of_all_layers():
     with hooked(model.hook_dict["hook_embed"], lambda x: x * scale):
         found = collect(model, {1: Random(6), 2: Random(9, seed=1)}, tokens, batch_size=5)
     assert {firing.n_tokens for firing in found.values()} == {5 * 6 - 2}
+    assert found[1].tokens is not None
     assert 9 not in found[1].tokens
     assert np.bincount(found[2].documents).tolist() == [6, 5, 6, 6, 5]
     x = torch.ones(3, 4, 5)

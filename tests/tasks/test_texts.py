@@ -4,7 +4,7 @@ import hashlib
 import random
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def model() -> SimpleNamespace:
+def model() -> Any:
     return tiny.load(tiny.hf_model("gpt2"))
 
 
@@ -58,11 +58,11 @@ def test_the_splits_share_no_document(folder: Path) -> None:
     assert 3 <= len(held_out) <= 25
 
 
-def test_special_tokens_stay_out(model, folder: Path) -> None:
+def test_special_tokens_stay_out(model: Any, folder: Path) -> None:
     for file in folder.iterdir():
         file.write_text("w1 w2 </s> w3 w4 w5 w6 w7")
     (folder / "good.txt").write_text("w1 w2 w3 w4 w5 w6 w7 w8")
-    split = "held-out" if "w8" in " ".join(mi.tasks.documents(folder)) else "train"
+    split: Any = "held-out" if "w8" in " ".join(mi.tasks.documents(folder)) else "train"
     assert mi.tasks.texts(model, 1, 4, folder, split).shape == (1, 4)
     with pytest.raises(ValueError, match="hold 2 windows of 4 positions, not 3"):
         mi.tasks.texts(model, 3, 4, folder, split)

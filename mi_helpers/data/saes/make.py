@@ -24,6 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -232,10 +233,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     middle = model.cfg.n_layers // 2 if args.middle is None else args.middle
     layers = args.layers or range(middle - 2, middle + 2)
     width = args.width or 4 * model.cfg.d_model
+    splits: dict[Any, int] = {"train": args.sequences, "held-out": args.held_out}
     corpus, held_out = (
         collect(model, sorted({*layers}), args.work / split,
                 tasks.texts(model, n, args.length, source=args.text, split=split, seed=args.seed))
-        for split, n in (("train", args.sequences), ("held-out", args.held_out))
+        for split, n in splits.items()
     )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     plans = family(model, layers, middle, args.k, args.k_end_to_end, width, args.seed)

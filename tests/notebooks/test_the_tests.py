@@ -197,7 +197,6 @@ def test_what_may_vary_is_not_compared() -> None:
 
 
 def test_a_claim_must_keep_its_verdict_and_its_interval() -> None:
-<<<<<<< HEAD
     stored: Any = dict(record("00.a")) | {"value": 0.8, "low": 0.7, "high": 0.9, "n": 20}
     exact: Any = dict(record("00.b")) | {"value": 3.0, "low": None, "high": None, "n": None}
     assert changed_claims([stored, exact], [stored | {"value": 0.71}, exact]) == []
@@ -205,15 +204,6 @@ def test_a_claim_must_keep_its_verdict_and_its_interval() -> None:
     assert changed_claims([stored], [moved])[0].startswith("moved")
     assert changed_claims([stored], [stored | {"verdict": "undecided"}])[0].startswith("flip")
     assert changed_claims([exact], [exact | {"value": 3.2}])[0].startswith("moved")
-=======
-    stored: Any = {**record("00.a"), "value": 0.8, "low": 0.7, "high": 0.9, "n": 20}
-    exact: Any = {**record("00.b"), "value": 3.0, "low": None, "high": None, "n": None}
-    assert changed_claims([stored, exact], [stored | {"value": 0.71}, exact]) == []
-    moved: Any = stored | {"value": 0.5, "low": 0.4, "high": 0.6}
-    assert changed_claims([stored], [moved])[0].startswith("moved")
-    assert changed_claims([stored], [(stored | {"verdict": "undecided"})])[0].startswith("flip")
-    assert changed_claims([exact], [(exact | {"value": 3.2})])[0].startswith("moved")
->>>>>>> 320bae8 (Types)
     assert changed_claims([stored, exact], [stored])[0].startswith("missing")
     assert changed_claims([stored], [stored, exact])[0].startswith("new")
 

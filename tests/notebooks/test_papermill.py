@@ -6,7 +6,7 @@ import pytest
 
 from mi_helpers.run import cli as runs
 from mi_helpers.run import scorecard
-from tests.notebooks.listing import NOTEBOOKS, Listed
+from tests.notebooks.listing import FINISHED, Listed
 from tests.tiny import hf_model
 
 
@@ -17,7 +17,7 @@ def chosen(number: int, families: tuple[str, ...]) -> tuple[str | None, ...]:
     return families[0], families[1 + number % (len(families) - 1)]
 
 
-CASES = [(one, family) for i, one in enumerate(NOTEBOOKS) for family in chosen(i, one.families)]
+CASES = [(one, family) for i, one in enumerate(FINISHED) for family in chosen(i, one.families)]
 
 
 def save_random(family: str, folder: Path) -> Path:

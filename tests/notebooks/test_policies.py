@@ -8,7 +8,7 @@ import pytest
 
 from mi_helpers.claims import VERDICTS, verdict
 from mi_helpers.run import parameters, plan, sweep
-from tests.notebooks.listing import FOLDER, NOTEBOOKS, Listed
+from tests.notebooks.listing import FINISHED, FOLDER, NOTEBOOKS, Listed
 from tests.notebooks.policies import POLICIES, Policy
 
 MARKS = [f"{mark} {word}" for word, (mark, _) in VERDICTS.items()]
@@ -25,13 +25,13 @@ def test_the_list_names_every_notebook_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.__name__)
-@pytest.mark.parametrize("listed", NOTEBOOKS, ids=lambda listed: listed.name)
+@pytest.mark.parametrize("listed", FINISHED, ids=lambda listed: listed.name)
 def test_policy(listed: Listed, policy: Policy) -> None:
     notebook = nbformat.read(listed.path, as_version=nbformat.NO_CONVERT)
     assert list(policy(notebook, listed.name)) == [], policy.__doc__
 
 
-@pytest.mark.parametrize("listed", NOTEBOOKS, ids=lambda listed: listed.name)
+@pytest.mark.parametrize("listed", FINISHED, ids=lambda listed: listed.name)
 def test_the_stored_claims_are_those_of_the_reference(listed: Listed) -> None:
     """`mi render` writes both; a difference means that one was changed alone."""
     tables = [
@@ -55,3 +55,11 @@ def test_a_full_value_can_be_read_and_is_not_the_default(listed: Listed) -> None
     assert all(value != known[name].default for name, value in values.items())
     named = listed.path.read_text(encoding="utf-8").count("; full: ")
     assert len(values) == named
+
+
+@pytest.mark.parametrize("listed", NOTEBOOKS, ids=lambda listed: listed.name)
+def test_a_draft_is_named_as_one(listed: Listed) -> None:
+    """In its title, so that nobody takes it for a result, and never with outputs that are old."""
+    notebook = nbformat.read(listed.path, as_version=4)
+    assert ("(draft)" in notebook.cells[0].source.splitlines()[0]) == bool(listed.draft)
+    assert not (listed.draft and any(cell.get("outputs") for cell in notebook.cells))

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from mi_helpers.run import execute, sweep
-from tests.notebooks.listing import FOLDER, NOTEBOOKS, Listed
+from tests.notebooks.listing import FINISHED, FOLDER, Listed
 from tests.notebooks.stored import changed_claims, differences, with_solutions
 
 MINUTES = 20
@@ -21,10 +21,10 @@ MINUTES = 20
 def part(wanted: str, day: int) -> list[Listed]:
     """Every notebook for "", else every n-th, from the k-th on, for "k/n"."""
     if not wanted:
-        return list(NOTEBOOKS)
+        return list(FINISHED)
     which, n = wanted.split("/")
     first = day if which == "today" else int(which) - 1
-    return list(NOTEBOOKS[first % int(n) :: int(n)])
+    return list(FINISHED[first % int(n) :: int(n)])
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_a_notebook_says_again_what_is_stored(listed: Listed, tmp_path: Path) ->
 
 def test_the_parts_cover_all_notebooks() -> None:
     days = [part("today/3", day) for day in range(3)]
-    assert sorted(one.name for day in days for one in day) == [one.name for one in NOTEBOOKS]
+    assert sorted(one.name for day in days for one in day) == [one.name for one in FINISHED]
     assert part("1/3", 5) == days[0]

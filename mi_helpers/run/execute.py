@@ -51,16 +51,27 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def find(names: Sequence[str], root: Path) -> list[Path]:
-    """The notebooks of these names, beginnings of names or paths; all of `notebooks/` for none."""
+    """The notebooks of these names, beginnings of names or paths; for none, all of `notebooks/`
+    but those that call themselves a draft in their title."""
     known = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     if not names:
         if not known:
             raise ValueError(f"there are no notebooks in {root / 'notebooks'}")
-        return list(known.values())
+        return [path for path in known.values() if not _is_draft(path)]
     chosen = list(dict.fromkeys(_find_one(name, known) for name in names))
     if len({path.stem for path in chosen}) < len(chosen):
         raise ValueError(f"two of these notebooks have the same name: {', '.join(names)}")
     return chosen
+
+
+def _is_draft(path: Path) -> bool:
+    """Whether the first line of the first cell ends in "(draft)"."""
+    try:
+        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # what cannot be read is said where it is run
+    title = "".join(first).partition("\n")[0]
+    return title.rstrip().endswith("(draft)")
 
 
 def _find_one(name: str, known: Mapping[str, Path]) -> Path:

@@ -13,6 +13,7 @@ from .effects import ablations, sample_bins
 from .explore import explorer
 from .firing import RandomDirections, adjacent, collect, gather, ordinary
 from .graph import (
+    Communities,
     communities,
     edges,
     likeness,
@@ -36,6 +37,7 @@ from .kinds import (
 from .relations import best, pairs, relative_threshold, totals
 
 __all__ = [
+    "Communities",
     "RandomDirections",
     "ablations",
     "adjacent",

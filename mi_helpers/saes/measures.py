@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
-from ..engine.stream import Autoencoder, ordinary_tokens
+from ..engine.stream import Autoencoder, ordinary_tokens, residuals
 from ..engine.text import measure
 from .edits import ordinary_only, place_of, reconstruction
 
@@ -140,9 +140,14 @@ def activations(
     batch: int = 8,
 ) -> Float[Tensor, "token d"]:
     """A site's activations at all tokens of ordinary norm but position 0, one after another."""
+    site, layer = at
     parts = []
     for rows in tokens.split(batch):
-        x = engine.record(model, rows, sites=_sites({}, at)).activation(*at)[:, 1:]
+        if site in ("resid_pre", "resid_post"):  # later layers need not run
+            boundary = layer + (site == "resid_post")
+            x = residuals(model, rows, [boundary])[boundary]
+        else:
+            x = engine.record(model, rows, sites=[site]).activation(site, layer)[:, 1:]
         parts.append(x[ordinary_tokens(x)])
     return torch.cat(parts)
 

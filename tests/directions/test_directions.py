@@ -236,7 +236,7 @@ def test_unembedding_is_what_a_logit_reads(family: str) -> None:
     with torch.no_grad():
         model.ln_final.original_component.weight.normal_(1, 0.5)
     x = run_of(family).resid[2][:1, 3:4].clone().requires_grad_()
-    head: Any = model.original_model.get_output_embeddings()
+    head: Any = model.original_model.get_output_embeddings()  # type: ignore[operator]
     norm: Any = model.ln_final
     slope = torch.autograd.grad(head(norm(x))[0, 0, 7], x)[0][0, 0]
     along = x.detach()[0, 0]

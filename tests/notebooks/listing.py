@@ -98,7 +98,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "N_FEATURES": "3",
         },
         families=("gpt2", "gemma2"),
-        model_free=frozenset({"05.toy-recovered", "05.toy-not-by-pca", "05.toy-needs-sparsity"}),
+        model_free=frozenset({"05.toy-recovered", "05.toy-needs-sparsity"}),
     ),
     Listed(
         "06_interaction_basis",

@@ -22,8 +22,8 @@ WRONG = torch.tensor([1, 3])
 def make_pairs(answers=ANSWERS, wrong=WRONG, right_set=None, wrong_set=None):
     """Prompt pairs of which only the answers matter."""
     texts, tokens = ["text"] * len(answers), torch.zeros(len(answers), 1, dtype=torch.long)
-    fields = (texts, texts, tokens, tokens, answers, wrong, ["END"], right_set, wrong_set)
-    return PromptPairs("made", *fields)
+    fields = (texts, texts, tokens, tokens, answers, wrong, ["END"])
+    return PromptPairs("made", *fields, right_set=right_set, wrong_set=wrong_set)
 
 
 def slow_kl(logits, reference):

@@ -167,7 +167,7 @@ def claim(
     source: str,
     value: Estimate | float | None,
     rule: Rule,
-    null: tuple[str, Estimate | float] | None = None,
+    null: tuple[str, Estimate | float | None] | None = None,
     kind: Kind = "replication",
     needs: str | None = None,
 ) -> None:
@@ -181,7 +181,7 @@ def claim(
             the claim does not apply.
         rule: `above`, `below`, `between` or `equals`, its limit fixed before the result was seen.
         null: a control's name and what it measured; where the rule does not fail for it, the claim
-            is undecided.
+            is undecided. Its value, too, may be None only where the claim does not apply.
         needs: a condition of `start` or `condition`, or the id of a parent claim.
 
     Raises ValueError for a malformed or repeated id, an empty text, a replication without an
@@ -194,6 +194,8 @@ def claim(
     absent = _absence(id, needs)
     if value is None and absent is None:
         raise ValueError(f"claim {id!r}: value may be None only where the claim does not apply")
+    if null is not None and null[1] is None and absent is None:
+        raise ValueError(f"claim {id!r}: its null may be None only where the claim does not apply")
     if absent is None and kind == "replication" and not isinstance(value, Estimate):
         raise ValueError(f"claim {id!r}: a replication needs an interval: use mi.estimate(...)")
     found = _interval(value)
@@ -211,7 +213,7 @@ def claim(
         n=found.n or None if found else None,
         unit=found.unit if found else "",
         rule=str(rule),
-        null=None if null is None else f"{null[0]}: {_plainly(null[1])}",
+        null=None if null is None or null[1] is None else f"{null[0]}: {_plainly(null[1])}",
         verdict=verdict,
         why=why,
         seed=_context["seed"],
@@ -247,7 +249,7 @@ def _absence(id: str, needs: str | None) -> str | None:
 
 
 def _judge(
-    rule: Rule, found: Estimate | None, null: tuple[str, Estimate | float] | None
+    rule: Rule, found: Estimate | None, null: tuple[str, Estimate | float | None] | None
 ) -> tuple[Verdict, str | None]:
     """The verdict, and where it is undecided what would decide."""
     assert found is not None

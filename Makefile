@@ -35,9 +35,8 @@ setup: .venv/.installed  ## create .venv from the lock and fetch the default mod
 run: setup  ## execute the notebooks and print their scorecard; NOTEBOOKS="00 01" for some of them
 	@$(BIN)/mi run $(NOTEBOOKS) $(ARGS)
 
-test: setup lint  ## lint, types and all tests; a third of the notebooks also under other arithmetic
+test: setup lint  ## lint, types and all tests, the notebooks' stored outputs included
 	@$(BIN)/python -m pytest $(ARGS)
-	@MI_NOTEBOOKS=today/3 $(MAKE) --no-print-directory test-portable
 
 test-portable: setup  ## the notebooks' stored outputs under another processor's arithmetic
 	@$(OTHER) $(BIN)/python -m pytest tests/notebooks/test_stored.py $(ARGS)

@@ -1,6 +1,6 @@
 """Train the modular-addition transformer of arXiv 2405.10928 and store its weights.
 
-``python -m mi_helpers.train_modular_addition --seed 0 --out mi_helpers/data``
+``python -m mi_helpers.toys.addition --seed 0 --out mi_helpers/data/addition``
 
 Hyper-parameters are the paper's: AdamW, learning rate 1e-3, weight decay 1, betas (0.9, 0.98), ten
 linear warm-up steps, the full batch of 30 % of all pairs. The paper runs 60 000 epochs; here
@@ -115,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"modular_addition_p{args.p}_seed{args.seed}"
+    name = f"p{args.p}_seed{args.seed}"
     trainer = Trainer(
         ModularAddition(args.p, seed=args.seed), *addition_pairs(args.p, seed=args.seed)
     )

@@ -1,25 +1,20 @@
-"""Train the modular-addition transformer of arXiv 2405.10928 and store its weights.
-
-``python -m mi_helpers.toys.addition --seed 0 --out mi_helpers/data/addition``
+"""Full-batch training of the modular-addition transformer of arXiv 2405.10928.
 
 Hyper-parameters are the paper's: AdamW, learning rate 1e-3, weight decay 1, betas (0.9, 0.98), ten
 linear warm-up steps, the full batch of 30 % of all pairs. The paper runs 60 000 epochs; here
-training stops once test accuracy has stayed at or above ``--target`` for ``--patience`` epochs,
-and the file records how many epochs were used. Progress is kept in ``--work`` and resumed.
+training stops once test accuracy has stayed above a target for long enough.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .networks import ModularAddition, addition_accuracy, addition_pairs
+from .networks import ModularAddition, addition_accuracy
 
 
 @dataclass
@@ -101,39 +96,3 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.history = state["epoch"], [tuple(row) for row in state["history"]]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--p", type=int, default=113, help="modulus")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the split")
-    parser.add_argument("--epochs", type=int, default=60_000, help="at most this many")
-    parser.add_argument("--target", type=float, default=0.998, help="test accuracy to hold")
-    parser.add_argument("--patience", type=int, default=2000, help="epochs to hold it for")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the progress file")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    name = f"p{args.p}_seed{args.seed}"
-    trainer = Trainer(
-        ModularAddition(args.p, seed=args.seed), *addition_pairs(args.p, seed=args.seed)
-    )
-    progress = args.work / f"{name}.pt"
-    if progress.exists():
-        trainer.load(progress)
-    trainer.fit(args.epochs, target=args.target, patience=args.patience, progress=progress)
-    accuracy = trainer.test_accuracy()
-    about = {
-        "p": str(args.p),
-        "seed": str(args.seed),
-        "epochs": str(trainer.epoch),
-        "train_fraction": "0.3",
-        "test_accuracy": f"{accuracy:.5f}",
-    }
-    save_file(trainer.model.state_dict(), args.out / f"{name}.safetensors", metadata=about)
-    print(name, about)
-
-
-if __name__ == "__main__":
-    main()

@@ -102,7 +102,7 @@ class ModularAddition(nn.Module):
 def trained_addition(seed: int, p: int = 113) -> tuple[ModularAddition, dict[str, str]]:
     """A trained network that ships with the package, in eval mode, and how it was trained.
 
-    Made by ``python -m mi_helpers.toys.addition``; the second value holds epochs, share of
+    Made by ``mi_helpers/data/addition/make.py``; the second value holds epochs, share of
     pairs trained on, and test accuracy.
     """
     path = Path(__file__).parents[1] / "data" / "addition" / f"p{p}_seed{seed}.safetensors"

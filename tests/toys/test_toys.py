@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from mi_helpers.basis import degeneracy
+from mi_helpers.data.addition import make
 from mi_helpers.engine.stack import from_sequential
+from mi_helpers.toys import networks
 from mi_helpers.toys.addition import Trainer
 from mi_helpers.toys.networks import (
     Degeneracy,
@@ -216,3 +218,14 @@ def test_synchrony_is_of_firing_not_of_values() -> None:
 def test_an_unknown_plant_is_named() -> None:
     with pytest.raises(ValueError, match="plant must be"):
         degenerate_mlp("nothing")  # type: ignore[arg-type]
+
+
+def test_the_maker_writes_what_the_loader_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--p", "11", "--epochs", "2", "--patience", "1", "--work", str(tmp_path / "work")]
+    make.main([*arguments, "--out", str(tmp_path / "data" / "addition")])
+    monkeypatch.setattr(networks, "__file__", str(tmp_path / "toys" / "networks.py"))
+    network, about = networks.trained_addition(0, p=11)
+    assert about["epochs"] == "2"
+    assert network.W_E.shape == (12, 128)

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pandas as pd
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine, plots
-from ..tasks import token_labels
+from ..tasks import token_ids, token_labels
 from .baselines import BASELINES
 from .spots import push as push_all
 from .spots import rows, spot
@@ -29,7 +30,7 @@ def push(
 
     μ, Σ and other activations come from the text itself: give it a few sentences.
     """
-    run = engine.record(model, model.to_tokens(text))
+    run = engine.record(model, torch.tensor([token_ids(model, text)]))
     where = spot(run, layer, -1)
     vector = where.unembedding(seed) if kind == "unembedding" else where.baseline(kind, seed)
     shift = length * where.x.norm(dim=-1, keepdim=True) * vector

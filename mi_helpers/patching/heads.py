@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
 from ..models.sites import n_heads
+from ..tasks.tokens import bos_token
 
 
 def by_prompt(table: pd.DataFrame, metric: str = "logit_diff") -> pd.DataFrame:
@@ -120,7 +121,7 @@ def repeat_scores(
 
 
 def _start(model: TransformerBridge, n: int) -> Int[Tensor, "n start"]:
-    """What the tokenizer puts before every text: one token or none, `n` times."""
-    a, b = (model.to_tokens(text)[0] for text in ("a", "b"))
-    same = int((a[:1] == b[:1]).all())
-    return a[:same].expand(n, same)
+    """The BOS token where the tokenizer has one, `n` times."""
+    bos = bos_token(model)
+    start = torch.tensor([] if bos is None else [bos], dtype=torch.long, device=model.cfg.device)
+    return start.expand(n, -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine, plots
+from ..tasks import token_ids
 from .paths import activation, point_rows, take, walk
 
 
@@ -82,11 +83,13 @@ def explorer(model: TransformerBridge, texts: Sequence[str], layer: int = 0, siz
     from ipywidgets import IntSlider
 
     def draw(A: str, B: str, C: str, layer: int) -> go.Figure:
-        tokens = [model.to_tokens(text) for text in (A, B, C)]
-        lengths = [t.shape[1] for t in tokens]
+        tokens = [token_ids(model, text) for text in (A, B, C)]
+        lengths = [len(ids) for ids in tokens]
         if len(set(lengths)) > 1:
             raise ValueError(f"The texts must have equal token lengths; these have {lengths}.")
-        found = slice_map(model, torch.cat(tokens), layer=layer, size=size)
+        found = slice_map(
+            model, torch.tensor(tokens, device=model.cfg.device), layer=layer, size=size
+        )
         return slice_figure(*found, title=f"after block {layer}")
 
     named = dict(zip("ABC", texts, strict=True))

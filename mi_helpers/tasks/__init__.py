@@ -4,10 +4,12 @@ from .corpora import documents, texts
 from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
 from .sampled import order_gain, sample_prompts, text_pairs
-from .tokens import compare_tokens, token_labels
+from .tokens import bos_token, chat, compare_tokens, token_ids, token_labels
 
 __all__ = [
     "PromptPairs",
+    "bos_token",
+    "chat",
     "compare_tokens",
     "docstring",
     "documents",
@@ -19,5 +21,6 @@ __all__ = [
     "sample_prompts",
     "text_pairs",
     "texts",
+    "token_ids",
     "token_labels",
 ]

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ..models.default import cache_root
+from .tokens import bos_token
 
 Split = Literal["train", "held-out"]
 # The packages that are read, with the hash of what the locked versions hold.
@@ -95,12 +96,9 @@ def documents(source: str | Path = "docs", split: Split = "held-out") -> list[st
 
 
 def start_token(model: TransformerBridge) -> int:
-    """What the model's tokenizer puts first; BOS or EOS where it puts nothing there."""
-    tokenizer = model.tokenizer
-    first = int(model.to_tokens("a")[0, 0])
-    if first in tokenizer.all_special_ids:
-        return first
-    return next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    """What stands at position 0 of a window: the BOS token; EOS where the tokenizer has none."""
+    first, tokenizer = bos_token(model), model.tokenizer
+    return first if first is not None else tokenizer.eos_token_id or 0
 
 
 def _windows(

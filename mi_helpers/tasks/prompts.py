@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import words
 from .pairs import PromptPairs
-from .tokens import Model, continuation, next_token, number_duplicates, token_ids
+from .tokens import Model, continuation, number_duplicates, token_ids
 
 
 def ioi(
@@ -82,8 +82,8 @@ def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     """
     rng = _rng(n, seed)
     events = _single_tokens(model, words.EVENTS.split(), 1, "events")
-    years, digits = _years(model)
-    numbers = [f"{i:0{digits}}" for i in range(10**digits)]
+    years, tokens = _years(model)
+    numbers, digits = sorted(tokens), len(next(iter(tokens)))
     sentence = "The {} lasted from the year {} to the year {}"
     clean, corrupted, answers, wrong, later, earlier = [], [], [], [], [], []
     for _ in range(n):
@@ -91,15 +91,17 @@ def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
         century, start = year[:2], year[2 : 2 + digits]
         clean.append(sentence.format(event, year, century))
         corrupted.append(sentence.format(event, f"{century}01", century))
-        later.append([number for number in numbers if number > start])
-        earlier.append([k for k in numbers if k < start or (digits == 2 and k == start)])
-        answers.append(str(rng.choice(later[-1])))
-        wrong.append(str(rng.choice(earlier[-1])))
+        after = [number for number in numbers if number > start]
+        before = [k for k in numbers if k < start or (digits == 2 and k == start)]
+        later.append([tokens[number] for number in after])
+        earlier.append([tokens[number] for number in before])
+        answers.append(tokens[str(rng.choice(after))])
+        wrong.append(tokens[str(rng.choice(before))])
     pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="greater_than")
-    right_set = _token_sets(model, clean, later)
-    pairs = replace(pairs, right_set=right_set, wrong_set=_token_sets(model, clean, earlier))
-    before = len(token_ids(model, f"The {event} lasted from the year {century}"))
-    return _with_roles(pairs, {"YY": before})
+    right_set, wrong_set = _token_sets(model, later), _token_sets(model, earlier)
+    pairs = replace(pairs, right_set=right_set, wrong_set=wrong_set)
+    until = len(token_ids(model, f"The {event} lasted from the year {century}"))
+    return _with_roles(pairs, {"YY": until})
 
 
 def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> PromptPairs:
@@ -196,35 +198,40 @@ def _definition(
     return "\n".join([head, *lines, "    :param"])
 
 
-def _years(model: Model) -> tuple[list[str], int]:
-    """Years that split after the century, and how many digits a token then holds: 2, or else 1."""
-    by_digits: dict[int, list[str]] = {1: [], 2: []}
-    for century in range(11, 18):
-        for last in range(2, 99):
-            year = f"{century}{last:02}"
-            whole = continuation(model, "in the year", f" {year}")
-            head = continuation(model, "in the year", f" {century}")
-            if whole is None or head is None or whole[: len(head)] != head:
-                continue
-            digits = {1: 2, 2: 1}.get(len(whole) - len(head))
-            # with single digits the tens must leave room on both sides
-            if digits == 2 or (digits == 1 and 10 <= last <= 89):
-                by_digits[digits].append(year)
-    if not any(by_digits.values()):
-        raise ValueError(
-            "this model's tokenizer neither keeps the last two digits of a year together nor "
-            "splits single digits, so greater_than has no one-token answers"
-        )
-    return (by_digits[2], 2) if by_digits[2] else (by_digits[1], 1)
+def _years(model: Model) -> tuple[list[str], dict[str, int]]:
+    """Years that split after the century, and the token of each number that may end one: of two
+    digits where the tokenizer has those, else of one."""
+    for digits in (2, 1):
+        added = {f"{k:0{digits}}": continuation(model, "the", f"{k:0{digits}}")
+                 for k in range(10**digits)}  # fmt: skip
+        tokens = {number: ids[0] for number, ids in added.items() if ids and len(ids) == 1}
+        if len(tokens) < 10**digits:
+            continue
+        years = []
+        for century in range(11, 18):
+            head = continuation(model, "in the year", f" {century}") or []
+            room = range(2, 99) if digits == 2 else range(10, 90)  # numbers below and above
+            for last in (1, *room):  # the corrupted prompt's year is …01
+                year = f"{last:02}"
+                ends = [tokens[year[i : i + digits]] for i in range(0, 2, digits)]
+                splits = continuation(model, "in the year", f" {century}{year}") == [*head, *ends]
+                if not head or (last == 1 and not splits):
+                    break
+                if splits and last > 1:
+                    years.append(f"{century}{year}")
+        if years:
+            return years, tokens
+    raise ValueError(
+        "this model's tokenizer neither keeps the last two digits of a year together nor "
+        "splits single digits, so greater_than has no one-token answers"
+    )
 
 
-def _token_sets(
-    model: Model, prompts: Sequence[str], answers: Sequence[Sequence[str]]
-) -> Bool[Tensor, "prompt vocab"]:
-    """Marks, for each prompt, the tokens of its answers."""
-    marks = torch.zeros(len(prompts), model.cfg.d_vocab, dtype=torch.bool)
-    for row, prompt, texts in zip(marks, prompts, answers, strict=True):
-        row[[next_token(model, prompt, text) for text in texts]] = True
+def _token_sets(model: Model, tokens: Sequence[Sequence[int]]) -> Bool[Tensor, "prompt vocab"]:
+    """Marks each prompt's tokens."""
+    marks = torch.zeros(len(tokens), model.cfg.d_vocab, dtype=torch.bool)
+    for row, marked in zip(marks, tokens, strict=True):
+        row[list(marked)] = True
     return marks.to(model.cfg.device)
 
 

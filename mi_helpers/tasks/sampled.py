@@ -8,6 +8,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from .corpora import start_token
+from .tokens import token_ids
+
 AT_ONCE = 256  # texts sampled together: bounds their keys and values
 DRAWN = 32  # of them, tokens drawn together: float64 probabilities that stay in the cache
 
@@ -37,8 +40,7 @@ def _sample(
 ) -> Int[Tensor, "prompt pos"]:
     tokenizer = model.tokenizer
     special = [token for token in tokenizer.all_special_ids if token < model.cfg.d_vocab]
-    start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    tokens = torch.full((uniform.shape[1], 1), start, device=model.cfg.device)
+    tokens = torch.full((uniform.shape[1], 1), start_token(model), device=model.cfg.device)
     cache = None
     for draw in uniform:
         out = model.original_model(
@@ -62,8 +64,12 @@ def text_pairs(
     model: TransformerBridge, pairs: dict[str, tuple[str, str]]
 ) -> dict[str, Int[Tensor, "two pos"]]:
     """Pairs of texts as tokens; those of unequal token length under this tokenizer are left out."""
-    tokens = {name: [model.to_tokens(text) for text in pair] for name, pair in pairs.items()}
-    return {name: torch.cat(t) for name, t in tokens.items() if t[0].shape == t[1].shape}
+    ids = {name: [token_ids(model, text) for text in pair] for name, pair in pairs.items()}
+    return {
+        name: torch.tensor([a, b], device=model.cfg.device)
+        for name, (a, b) in ids.items()
+        if len(a) == len(b)
+    }
 
 
 @torch.no_grad()
@@ -73,7 +79,8 @@ def order_gain(model: TransformerBridge, texts: Sequence[str], seed: int = 0) ->
     generator = torch.Generator().manual_seed(seed)
 
     gains = []
-    for tokens in map(model.to_tokens, texts):
+    for text in texts:
+        tokens = torch.tensor([token_ids(model, text)], device=model.cfg.device)
         order = 1 + torch.randperm(tokens.shape[1] - 1, generator=generator).to(tokens.device)
         both = torch.cat([tokens, torch.cat([tokens[:, :1], tokens[:, order]], dim=1)])
         log_prob = model(both)[:, :-1].log_softmax(-1).gather(-1, both[:, 1:, None])

@@ -1,6 +1,6 @@
 """Texts and tokens: what a text is in tokens, what a token looks like on an axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -52,9 +52,55 @@ def compare_tokens(model: Model, first: Sequence[int], second: Sequence[int]) ->
     return "\n".join(lines)
 
 
+def bos_token(model: Model) -> int | None:
+    """The token that this model's texts begin with, None where its tokenizer has no BOS token.
+
+    It is what the tokenizer itself puts in front of a text; or else its own BOS token, which models
+    such as GPT-2 were not always trained with, but which keeps position 0 apart from the text. A
+    BOS token that TransformerLens has set on a tokenizer without one does not count.
+    """
+    tokenizer = model.tokenizer
+    with_it, without = (
+        tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False)
+    )
+    if with_it[: len(without)] != without and with_it[0] in tokenizer.all_special_ids:
+        return int(with_it[0])
+    own = tokenizer.init_kwargs.get("bos_token")
+    return None if own is None else int(tokenizer.convert_tokens_to_ids(str(own)))
+
+
 def token_ids(model: Model, text: str) -> list[int]:
-    """A text's tokens, with the BOS token where this tokenizer puts one."""
-    return model.to_tokens(text)[0].tolist()
+    """A text's tokens, behind one BOS token where the tokenizer has one (see `bos_token`).
+
+    A text that begins with it already, as chat templates do, does not get a second one, and no EOS
+    token is added.
+    """
+    ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    bos = bos_token(model)
+    return list(ids) if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def chat(model: Model, messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages as the text that this model's chat template makes of them, up to where the
+    assistant's next word stands; a prompt like any other text.
+
+    Args:
+        messages: such as `[{"role": "user", "content": "Where is the Louvre?"}]`.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or it does not take these messages.
+    """
+    if getattr(model.tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            f"the tokenizer of {getattr(model, 'name', 'this model')} has no chat template: it was "
+            "not made for chat, so write the prompt as plain text"
+        )
+    try:
+        return model.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates are programs, and raise what they like
+        raise ValueError(f"the chat template does not take these messages: {error}") from error
 
 
 def continuation(model: Model, prompt: str, text: str) -> list[int] | None:

@@ -24,7 +24,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-s
 # The arithmetic of another processor: other vectors, other matrix kernels, one thread.
 OTHER := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
 
-.PHONY: help setup run test test-fast test-portable test-tl4 lab render bench lint lock
+.PHONY: help setup run test test-fast test-portable test-tl4 lab render book bench lint lock
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,10 @@ render: setup  ## execute the notebooks in place and store their outputs; needs 
 	@$(BIN)/mi render $(NOTEBOOKS) $(ARGS)
 	@$(BIN)/mi scorecard --readme
 
+book: .venv/.installed  ## build the site from the stored notebooks: papermill_runs/book/index.html
+	@$(BIN)/python docs/make.py
+	@echo "built: papermill_runs/book/index.html"
+
 bench: setup  ## time the engine against plain hooked forward passes
 	@$(BIN)/python -m tests.benchmarks.run $(ARGS)
 
@@ -69,7 +73,7 @@ lock: .venv/.installed  ## write both lock files anew from pyproject.toml; ARGS=
 	@$(PINS) requirements.lock; } > .lock.tmp && mv .lock.tmp requirements.lock
 	@grep -vE '^transformer-lens==' requirements.lock > .lock.tmp
 	@echo 'transformer-lens>=4' | $(LOCK) $(ARGS) --constraint .lock.tmp --extra notebooks \
-		--extra dev --extra cluster pyproject.toml - --output-file requirements-tl4.lock
+		--extra dev --extra cluster --extra book pyproject.toml - --output-file requirements-tl4.lock
 	@$(PINS) requirements-tl4.lock; } > .lock.tmp && mv .lock.tmp requirements-tl4.lock
 
 .venv/.installed: requirements.lock pyproject.toml

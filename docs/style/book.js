@@ -1,0 +1,42 @@
+"use strict";
+// Figures are pictures until a reader comes near: then plotly, loaded once, draws them.
+(() => {
+  const home = document.currentScript.src;
+  let loading;
+  const plotly = () => (loading ??= new Promise((done, fail) => {
+    const script = document.createElement("script");
+    script.src = new URL("plotly.min.js", home);
+    script.onload = () => done(window.Plotly);
+    script.onerror = fail;
+    document.head.append(script);
+  }));
+
+  const touch = matchMedia("(pointer: coarse)").matches;
+
+  async function draw(figure) {
+    const picture = figure.querySelector("img");
+    const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
+    const Plotly = await plotly();
+    const own = layout.width ?? 700;
+    // Narrower than its design by a third at most; below that the reader scrolls sideways.
+    const width = Math.max(0.67 * own, Math.min(own, figure.clientWidth));
+    const place = document.createElement("div");
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", picture.alt);
+    figure.append(place);
+    if (width > figure.clientWidth) figure.tabIndex = 0;
+    const shown = { ...layout, width, dragmode: touch ? false : (layout.dragmode ?? "zoom") };
+    await Plotly.newPlot(place, data, shown, { displaylogo: false });
+    picture.remove();
+    figure.dataset.live = "yes";
+  }
+
+  const seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      draw(target);
+    }
+  }, { rootMargin: "600px" });
+  document.querySelectorAll(".mi-figure").forEach((figure) => seen.observe(figure));
+})();

@@ -2,13 +2,14 @@
 
 In reading order: `jacobians` (Gram matrices of activations and of gradients), `fitting` (a basis at
 every boundary), `interactions` (its edges), `ablation` (how few features or edges are enough), and
-apart from these `degeneracy` (which changes of parameters do nothing). A network comes as the
-`Stack` of sections of `mi_helpers.engine.stack`.
+apart from these `degeneracy` (which changes of parameters do nothing) and `volume` (how many of the
+parameters count at a finite change of the loss). A network comes as the `Stack` of sections of
+`mi_helpers.engine.stack`.
 """
 
 from ..communities import modules
 from ..engine.stack import Stack, from_bridge, from_sequential
-from .ablation import ablate_edges, ablate_nodes, fewest, needed, settled
+from .ablation import ablate_edges, ablate_nodes, fewest, needed, recomputed, settled
 from .degeneracy import (
     behavioural_spectrum,
     effective_parameters,
@@ -18,7 +19,7 @@ from .degeneracy import (
     synchronised,
 )
 from .fitting import Basis, Boundary, fit
-from .interactions import convergence, edge_table, edges, inputs_needed
+from .interactions import convergence, edge_table, edges, inputs_needed, rewired
 from .jacobians import (
     JacobianGram,
     activation_gram,
@@ -30,6 +31,7 @@ from .jacobians import (
     spectrum,
     wide,
 )
+from .volume import learning_coefficient, losses_below
 
 __all__ = [
     "Basis",
@@ -53,12 +55,16 @@ __all__ = [
     "integrated_gradients",
     "jacobian_gram",
     "layers",
+    "learning_coefficient",
+    "losses_below",
     "modules",
     "needed",
     "pull_back",
     "quadrature",
     "random_signs",
     "ranks",
+    "recomputed",
+    "rewired",
     "settled",
     "spectrum",
     "synchronised",

@@ -1,5 +1,6 @@
 """Edges: how much each feature moves each next feature (arXiv 2405.10928)."""
 
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -100,6 +101,33 @@ def inputs_needed(E: Float[Tensor, "next feature"], share: float = 0.9) -> Float
     """
     upto = E.sort(dim=1, descending=True).values.cumsum(1) / E.sum(1, keepdim=True)
     return (upto < share).sum(1).double() + 1
+
+
+def rewired(
+    E: Float[Tensor, "next feature"], smallest: float, swaps: int = 10, seed: int = 0
+) -> Float[Tensor, "next feature"]:
+    """The edges above ``smallest``, ends exchanged at random: a null for what is between whom.
+
+    Two edges at a time exchange the features they come from, so that every feature keeps its number
+    of edges and every next feature the weights of its own (Maslov & Sneppen 2002); ``swaps`` tries
+    for each edge, and a try that would double an edge is dropped.
+    """
+    ends = E.gt(smallest).nonzero().tolist()
+    weights = [E[i, j].item() for i, j in ends]
+    present = set(map(tuple, ends))
+    choose = random.Random(seed)
+    for _ in range(swaps * len(ends)):
+        a, b = choose.randrange(len(ends)), choose.randrange(len(ends))
+        (i, j), (k, n) = ends[a], ends[b]
+        if (i, n) in present or (k, j) in present:
+            continue
+        present -= {(i, j), (k, n)}
+        present |= {(i, n), (k, j)}
+        ends[a][1], ends[b][1] = n, j
+    found = torch.zeros_like(E)
+    for (i, j), weight in zip(ends, weights, strict=True):
+        found[i, j] = weight
+    return found
 
 
 def _next_features(

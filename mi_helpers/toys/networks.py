@@ -55,12 +55,13 @@ class ModularAddition(nn.Module):
 
     def attend(self, x: Float[Tensor, "batch 3 d_model"]) -> Float[Tensor, "batch 1 d_model"]:
         """Residual stream after attention at the last position."""
-        last = x[:, -1:]
-        query = torch.einsum("bqd,hde->bhqe", last, self.W_Q)
-        key = torch.einsum("bkd,hde->bhke", x, self.W_K)
-        value = torch.einsum("bkd,hde->bhke", x, self.W_V)
-        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        return last + torch.einsum("bhqe,hed->bqd", scores.softmax(dim=-1) @ value, self.W_O)
+        last = x[:, -1]
+        query = torch.einsum("bd,hde->bhe", last, self.W_Q)
+        # Keys and values of every position are never written out: only one query reads them.
+        probe = torch.einsum("bhe,hde->bhd", query, self.W_K) / query.shape[-1] ** 0.5
+        pattern = (probe @ x.mT).softmax(dim=-1)
+        value = torch.einsum("bhd,hde->bhe", pattern @ x, self.W_V)
+        return (last + torch.einsum("bhe,hed->bd", value, self.W_O))[:, None]
 
     def feed_forward(self, x: Tensor, one: Tensor | float = 1.0) -> Tensor:
         """Residual stream after the MLP; every bias is multiplied by ``one``."""
@@ -217,13 +218,17 @@ def block_network(
     depth: int = 4,
     n: int = 100,
     seed: int = 0,
+    correlation: float = 0.0,
 ) -> BlockNetwork:
     """ReLU layers of independent blocks, hidden behind random maps everywhere but at the output.
 
     The inputs are every combination of ``n`` states of each block, so that activations of
     different blocks are exactly uncorrelated at every boundary. ``mix``: no map, a rotation, or an
-    invertible map of condition number 10. All in float64.
+    invertible map of condition number 10. ``correlation``: of each input of every later block with
+    the first block's input in the same place, about that in a sample. All in float64.
     """
+    if not 0 <= correlation < 1:
+        raise ValueError(f"correlation is at least 0 and below 1, got {correlation}")
     generator = torch.Generator().manual_seed(seed)
     width = n_blocks * block_width
 
@@ -241,7 +246,9 @@ def block_network(
 
     states = random(n_blocks, n, block_width)
     combinations = torch.cartesian_prod(*[torch.arange(n)] * n_blocks)
-    hidden = torch.cat([states[i, combinations[:, i]] for i in range(n_blocks)], dim=1)
+    drawn = [states[i, combinations[:, i]] for i in range(n_blocks)]
+    own = (1 - correlation**2) ** 0.5
+    hidden = torch.cat([drawn[0], *(correlation * drawn[0] + own * d for d in drawn[1:])], dim=1)
     mixers = [mixer() for _ in range(depth)] + [torch.eye(width, dtype=torch.float64)]
     sections = []
     for before, after in pairwise(mixers):

@@ -340,6 +340,21 @@ def test_planted_blocks_are_recovered(mix: Mix, kind: Kind) -> None:
     assert toy.purity([b.C for b in basis.boundaries])["purity"].min() > 1 - 1e-6
 
 
+def test_correlated_blocks_are_mixed() -> None:
+    lowest = []
+    for correlation in (0.0, 0.3, 0.9):
+        toy = block_network("invertible", n=20, correlation=correlation)
+        first = toy.inputs @ toy.mixers[0].inverse()
+        found = torch.corrcoef(first.T)[[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert found.mean() == pytest.approx(correlation, abs=0.1)
+        basis = ib.fit(toy.stack, toy.inputs)
+        lowest.append(toy.purity([b.C for b in basis.boundaries])["purity"].min())
+    assert lowest[0] > 0.999
+    assert lowest[1] < 0.9
+    with pytest.raises(ValueError, match="below 1"):
+        block_network(correlation=1.0)
+
+
 def test_pca_does_not_recover_blocks_behind_maps_that_are_not_rotations() -> None:
     toy = block_network("invertible", n=20)
     basis = ib.fit(toy.stack, toy.inputs, kind="pca")
@@ -454,6 +469,28 @@ def test_each_output_is_recomputed_from_its_own_masked_input() -> None:
         close(got, expected)
 
 
+def test_giving_up_early_changes_no_count() -> None:
+    stack, x = network()
+    basis = ib.fit(stack, x)
+    E = ib.edges(basis, x)
+    out = stack.run(x)
+    middle = out.mean(0)
+
+    def score(y: Tensor) -> float:
+        return ((y > middle) == (out > middle)[: len(y)]).double().mean().item()
+
+    whole = ib.ablate_edges(basis, E, x, 1, range(1, 12), score)["score"]
+    early = ib.ablate_edges(basis, E, x, 1, range(1, 12), score, batch_size=4, give_up=0.95)[
+        "score"
+    ]
+    assert (early >= whole).all()
+    assert ((early >= 0.95) == (whole >= 0.95)).all()
+    assert (early > whole).any()
+    pd.testing.assert_frame_equal(
+        ib.needed(basis, E, x, score, 0.05), ib.needed(basis, E, x, score, 0.05, partial=True)
+    )
+
+
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_fewest_finds_the_step(step: int, extra: int) -> None:
     calls = []
@@ -488,6 +525,21 @@ def test_needed_edges_and_features() -> None:
     assert table["features"].tolist() == [1, 1]
 
 
+def test_recomputed_counts_what_a_next_feature_is_made_of() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 4, dtype=torch.float64)
+    x = torch.linalg.qr(x - x.mean(0)).Q * 20  # uncorrelated, variance 1
+    W = torch.tensor([[1.0, 3, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], dtype=torch.float64)
+    eye = torch.eye(4, dtype=torch.float64)
+    here = ib.Boundary(x.mean(0), eye, eye, eye.diagonal(), 0, 0)
+    there = ib.Boundary((x @ W).mean(0), eye[:3, :3], eye[:3, :3], eye[:3, 0], 0, 0)
+    basis = ib.Basis(Stack((lambda z: z @ W,)), [here, there])
+    E = ib.edges(basis, x, points="data")[0]
+    # Without its smaller input, the second loses a tenth of its variance, the third half.
+    assert ib.recomputed(basis, E, x, error=0.11).tolist() == [1, 1, 2]
+    assert ib.recomputed(basis, E[:2], x, error=0.09).tolist() == [1, 2]
+
+
 def test_inputs_needed() -> None:
     E = torch.tensor([[8.0, 1, 1, 0], [1, 1, 1, 1]])
     assert ib.inputs_needed(E, 0.75).tolist() == [1, 3]
@@ -498,6 +550,17 @@ def test_inputs_needed() -> None:
 
 
 # Modules, and a whole transformer.
+
+
+def test_rewiring_keeps_what_each_feature_has() -> None:
+    torch.manual_seed(0)
+    E = torch.rand(9, 12).double()
+    found = ib.rewired(E, 0.6, seed=1)
+    kept = E * (E > 0.6)
+    assert not torch.equal(found, kept)
+    assert torch.equal((found > 0).sum(0), (kept > 0).sum(0))
+    close(found.sort(1).values, kept.sort(1).values)  # every next feature has its own weights
+    assert torch.equal(found, ib.rewired(E, 0.6, seed=1))
 
 
 def test_planted_blocks_are_the_modules() -> None:

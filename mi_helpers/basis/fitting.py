@@ -99,8 +99,9 @@ def fit(
     or none ("pca": the baseline, rotation to principal components without scaling).
     ``last``: coordinates of the output.
     ``threshold``: eigenvalues at or below this share of the largest are dropped, or with
-    ``relative=False`` at or below this number, as in the published runs; `Basis.summary` counts
-    the directions that each boundary drops.
+    ``relative=False`` at or below this number, as in the published runs (1e-15); `Basis.summary`
+    counts the directions that each boundary drops. Below about 1e-15 times the largest eigenvalue
+    of the covariance, which is its rounding, directions of noise are kept.
     ``apart``: trailing features, at every boundary that has a section after it, that are not mixed
     with the others or each other (a norm's scale).
     ``folded``, sections: see :mod:`mi_helpers.engine.stack`; the rest: see

@@ -20,14 +20,13 @@ from ..stats import Estimate, estimate
 @torch.no_grad()
 def losses_below(
     loss: Callable[[Float[Tensor, "chain parameter"]], Float[Tensor, " chain"]],
-    start: Float[Tensor, " parameter"],
+    start: Float[Tensor, "chain parameter"],
     cutoff: float,
     *,
     reach: float = 1.0,
-    chains: int = 256,
     steps: int = 200,
     burn_in: int = 100,
-    curvature: Float[Tensor, "parameter parameter"] | None = None,
+    curvature: Float[Tensor, "*chain parameter parameter"] | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "step chain"]:
     """Losses at uniform draws from the parameters in a box whose loss is below ``cutoff``.
@@ -36,20 +35,23 @@ def losses_below(
     cutoff, found by shrinking an interval towards the present point (Neal 2003, section 4). Every
     other line is along a coordinate, which finds its way around corners.
 
-    ``start``: parameters with a loss below the cutoff; the box reaches ``reach`` to both sides of
-    each. ``curvature``: a quadratic form of the loss around them; lines then prefer directions that
-    are flat in it, and chains mix faster. Steps in ``burn_in`` are not returned.
+    ``start``: parameters with a loss below the cutoff, for each chain; its box reaches ``reach`` to
+    both sides of each. Chains do not see each other, so ``loss`` may be of another network in each.
+    ``curvature``: a quadratic form of the loss around the start, one for all chains or one each;
+    lines then prefer directions that are flat in it, and chains mix faster. Steps in ``burn_in``
+    are not returned.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = len(start)
+    chains, size = start.shape
     shape = _shape(curvature, cutoff, reach, start)
-    w = start.expand(chains, -1).clone()
-    if not (loss(w) < cutoff).all():
-        raise ValueError(f"the loss at start is {loss(w)[0]:.3g}, not below the cutoff {cutoff:g}")
+    w, most = start, loss(start).max().item()
+    if not most < cutoff:
+        raise ValueError(f"the loss at start is up to {most:.3g}, not below the cutoff {cutoff:g}")
     found = []
     for step in range(burn_in + steps):
         if step % 2:
-            line = torch.randn(chains, size, generator=generator, dtype=w.dtype) @ shape
+            normal = torch.randn(chains, size, generator=generator, dtype=w.dtype)
+            line = (normal[:, None] @ shape)[:, 0]
         else:
             which = torch.randint(size, (chains,), generator=generator)
             line = torch.eye(size, dtype=w.dtype)[which]
@@ -62,10 +64,10 @@ def losses_below(
 def _shape(curvature: Tensor | None, cutoff: float, reach: float, like: Tensor) -> Tensor:
     """Directions scaled by how far the loss stays below the cutoff along them, box at most."""
     if curvature is None:
-        return torch.eye(len(like), dtype=like.dtype)
+        return torch.eye(like.shape[-1], dtype=like.dtype)
     values, vectors = torch.linalg.eigh(curvature.to(like))
     width = (cutoff / values.clamp_min(cutoff / reach**2)).sqrt()
-    return width[:, None] * vectors.mT
+    return width[..., None] * vectors.mT
 
 
 def _step(

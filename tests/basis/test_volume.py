@@ -11,7 +11,7 @@ from mi_helpers.basis import learning_coefficient, losses_below
 
 
 def origin(size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.float64)
+    return torch.zeros(256, size, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -39,6 +39,16 @@ def test_a_product_grows_as_its_integral_says(cutoff: float) -> None:
     a = math.log(cutoff**-0.5)
     found = learning_coefficient(losses_below(loss, origin(2), cutoff, steps=400), cutoff)
     assert found.value == pytest.approx(0.5 * (1 + a) / (2 + a), rel=0.05)
+
+
+def test_chains_keep_to_their_own_loss() -> None:
+    """Half of the chains on one square, half on three, each with its own curvature."""
+    used = torch.tensor([[1.0, 0, 0], [1, 1, 1]], dtype=torch.float64).repeat_interleave(128, 0)
+    drawn = losses_below(
+        lambda w: (used * w**2).sum(1), origin(3), 1e-4, curvature=used.diag_embed()
+    )
+    for half, known in zip(drawn.split(128, dim=1), (0.5, 1.5), strict=True):
+        assert learning_coefficient(half, 1e-4).value == pytest.approx(known, rel=0.07)
 
 
 def test_a_quartic_counts_a_quarter() -> None:

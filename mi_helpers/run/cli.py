@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     option("runs", nargs="*", metavar="RUN", help="names or folders")
     option("--paper", metavar="TEXT", help="only claims whose source has this in it")
     option("--out", type=Path, metavar="FOLDER", help="papermill_runs/scorecard")
-    option("--readme", action="store_true", help="renew the README's summary of the references")
+    option("--readme", action="store_true", help="renew the README's summary of the references, and its times")
 
     option = add(_diff, "diff", "compare two scorecards claim by claim; code 1 on a flip")
     option("a", metavar="A", help="a run's name, a folder, or a scorecard.json")

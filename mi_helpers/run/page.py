@@ -33,6 +33,7 @@ _CLASSES = {
     "undecided": "open",
     "not applicable": "skips",
 }
+_ROW = re.compile(r"^(\| \[(\d\d_\w+)\]\(.*\| )[^|]*\|$", re.MULTILINE)
 _BLOCK = re.compile(r"(?<=<!-- scorecard -->\n).*?(?=<!-- /scorecard -->)", re.DOTALL)
 
 
@@ -60,7 +61,7 @@ def write(table: Table, folder: Path) -> list[Path]:
 
 
 def write_readme(root: Path) -> bool:
-    """Renew the summary of the references in the README, and their scorecard.md.
+    """Renew the README's summary of the references and its times, and their scorecard.md.
 
     Returns False where there is nothing to do: no README, no markers in it, or no reference.
     """
@@ -68,7 +69,7 @@ def write_readme(root: Path) -> bool:
     text = file.read_text(encoding="utf-8") if file.is_file() and folder.is_dir() else ""
     if not _BLOCK.search(text):
         return False
-    write_atomic(file, _BLOCK.sub(lambda _: readme_table(root), text))
+    write_atomic(file, with_times(_BLOCK.sub(lambda _: readme_table(root), text), root))
     write_atomic(folder / "scorecard.md", markdown(scorecard.collect([folder], root), folder))
     return True
 
@@ -77,6 +78,18 @@ def readme_table(root: Path) -> str:
     """The summary of the committed references, with a link to all of them."""
     folder = root / "papermill_runs" / "reference"
     return _fill("readme.md", scorecard.collect([folder], root), root)
+
+
+def with_times(readme: str, root: Path) -> str:
+    """The README with how long each notebook's reference took to run, in minutes, in the last
+    column of its tables of notebooks; a notebook without a reference keeps what stands there."""
+    runs = scorecard.read(root / "papermill_runs" / "reference", root)
+    minutes = {run.notebook: max(1, round(run.seconds / 60)) for run in runs if run.file}
+
+    def timed(row: re.Match[str]) -> str:
+        return f"{row[1]}{minutes[row[2]]} min |" if row[2] in minutes else row[0]
+
+    return _ROW.sub(timed, readme)
 
 
 def _fill(template: str, table: Table, base: Path, **more: Any) -> str:

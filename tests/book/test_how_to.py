@@ -88,7 +88,7 @@ def test_a_reader_who_copies_everything_gets_through(
             exec(compile(content, f"{page.name}", "exec"), names)
         elif language == "console":
             done = subprocess.run(
-                ["sh", "-e", "-c", content], capture_output=True, text=True, timeout=240
+                ["sh", "-e", "-c", content], capture_output=True, text=True, timeout=900
             )
             assert done.returncode == 0, f"{content}{done.stdout[-2000:]}{done.stderr[-2000:]}"
         else:

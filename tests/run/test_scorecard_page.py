@@ -301,6 +301,17 @@ def test_the_readmes_summary_is_that_of_the_committed_references() -> None:
     readme = (here / "README.md").read_text(encoding="utf-8")
     expected = scorecard_page.readme_table(here)
     assert f"<!-- scorecard -->\n{expected}<!-- /scorecard -->" in readme, "mi scorecard --readme"
+    assert scorecard_page.with_times(readme, here) == readme, "mi scorecard --readme"
+
+
+def test_the_times_in_a_readme_are_those_of_the_references(root: Path) -> None:
+    (root / "notebooks/00_topic.ipynb").write_text(json.dumps({"cells": []}))
+    file = root / "papermill_runs/reference/m-2/00_topic.json"
+    slow = json.loads(file.read_text()) | {"seconds": 151.0}
+    slow["inputs"]["parameters"].pop("MODEL", None)
+    file.write_text(json.dumps(slow))
+    rows = "| [00_topic](a.ipynb) | what? | {} |\n| [01_new](b.ipynb) | why? | 9 min |\n"
+    assert scorecard_page.with_times(rows.format("1 min"), root) == rows.format("3 min")
 
 
 class Browser:

@@ -3,6 +3,7 @@
 BIN := .venv/bin
 TL4 := .venv-tl4/bin
 PIP := -m pip install --quiet --quiet --disable-pip-version-check
+LAB := .venv/share/jupyter/lab/settings
 NOTEBOOKS ?=
 ARGS ?=
 
@@ -47,8 +48,13 @@ test-fast: setup  ## the tests without the notebooks
 test-tl4: setup .venv-tl4/.installed  ## the fast tests on transformer-lens 4, in .venv-tl4
 	@$(TL4)/python -m pytest --ignore=tests/notebooks $(ARGS)
 
-lab: setup  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+lab: setup $(LAB)/overrides.json  ## open the README in JupyterLab; its tables lead to the notebooks
+	@$(BIN)/jupyter lab README.md
+
+# Markdown opens as a page to read, in this .venv alone.
+$(LAB)/overrides.json: .venv/.installed
+	@mkdir -p $(LAB)
+	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"markdown": "Markdown Preview"}}}' > $@
 
 render: setup  ## execute the notebooks in place and store their outputs; needs Chrome or Chromium
 	@$(BIN)/mi render $(NOTEBOOKS) $(ARGS)

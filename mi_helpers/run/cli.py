@@ -7,6 +7,7 @@ named by date and time; a sweep goes on where it was stopped. Both leave a score
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -119,7 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     option("runs", nargs="*", metavar="RUN", help="names or folders")
     option("--paper", metavar="TEXT", help="only claims whose source has this in it")
     option("--out", type=Path, metavar="FOLDER", help="papermill_runs/scorecard")
-    option("--readme", action="store_true", help="renew the README's summary of the references, and its times")
+    option(
+        "--readme",
+        action="store_true",
+        help="renew the README's summary of the references, and its times",
+    )
 
     option = add(_diff, "diff", "compare two scorecards claim by claim; code 1 on a flip")
     option("a", metavar="A", help="a run's name, a folder, or a scorecard.json")
@@ -229,7 +234,7 @@ def _work(
     jobs: int = 1,
     scheduler: str | None = None,
 ) -> None:
-    """Run what is to do under a progress bar; each outcome is one line."""
+    """Run what is to do under a progress bar; each outcome is a line, and where to look another."""
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
     to_do, told = len(work.to_do(retry)), time.monotonic()
@@ -242,6 +247,9 @@ def _work(
             for job, outcome in work.work(spread, minutes=minutes, retry=retry, **more):
                 bar.update()
                 tqdm.write(f"{outcome.state}  {job}: {outcome.text}")
+                if outcome.state == "done":
+                    kept = work.folder / "runs" / job.folder / f"{job.path.stem}.ipynb"
+                    tqdm.write(f"      to read it: {os.path.relpath(kept)}")
                 if time.monotonic() - told > SUMMARY_S:
                     _summarise(work.folder, root)
                     told = time.monotonic()

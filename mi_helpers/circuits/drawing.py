@@ -1,6 +1,6 @@
-"""Draws a circuit: layers upward, edges as wide as their score is large, colours for its sign."""
+"""Draws a circuit: nodes in rows by layer, edges as arrows, wide where the score is large."""
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,9 @@ from ..panels import COLOURS
 from .graph import Circuit, Graph
 
 LEVELS = 5  # widths of edges, and stops of the slider
-_UNIT = 75  # pixels from head to head
-_PORT = {"q": -0.16, "k": 0.0, "v": 0.16}  # where an edge enters a head
+UNIT, ROW = 75, 50  # pixels from head to head, and from row to row
+PORT = {"q": -0.13, "k": 0.0, "v": 0.13}  # where an edge enters a head
+COLOUR = {"lowers": COLOURS[0], "raises": COLOURS[1], "": "#777777"}
 Point = tuple[float, float]
 
 
@@ -23,69 +24,60 @@ def draw(
     sweeps: int = 4,
 ) -> go.Figure:
     """The circuit as a figure: embedding at the bottom, output at the top, a row for each layer's
-    heads and above it its MLP. Edges enter a head from the left as q, in the middle as k, from the
-    right as v; on grouped-query models a key or value edge goes to every head that shares it.
+    heads and above it its MLP. An arrow enters a head at its mark q, k or v. On grouped-query
+    models an edge into a shared key or value is one arrow, into the first head that reads it, and
+    a dotted line joins the heads that share.
 
-    With `scores` (a table with `edge` and `column`), width is the absolute score in five steps,
-    blue is positive and orange negative, and a slider hides the weaker edges. Hovering shows the
-    numbers. Rows are ordered in a few `sweeps` so that nodes stand near those they talk to.
+    With `scores` (a table with `edge` and `column`, the change of a metric when the edge is
+    removed), width is the absolute score in five steps; removal of a blue edge lowers the metric,
+    of an orange one raises it; a slider hides the weaker edges. Hovering shows the numbers. Rows
+    are ordered in a few `sweeps` so that nodes stand near those they talk to. A picture says
+    nothing about how good a circuit is: put its faithfulness in the `title`.
 
     Raises ValueError for an empty circuit, and for more than 1500 edges.
     """
     if not 0 < len(circuit) <= 1500:
         raise ValueError(f"the circuit has {len(circuit)} edges; up to 1500 can be drawn")
     lines = _lines(circuit, scores, column)
-    at = _layout(circuit.graph, lines, sweeps)
+    at = _layout(lines, sweeps)
     figure = go.Figure()
-    for level in range(LEVELS):
-        for positive in (True, False):
-            part = lines[(lines["level"] == level) & (lines["positive"] == positive)]
-            _add_edges(figure, part, at, level, positive, scores is not None)
+    for (level, effect), part in lines.groupby(["level", "effect"]):
+        _add_arrows(figure, part, at, int(level), str(effect))
+    _add_shared(figure, circuit.graph, at)
+    _add_marks(figure, lines, at)
     _add_nodes(figure, circuit, at)
-    if scores is not None and lines["level"].nunique() > 1:
-        figure.update_layout(sliders=[_slider(lines)])
-    rows = len({y for _, y in at.values()})
-    xs = [x for trace in figure.data for x in trace.x if x is not None]
-    middle, wide = (min(xs) + max(xs)) / 2, max(max(xs) - min(xs) + 1.2, 6.0)
-    figure.update_xaxes(visible=False, range=[middle - wide / 2, middle + wide / 2])
-    figure.update_yaxes(visible=False)
-    return figure.update_layout(
-        title=title,
-        width=int(min(1100, _UNIT * wide + 40)),
-        height=int(min(1000, 50 * rows + 140)),
-        margin={"l": 20, "r": 20, "t": 50 if title else 20, "b": 20},
-        plot_bgcolor="white",
-        hovermode="closest",
-    )
+    if lines["level"].nunique() > 1:
+        figure.update_layout(sliders=[_slider(figure, lines)])
+    return _framed(figure, at, title)
 
 
 def _lines(circuit: Circuit, scores: pd.DataFrame | None, column: str) -> pd.DataFrame:
-    """One line per drawn edge: sender, node (where it enters), port, score, level, positive."""
-    graph = circuit.graph
+    """One line per edge: edge, sender, node (where it enters), port, score, level, effect."""
     value = {} if scores is None else dict(zip(scores["edge"], scores[column], strict=True))
     nodes, rows = set(circuit.nodes), []
     for edge in circuit:
         sender, receiver = edge.split(" -> ")
-        for node, port in _entries(graph, receiver, nodes):
-            rows.append((edge, sender, node, port, float(value.get(edge, 0.0))))
+        node, port = _entry(circuit.graph, receiver, nodes)
+        rows.append((edge, sender, node, port, float(value.get(edge, 0.0))))
     lines = pd.DataFrame(rows, columns=["edge", "sender", "node", "port", "score"])
     if scores is None:
-        return lines.assign(level=1, positive=True)
+        return lines.assign(level=1, effect="")
     size = lines["score"].abs()
     level = np.floor(LEVELS * np.sqrt(size / max(size.max(), 1e-30))).clip(upper=LEVELS - 1)
-    return lines.assign(level=level.astype(int), positive=lines["score"] >= 0)
+    effect = np.where(lines["score"] < 0, "lowers", "raises")
+    return lines.assign(level=level.astype(int), effect=effect)
 
 
-def _entries(graph: Graph, receiver: str, nodes: set[str]) -> list[tuple[str, str]]:
-    """The nodes that a receiver belongs to, and the port; heads of the circuit, or else the first
-    head that reads it."""
+def _entry(graph: Graph, receiver: str, nodes: set[str]) -> tuple[str, str]:
+    """The node that a receiver belongs to, and the port: of several heads that share a key or a
+    value, the first in the circuit."""
     parts = receiver.split(".")
     if len(parts) < 3:
-        return [(receiver, "")]
+        return receiver, ""
     layer, number, port = parts
     share = 1 if port == "q" else graph.n_heads // graph.n_kv
     heads = [f"{layer}.{int(number) * share + i}" for i in range(share)]
-    return [(head, port) for head in heads if head in nodes] or [(heads[0], port)]
+    return next((head for head in heads if head in nodes), heads[0]), port
 
 
 def _height(name: str) -> float:
@@ -95,7 +87,7 @@ def _height(name: str) -> float:
     return layer + 0.5 * (name[0] == "M")
 
 
-def _layout(graph: Graph, lines: pd.DataFrame, sweeps: int) -> dict[str, Point]:
+def _layout(lines: pd.DataFrame, sweeps: int) -> dict[str, Point]:
     """Places of all nodes: rows by height, in a row by the mean place of the neighbours."""
     names = list(dict.fromkeys([*lines["sender"], *lines["node"]]))
     names.sort(key=lambda n: (_height(n), int(n.split(".")[1]) if "." in n else 0))
@@ -125,70 +117,124 @@ def _bow(start: Point, end: Point) -> tuple[list[float], list[float]]:
     side = 1.0 if end[0] + start[0] >= 0 else -1.0
     bend = side * 0.16 * max(0.0, rise - 1) * (abs(end[0] - start[0]) < 1.5)
     x = start[0] + (end[0] - start[0]) * t + 4 * bend * t * (1 - t)
-    return [*x.round(3).tolist(), None], [*(start[1] + rise * t).round(3).tolist(), None]
+    return x.round(3).tolist(), (start[1] + rise * t).round(3).tolist()
 
 
-def _add_edges(
-    figure: go.Figure,
-    part: pd.DataFrame,
-    at: dict[str, Point],
-    level: int,
-    positive: bool,
-    scored: bool,
+def _add_arrows(
+    figure: go.Figure, part: pd.DataFrame, at: dict[str, Point], level: int, effect: str
 ) -> None:
-    """One trace for all edges of a width and sign, and one of points that carry the hover text."""
-    xs: list[float] = []
-    ys: list[float] = []
-    middles: list[tuple[float, float]] = []
+    """A trace of lines for all edges of one width and colour, and one of their heads, which carry
+    the hover text, as does a point half-way."""
+    xs, ys, points = list[float | None](), list[float | None](), list[tuple[float, float, float]]()
     for line in part.itertuples():
         end = at[line.node]
-        x, y = _bow(at[line.sender], (end[0] + _PORT.get(line.port, 0.0), end[1] - 0.2))
-        xs, ys = xs + x, ys + y
-        middles.append((x[6], y[6]))
-    colour = COLOURS[0 if positive else 1] if scored else "#777777"
-    width = 0.6 + 1.1 * level
+        tip = end[0] + PORT.get(line.port, 0.0), end[1] - 0.4
+        x, y = _bow(at[line.sender], tip)
+        xs, ys = [*xs, *x, None], [*ys, *y, None]
+        slope = math.atan2((x[-1] - x[-3]) * UNIT, (y[-1] - y[-3]) * ROW)  # 0: upwards
+        points += [(x[6], y[6], 0.0), (x[-1], y[-1], math.degrees(slope))]
+    style = {"meta": level, "showlegend": False}
+    opacity = 0.35 + 0.13 * level
     figure.add_scatter(
-        x=xs, y=ys, mode="lines", hoverinfo="skip", showlegend=False, opacity=0.35 + 0.13 * level,
-        line={"color": colour, "width": width},
+        x=xs, y=ys, mode="lines", hoverinfo="skip", opacity=opacity,
+        line={"color": COLOUR[effect], "width": 0.6 + 1.1 * level}, **style,
     )  # fmt: skip
-    text = [f"{row.edge}<br>{row.score:.3g}" if scored else row.edge for row in part.itertuples()]
+    text = [f"{row.edge}<br>{row.score:.3g}" if effect else row.edge for row in part.itertuples()]
+    x, y, angle = zip(*points, strict=True)
+    marker = {"symbol": ["circle", "arrow"] * len(part), "angle": angle, "color": COLOUR[effect]}
+    marker |= {"size": 7 + 1.5 * level, "opacity": [0.0, min(1.0, opacity + 0.3)] * len(part)}
+    twice = [label for label in text for _ in range(2)]
     figure.add_scatter(
-        x=[x for x, _ in middles], y=[y for _, y in middles], text=text, mode="markers",
-        hoverinfo="text", showlegend=False, marker={"size": 9, "color": colour, "opacity": 0},
+        x=x, y=y, mode="markers", text=twice, hoverinfo="text", marker=marker, **style
+    )
+    if effect and effect not in {trace.legendgroup for trace in figure.data}:
+        name, line = f"removal {effect} the metric", {"color": COLOUR[effect], "width": 3}
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=name)
+        figure.data[-1].legendgroup = effect
+
+
+def _add_shared(figure: go.Figure, graph: Graph, at: dict[str, Point]) -> None:
+    """Dotted lines between heads with the same keys and values."""
+    if graph.n_kv == graph.n_heads:
+        return
+    groups: dict[tuple[str, int], list[Point]] = {}
+    for name, place in at.items():
+        if "." in name:
+            layer, head = name.split(".")
+            groups.setdefault((layer, int(head) * graph.n_kv // graph.n_heads), []).append(place)
+    xs, ys = list[float | None](), list[float | None]()
+    for places in (sorted(places) for places in groups.values() if len(places) > 1):
+        xs, ys = [*xs, *(x for x, _ in places), None], [*ys, *(y for _, y in places), None]
+    if xs:
+        figure.add_scatter(
+            x=xs, y=ys, mode="lines", hoverinfo="skip", name="shared keys and values",
+            line={"color": "#555555", "width": 1.5, "dash": "dot"},
+        )  # fmt: skip
+
+
+def _add_marks(figure: go.Figure, lines: pd.DataFrame, at: dict[str, Point]) -> None:
+    """The letters q, k and v where arrows enter."""
+    used = lines[lines["port"] != ""].drop_duplicates(["node", "port"])
+    figure.add_scatter(
+        x=[at[line.node][0] + PORT[line.port] for line in used.itertuples()],
+        y=[at[line.node][1] - 0.24 for line in used.itertuples()],
+        text=used["port"].tolist(), mode="text", textfont={"size": 9, "color": "#333333"},
+        hoverinfo="skip", showlegend=False,
     )  # fmt: skip
 
 
 def _add_nodes(figure: go.Figure, circuit: Circuit, at: dict[str, Point]) -> None:
+    """Heads as circles, the others as squares; below the marks, so that these can be read."""
     names = list(at)
     heads = ["." in name for name in names]
     sent = dict(zip(circuit.graph.senders, circuit.kept.sum(1).tolist(), strict=True))
-    colours = ["#DCEAF7" if head else "#FBE8D3" for head in heads]
     figure.add_scatter(
         x=[at[name][0] for name in names],
         y=[at[name][1] for name in names],
         text=[name.removeprefix("A") for name in names],
         hovertext=[f"{name}: {sent.get(name, 0)} edges leave it" for name in names],
         mode="markers+text",
-        textfont={"size": 11},
+        textfont={"size": 10},
+        textposition="middle center",
         hoverinfo="text",
         showlegend=False,
         marker={
-            "size": [30 if "." in name or name[0] == "M" else 42 for name in names],
+            "size": [34 if head else 28 if name[0] == "M" else 36
+                     for head, name in zip(heads, names, strict=True)],
             "symbol": ["circle" if head else "square" for head in heads],
-            "color": colours,
+            "color": ["#DCEAF7" if head else "#FBE8D3" for head in heads],
             "opacity": 1,
             "line": {"color": "#555555", "width": 1},
         },
-    )
+    )  # fmt: skip
+    marks, nodes = figure.data[-2:]
+    figure.data = (*figure.data[:-2], nodes, marks)
 
 
-def _slider(lines: pd.DataFrame) -> dict:
-    """A slider that hides all edges below a width; two traces for each width and sign."""
+def _slider(figure: go.Figure, lines: pd.DataFrame) -> dict:
+    """A slider that hides all edges below a width."""
     steps = []
     for lowest in range(LEVELS):
-        shown: Sequence[bool] = [level >= lowest for level in range(LEVELS) for _ in range(4)]
         least = lines["score"].abs().max() * (lowest / LEVELS) ** 2
-        visible = [*shown, True]
+        visible = [trace.meta is None or trace.meta >= lowest for trace in figure.data]
         steps.append({"method": "restyle", "label": f"{least:.2g}", "args": ["visible", visible]})
     return {"steps": steps, "currentvalue": {"prefix": "edges of absolute score from "},
             "pad": {"t": 10, "b": 10}, "len": 0.6, "x": 0.2}  # fmt: skip
+
+
+def _framed(figure: go.Figure, at: dict[str, Point], title: str | None) -> go.Figure:
+    """Axes around all of it, and a size in pixels that fits it."""
+    rows = len({y for _, y in at.values()})
+    xs = [x for trace in figure.data for x in trace.x if x is not None]
+    middle, wide = (min(xs) + max(xs)) / 2, max(max(xs) - min(xs) + 1.2, 6.0)
+    figure.update_xaxes(visible=False, range=[middle - wide / 2, middle + wide / 2])
+    figure.update_yaxes(visible=False, range=[-1, rows])
+    return figure.update_layout(
+        title=title,
+        width=int(min(1100, UNIT * wide + 40)),
+        height=int(min(1200, ROW * rows + 170)),
+        margin={"l": 20, "r": 20, "t": 75 if title else 45, "b": 20},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        plot_bgcolor="white",
+        hovermode="closest",
+    )

@@ -44,6 +44,7 @@ Streams = Float[Tensor, "row reader prompt pos d_model"]
 Heads = Float[Tensor, "row prompt pos head d_head"]
 
 CHUNK = 2**20  # numbers in streams that are made together; more would leave the processor's cache
+FEW = 20  # adding one edge's values takes as long as this many multiplied and added in a matrix
 LAST = slice(-1, None)
 
 
@@ -79,6 +80,7 @@ class _Step:
     live_senders: Bool[np.ndarray, "sender"]
     live_receivers: Bool[np.ndarray, "receiver"]
     moved: dict[int, Stream] = field(default_factory=dict)
+    beyond: Float[Tensor, "sender prompt pos d_model"] | None = None  # value minus ablated value
 
 
 class Wiring:
@@ -146,6 +148,8 @@ class Wiring:
                 run.
         """
         step = self._begin(removed, state or self.start())
+        if state is None and len(step.new.removed) == 1 and self.at is None:
+            step.beyond = None if removed.requires_grad else -self.shift
         for group in self.graph.groups:
             todo = self._todo(group, step)
             if not todo:
@@ -162,6 +166,8 @@ class Wiring:
                 before = step.old.moved.get(sender)
                 step.moved[sender] = value if before is None else value - before
                 step.new.moved[sender] = value
+                if step.beyond is not None:
+                    step.beyond[sender] += value[0]
         return step.new
 
     def logits(self, state: State) -> Float[Tensor, "row prompt d_vocab"]:
@@ -217,6 +223,9 @@ class Wiring:
         old stream + change of removed · (shift - moved before) + (1 - removed) · moved just now.
         """
         n, old = group.parents, step.old
+        if step.beyond is not None:
+            kept = 1 - _columns(step.new.removed[0, :n][None], readers)[0]
+            return self._from_ablated(group, kept, at, step.beyond)
         point = self.points[group][None, :, at]
         streams = _stack([old.streams.get(r, point) for r in readers])
         change, share = (_columns(x[:, :n], readers) for x in (step.change, step.new.removed))
@@ -245,6 +254,30 @@ class Wiring:
         if self.at is None and everything.any():  # the ablated stream itself, without rounding
             whole = rearrange(everything, "row reader -> row reader 1 1 1").to(streams.device)
             streams = torch.where(whole, self.ends[group][:, at], streams)
+        return streams
+
+    def _from_ablated(
+        self, group: Group, kept: Float[Tensor, "sender reader"], at: slice, beyond: Tensor
+    ) -> Streams:
+        """The same streams from the other end, for one row that starts from the clean run:
+
+        ablated stream + sum over kept edges of (value in this run - ablated value).
+
+        Circuits are small, so few edges are added; each costs `FEW` times what it does in a matrix
+        product of all senders by all readers.
+        """
+        streams = self.ends[group][:, at].expand_as(self.points[group][:, at])
+        streams = repeat(
+            streams, "prompt pos model -> 1 reader prompt pos model", reader=kept.shape[1]
+        )
+        senders = kept.any(1).nonzero().flatten().tolist()
+        if FEW * int(kept.count_nonzero()) > kept.numel():
+            return _mix(streams, kept[None], beyond[None, : len(kept), :, at])
+        streams = streams.clone()
+        for u in senders:
+            where = kept[u].nonzero().flatten().to(streams.device)
+            share = kept[u][kept[u] != 0].to(streams)[:, None, None, None]
+            streams[0].index_add_(0, where, share * beyond[u, :, at])
         return streams
 
     def _where(self, values: Tensor, at: slice) -> Tensor:

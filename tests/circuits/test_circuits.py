@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mi_helpers import circuits, load_model, patching
+from mi_helpers.circuits import wiring as wiring_room
 from mi_helpers.circuits.discovery import receivers_of, senders_of, trials
 from mi_helpers.circuits.graph import Circuit, Graph, greedy, top
 from mi_helpers.circuits.runs import CircuitRuns, record
@@ -430,6 +431,21 @@ def test_pruned_circuits_run_as_unpruned_ones():
     np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.parametrize("few", [0.0, 1e9])  # one by one, or as one matrix product
+def test_circuits_built_from_the_ablated_end_run_as_from_the_clean_one(few, monkeypatch):
+    monkeypatch.setattr(wiring_room, "FEW", few)
+    runs = runs_of("llama")
+    for value in ("resample", "mean"):
+        ready = wire(runs, value)
+        for n in (20, 100, 300):
+            circuit = top(runs.graph, circuits.attribute(runs), n)
+            removed = runs.graph.exists & ~circuit.kept
+            expected = ready.logits(ready.remove(removed, ready.start()))
+            for _ in range(2):  # nothing that is reused is written to
+                found = ready.logits(ready.remove(removed))
+                np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-5)
+
+
 def test_granularity_and_component_widen_a_circuit():
     graph = Graph(2, 2, 2)
     circuit = Circuit.of(graph, ["embed -> A1.0.q", "A1.0 -> out"])
@@ -585,6 +601,32 @@ def test_a_drawing_has_every_node_and_edge_once():
     assert {text.split("<br>")[0] for text in hover} == set(circuit.edges)
     steps = figure.layout.sliders[0].steps
     assert all(len(step.args[1]) == len(figure.data) for step in steps)
-    assert figure.data[-1].y[list(figure.data[-1].text).index("out")] == max(figure.data[-1].y)
+    nodes = next(trace for trace in figure.data if trace.mode == "markers+text")
+    assert nodes.y[list(nodes.text).index("out")] == max(nodes.y)
     with pytest.raises(ValueError, match="0 edges"):
         circuits.draw(Circuit.of(graph, []))
+
+
+def test_an_edge_into_shared_keys_is_one_arrow():
+    graph = Graph(3, 4, 2)
+    edges = ["embed -> A1.1.k", "A1.2 -> out", "A1.3 -> out", "embed -> M2", "M2 -> out"]
+    figure = circuits.draw(Circuit.of(graph, edges))
+    arrows = [s for t in figure.data if t.mode == "markers" for s in t.marker.symbol]
+    assert arrows.count("arrow") == len(edges)
+    shared = [t for t in figure.data if t.name == "shared keys and values"]
+    assert [x for t in shared for x in t.x if x is not None] != []
+    marks = next(t for t in figure.data if t.mode == "text")
+    assert list(marks.text) == ["k"]
+
+
+def test_colours_say_what_removal_does():
+    graph = Graph(2, 2, 2)
+    scores = pd.DataFrame({"edge": graph.edges, "score": -1.0})
+    scores.loc[scores["edge"] == "M1 -> out", "score"] = 1.0
+    figure = circuits.draw(Circuit.full(graph), scores)
+    legend = {t.name: t.line.color for t in figure.data if t.x == (None,)}
+    assert len(legend) == 2
+    for trace in (t for t in figure.data if t.mode == "markers" and t.text):
+        edge = trace.text[0].split("<br>")[0]
+        effect = "raises" if edge == "M1 -> out" else "lowers"
+        assert trace.marker.color == legend[f"removal {effect} the metric"]

@@ -1,6 +1,7 @@
 """Draws a circuit: nodes in rows by layer, edges as arrows, wide where the score is large."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,12 +141,16 @@ def _add_arrows(
         line={"color": COLOUR[effect], "width": 0.6 + 1.1 * level}, **style,
     )  # fmt: skip
     text = [f"{row.edge}<br>{row.score:.3g}" if effect else row.edge for row in part.itertuples()]
-    x, y, angle = zip(*points, strict=True)
-    marker = {"symbol": ["circle", "arrow"] * len(part), "angle": angle, "color": COLOUR[effect]}
+    across, up, angle = zip(*points, strict=True)
+    marker: dict[str, Any] = {
+        "symbol": ["circle", "arrow"] * len(part),
+        "angle": angle,
+        "color": COLOUR[effect],
+    }
     marker |= {"size": 7 + 1.5 * level, "opacity": [0.0, min(1.0, opacity + 0.3)] * len(part)}
     twice = [label for label in text for _ in range(2)]
     figure.add_scatter(
-        x=x, y=y, mode="markers", text=twice, hoverinfo="text", marker=marker, **style
+        x=across, y=up, mode="markers", text=twice, hoverinfo="text", marker=marker, **style
     )
     if effect and effect not in {trace.legendgroup for trace in figure.data}:
         name, line = f"removal {effect} the metric", {"color": COLOUR[effect], "width": 3}

@@ -16,7 +16,14 @@ from mi_helpers import basis as ib
 from mi_helpers.basis.jacobians import activation_gram, jacobian_gram, pull_back
 from mi_helpers.communities import modules
 from mi_helpers.engine.stack import Stack, from_sequential
-from mi_helpers.toys.networks import ModularAddition, addition_pairs, block_network, linear_network
+from mi_helpers.toys.networks import (
+    ModularAddition,
+    addition_accuracy,
+    addition_pairs,
+    block_network,
+    linear_network,
+    trained_addition,
+)
 
 Kind = Literal["local", "global"]
 Mix = Literal["rotation", "invertible"]
@@ -596,6 +603,24 @@ def test_modular_addition_sections_compute_the_network() -> None:
             gram_of_next(basis, index, activations[index], index + 1),
             torch.eye(len(basis.boundaries[index].importance), dtype=torch.float64),
         )
+
+
+def test_counts_on_a_shipped_network_are_crossings() -> None:
+    """The protocol of arXiv 2405.10928 at a small size: each count is enough, one less is not."""
+    network, about = trained_addition(seed=0)
+    network = network.double()
+    train, test = addition_pairs(network.p, float(about["train_fraction"]), seed=0)
+    x, inputs = network.embed(train[:60]), network.embed(test[:100])
+    basis = ib.fit(network.sections(), x, last="identity", threshold=1e-15, relative=False)
+    E = ib.edges(basis, x, points="data")
+
+    def score(y: Tensor) -> float:
+        return addition_accuracy(y[:, 0], test[: len(y)], network.p)
+
+    target = score(basis.stack.run(inputs)) - 0.05
+    for section, found in enumerate(ib.needed(basis, E, inputs, score, 0.05)["edges"]):
+        curve = ib.ablate_edges(basis, E, inputs, section, [found - 1, found], score)["score"]
+        assert curve[0] < target <= curve[1]
 
 
 # Bad input.

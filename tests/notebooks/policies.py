@@ -19,7 +19,6 @@ UNCUT = frozenset(  # cells still to be cut; take a name out when it is done, ad
         "04_sensitive_directions",
         "05_sparse_autoencoders",
         "06_interaction_basis",
-        "07_degeneracy",
         "10_features_across_layers",
         "18_compact_proofs",
     }

@@ -14,7 +14,7 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
 5. `evaluation`: `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is
    spelt out; `curve` does so over sizes, `cpr` and `cmd` make one number of that; `completeness`
    and `minimality` look for missing and idle parts, `random_like` makes a control.
-6. `drawing`: `draw` shows it.
+6. `drawing`: `draw` shows it. `files`: `save` and `load` in the MIB benchmark's format.
 
 `wiring` runs a model with edges removed; only 3 to 5 call it.
 """
@@ -39,6 +39,7 @@ from .evaluation import (
     roc,
     summary,
 )
+from .files import load, save
 from .graph import Circuit, Graph, greedy, top
 from .probing import Probing, subnetwork_probing
 from .runs import CircuitRuns, record
@@ -64,11 +65,13 @@ __all__ = [
     "greedy_completeness",
     "head_importance",
     "ladder",
+    "load",
     "minimality",
     "overlap",
     "random_like",
     "record",
     "roc",
+    "save",
     "subnetwork_probing",
     "summary",
     "top",

@@ -28,6 +28,8 @@ from plotly.colors import sample_colorscale
 from plotly.io.base_renderers import MimetypeRenderer
 from plotly.subplots import make_subplots
 
+from .errors import explained
+
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 DIVERGING = [[0, "#0B3C7D"], [0.25, "#6AA6D8"], [0.5, "#FFFFFF"], [0.75, "#F2A65A"], [1, "#9C4A00"]]
 SEQUENTIAL = "Cividis"
@@ -310,9 +312,9 @@ class InteractiveAndStatic(MimetypeRenderer):
             if shared.chrome is not None:
                 shared.chrome.close()
             why = str(next(iter(error.args), type(error).__name__)).split("\n")[0]
-            warnings.warn(
+            message = (
                 f"Figures are interactive only, without PNG: {why} (Debian and Ubuntu: "
-                "apt-get install chromium; elsewhere: plotly_get_chrome)",
-                stacklevel=2,
+                "apt-get install chromium; elsewhere: plotly_get_chrome)"
             )
+            warnings.warn(explained("MI-E05", message), stacklevel=2)
             return None

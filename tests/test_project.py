@@ -119,6 +119,7 @@ def imports(path: Path) -> set[str]:
 
 # A room may import those in earlier lines, and no other; those of one line do not know each other.
 LAYERS = (
+    ("errors",),
     ("stats", "metrics", "communities"),
     ("models",),
     ("tasks",),

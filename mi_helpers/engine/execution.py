@@ -34,6 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..errors import explained
 from ..models.hooks import first, hooked, map_leaves
 from .packing import Packing, Segment, plan
 from .readout import Read, Results
@@ -66,7 +67,8 @@ def run(
     the table and what each metric read, [row, prompt, k, d_vocab or d_model].
 
     Raises ValueError, before any work, for an edit that cannot be made, naming its row; and
-    RuntimeError for an edit that did not happen or a result that is not finite.
+    RuntimeError for an edit that did not happen or a result that is not finite, MemoryError where
+    one pass of the model does not fit.
     """
     reads = {name: Read.of(base, name, metric) for name, metric in metrics.items()}
     if not reads:
@@ -86,7 +88,10 @@ def run(
     passes = list(plan(segments, at_once, n_pos, tokens))
     for packing in tqdm(passes, desc="interventions", leave=False, disable=len(passes) < 4):
         blocks = [slice(p, p + at_once) for p in range(0, n_prompts, at_once)]
-        parts = [_forward(base, packing, edits, reads.values(), block) for block in blocks]
+        try:
+            parts = [_forward(base, packing, edits, reads.values(), block) for block in blocks]
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(explained("MI-E06", f"out of memory: {error}")) from error
         found = {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
         results.add([segment.row for segment in packing.segments], found)
     _check_fired(edits)

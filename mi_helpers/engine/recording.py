@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from ..errors import explained
 from ..models.hooks import first, forward_as, hooked, map_leaves
 from ..models.sites import hook_name
 
@@ -59,7 +60,8 @@ class Run:
         whose attention and MLP run in parallel have no `resid_mid`)."""
         name = hook_name(site, layer)
         if name not in self.hooks:
-            raise ValueError(f"{self.model.cfg.architecture} has no hook {name}")
+            message = f"{self.model.cfg.architecture} has no hook {name}"
+            raise ValueError(explained("MI-E03", message))
         return self.hooks[name]
 
     def logits(self, pos: int | list[int] = -1) -> Float[Tensor, "prompt *k d_vocab"]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from ..errors import explained
 from .hooks import hooked
 
 SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "attn.hook_pattern")
@@ -28,6 +29,9 @@ Points = Mapping[str, HookPoint]
 
 class HookError(RuntimeError):
     """A hook of the model does not do what its name says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(explained("MI-E04", message))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..errors import explained
 from . import default as default_model
 from .catalogue import available_models, offline_choice
 
@@ -161,10 +162,11 @@ def _fetch_from_hub(name: str, revision: str | None, cache_dir: str | Path | Non
             allow_patterns=[*_TEXTS, *weights],
         )  # fmt: skip
     except hub.LocalEntryNotFoundError as error:
-        raise OSError(
+        message = (
             f"{name!r} is no local directory, is not in the local Hugging Face cache, and the hub "
             f"cannot be reached. {offline_choice()}"
-        ) from error
+        )
+        raise OSError(explained("MI-E07", message)) from error
     return Path(folder)
 
 

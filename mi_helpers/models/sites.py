@@ -2,6 +2,8 @@
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from ..errors import explained
+
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 HEAD_SITES = ("q", "k", "v", "z", "pattern")
 SITES = RESIDUAL_SITES + HEAD_SITES
@@ -10,7 +12,8 @@ SITES = RESIDUAL_SITES + HEAD_SITES
 def hook_name(site: str, layer: int) -> str:
     """The TransformerLens name of a site's hook. Raises ValueError for an unknown site."""
     if site not in SITES:
-        raise ValueError(f"unknown site {site!r}: choose one of {', '.join(SITES)}")
+        message = f"unknown site {site!r}: choose one of {', '.join(SITES)}"
+        raise ValueError(explained("MI-E03", message))
     return f"blocks.{layer}.{'attn.' if site in HEAD_SITES else ''}hook_{site}"
 
 

@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--readme",
         action="store_true",
-        help="renew the README's summary of the references, and its times",
+        help="renew the README's summary and times",
     )
 
     option = add(_diff, "diff", "compare two scorecards claim by claim; code 1 on a flip")

@@ -13,6 +13,7 @@ import nbformat
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
+from ..errors import explained
 from .execute import PLOTLY
 from .sweep import Sweep, write_atomic
 
@@ -31,10 +32,11 @@ def require_browser() -> None:
     from choreographer.browsers.chromium import Chromium
 
     if not Chromium.find_browser(skip_local=False):
-        raise ValueError(
+        message = (
             "stored notebooks need a PNG of each figure, and there is no Chrome or Chromium to draw"
             " it with. Debian and Ubuntu: apt-get install chromium. Elsewhere: plotly_get_chrome"
         )
+        raise ValueError(explained("MI-E05", message))
 
 
 def store(work: Sweep) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import tasks
+from ..errors import explained
 from ..models.loading import DEFAULT
 from ..models.sites import hook_name
 from .edits import place_of
@@ -138,13 +139,14 @@ def check(
     if found["explained"] > 0 and (not card or 1 / NEAR < found["l0"] / card < NEAR):
         return
     about = sae.cfg.metadata
-    raise ValueError(
+    message = (
         f"{name} does not fit {model.name}: FVU {1 - found['explained']:.2f} (below 1 is needed), "
         f"L0 {found['l0']:.0f}" + (f" (its card says {card:.0f})" if card else "") + ". Compare "
         f"hook ({point}); processing (trained on {about.model_name} with "
         f"{about.model_from_pretrained_kwargs or 'no options'}, here raw weights); "
         f"BOS (trained with it: {about.prepend_bos}; here first in each text, and left out)."
     )
+    raise ValueError(explained("MI-E08", message))
 
 
 def _card(sae: "SAE[Any]", name: str) -> float | None:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..errors import explained
 from ..metrics import logit_diff
 from ..stats import estimate, share
 from .tokens import Model, compare_tokens, next_token, number_duplicates, token_ids, token_labels
@@ -207,15 +208,17 @@ class PromptPairs:
 def _check_lengths(model: Model, clean: list[list[int]], corrupted: list[list[int]]) -> None:
     for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
         if len(a) != len(b):
-            raise ValueError(
+            message = (
                 f"prompt {i}: the clean prompt has {len(a)} tokens and the corrupted one {len(b)}, "
                 f"but patching needs equal lengths:\n{compare_tokens(model, a, b)}"
             )
+            raise ValueError(explained("MI-E01", message))
         if len(a) != len(clean[0]):
-            raise ValueError(
+            message = (
                 f"prompt {i} has {len(a)} tokens and prompt 0 has {len(clean[0])}, but all prompts "
                 f"of a set need one length:\n{compare_tokens(model, clean[0], a)}"
             )
+            raise ValueError(explained("MI-E01", message))
 
 
 def _answer(model: Model, prompt: str, answer: str | int) -> int:

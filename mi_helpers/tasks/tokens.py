@@ -7,6 +7,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from ..errors import explained
+
 Model = Any  # a TransformerBridge; not imported here because that takes seconds
 
 
@@ -120,8 +122,9 @@ def next_token(model: Model, prompt: str, answer: str) -> int:
     added = continuation(model, prompt, answer)
     if added is None or len(added) != 1:
         pieces = [readable(model, token) for token in token_ids(model, prompt + answer)[-4:]]
-        raise ValueError(
+        message = (
             f"the answer {answer!r} is not one token after {prompt[-40:]!r}: the text then ends in "
             f"{pieces}. Answers must be single tokens; most need a leading space"
         )
+        raise ValueError(explained("MI-E02", message))
     return added[0]

@@ -51,10 +51,12 @@ test-tl4: setup .venv-tl4/.installed  ## the fast tests on transformer-lens 4, i
 lab: setup $(LAB)/overrides.json  ## open the README in JupyterLab; its tables lead to the notebooks
 	@$(BIN)/jupyter lab README.md
 
-# Markdown opens as a page to read, in this .venv alone.
+# In this .venv alone: Markdown opens as a page to read, and nobody is asked about news.
+LAB_SETTINGS := {"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"markdown": "Markdown Preview"}}, \
+	"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
 $(LAB)/overrides.json: .venv/.installed
 	@mkdir -p $(LAB)
-	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"markdown": "Markdown Preview"}}}' > $@
+	@echo '$(LAB_SETTINGS)' > $@
 
 render: setup  ## execute the notebooks in place and store their outputs; needs Chrome or Chromium
 	@$(BIN)/mi render $(NOTEBOOKS) $(ARGS)

@@ -67,9 +67,9 @@ def _display(writer: Any, node: nodes.math_block) -> None:
 
 def _short(
     app: Sphinx, what: str, name: str, thing: object, options: object, given: str, result: str
-) -> tuple[str, str]:
+) -> tuple[str, str] | None:
     """A signature in which numpy's ArrayLike is called so, and not spelt out over ten lines."""
-    return (given or "").replace(_ARRAY_LIKE, "ArrayLike"), result
+    return (given.replace(_ARRAY_LIKE, "ArrayLike"), result) if given else None
 
 
 def _plain(

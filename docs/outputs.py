@@ -132,6 +132,7 @@ def frame(address: str, label: str) -> str:
 
 
 def with_heads(text: str) -> str:
-    """A claim that stands alone gets the column names of the claims table."""
-    bare = '<table class="mi-claims"><tbody>'
-    return text.replace(bare, f'<table class="mi-claims"><thead><tr>{_HEADS}</tr></thead><tbody>')
+    """Claims look like other tables; one that stands alone gets the claims table's column names."""
+    text = text.replace('<table class="mi-claims">', '<table class="mi-claims dataframe">')
+    head = f"<thead><tr>{_HEADS}</tr></thead>"
+    return text.replace('dataframe"><tbody>', f'dataframe">{head}<tbody>')

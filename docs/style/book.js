@@ -21,7 +21,7 @@
     // Narrower than its design by a third at most; below that the reader scrolls sideways.
     const width = Math.max(0.67 * own, Math.min(own, figure.clientWidth));
     const place = document.createElement("div");
-    place.setAttribute("role", "img");
+    place.setAttribute("role", "group");
     place.setAttribute("aria-label", picture.alt);
     figure.append(place);
     if (width > figure.clientWidth) figure.tabIndex = 0;
@@ -29,6 +29,14 @@
     await Plotly.newPlot(place, data, shown, { displaylogo: false });
     picture.remove();
     figure.dataset.live = "yes";
+  }
+
+  // What the theme leaves without a name, or with another one than it shows.
+  for (const button of document.querySelectorAll(".search-button-field")) {
+    button.removeAttribute("aria-label");
+  }
+  for (const toggle of document.querySelectorAll("nav summary")) {
+    toggle.setAttribute("aria-label", "Pages below this one");
   }
 
   const seen = new IntersectionObserver((entries) => {

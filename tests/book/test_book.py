@@ -151,7 +151,7 @@ def test_figures_come_alive_with_one_script(site: Path, page: browser.Page) -> N
     drawn = "[...document.querySelectorAll('.mi-figure')].every(f => f.querySelector('.main-svg'))"
     assert page.js(drawn)
     assert page.js("document.querySelectorAll('script[src*=plotly]').length") == 1
-    words = page.js("document.querySelector('.mi-figure [role=img]').getAttribute('aria-label')")
+    words = page.js("document.querySelector('.mi-figure [role=group]').getAttribute('aria-label')")
     assert "residual stream" in words
     assert page.js("window.complaints") == []
 

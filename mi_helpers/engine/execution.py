@@ -30,6 +30,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -78,14 +79,19 @@ def run(
     budget = max_memory or _free_memory(base.resid[0].device) // 4
     results = Results(base, len(edits), reads, budget, keep=return_tensors)
     segments = [
-        Segment(n, min(e.boundary for e in row), min(e.place.pos[0] for e in row), stop)
+        Segment(
+            row=n,
+            boundary=min(edit.boundary for edit in row),
+            start=min(edit.place.pos[0] for edit in row) if base.packs else 0,
+            stop=stop,
+        )
         for n, row in enumerate(edits)
         if row
     ]
     results.add([n for n, row in enumerate(edits) if not row], {})
     n_prompts, n_pos = base.tokens.shape
     at_once, tokens = _batch(base, segments, budget)
-    passes = list(plan(segments, at_once, n_pos, tokens))
+    passes = list(plan(segments, at_once, n_pos if base.packs else stop, tokens))
     for packing in tqdm(passes, desc="interventions", leave=False, disable=len(passes) < 4):
         blocks = [slice(p, p + at_once) for p in range(0, n_prompts, at_once)]
         try:
@@ -198,7 +204,12 @@ class _Pass:
                 return hidden
             if hasattr(value, "update"):
                 return self
-            return self._gather(value)[: len(hidden)] if isinstance(value, Tensor) else value
+            if not isinstance(value, Tensor):
+                return value
+            if self.base.is_key_bias(value):
+                bias = self._gather_key_bias(value)[: len(hidden)]
+                return bias.flatten(0, 1) if value.ndim == 3 else bias
+            return self._gather(value)[: len(hidden)]
 
         if kwargs.get("attention_mask", 0) is None:
             kwargs = {**kwargs, "attention_mask": self.causal_mask}
@@ -235,6 +246,17 @@ class _Pass:
         own = mask[:, :, self.pos[:, :, None], self.pos[:, None, :]]
         own = own.masked_fill(self.row[:, :, None] != self.row[:, None, :], low)
         return torch.cat([before, own], dim=-1).permute(2, 0, 1, 3, 4)
+
+    def _gather_key_bias(self, bias: Tensor) -> Float[Tensor, "sequence head 1 key"]:
+        """ALiBi's number for each head and key, at the keys that packed tokens attend to."""
+        if id(bias) not in self.gathered:
+            own = bias.unflatten(0, (len(self.base.tokens), -1)) if bias.ndim == 3 else bias
+            prefix = torch.arange(self.packing.prefix, device=bias.device)
+            keys = torch.cat([prefix.expand(len(self.pos), -1), self.pos], dim=1)
+            packed = own[self.prompts][..., keys]
+            packed = rearrange(packed, "prompt head 1 bin key -> (bin prompt) head 1 key")
+            self.gathered[id(bias)] = packed
+        return self.gathered[id(bias)]
 
     def update(self, k: Tensor, v: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Stands in for the model's cache: the recorded prefix, then the packed tokens."""

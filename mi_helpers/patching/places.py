@@ -25,8 +25,9 @@ def coordinates(
     Raises ValueError for a site, layer, position, role or head choice that does not exist.
     """
     cfg, by_head = runs.model.cfg, site in HEAD_SITES
-    if hook_name(site, 0) not in runs.model.hook_dict:
-        raise ValueError(f"{cfg.architecture} has no site {site!r}")
+    hook_name(site, 0)  # raises for an unknown site
+    if why := runs.model.missing_sites.get(site):
+        raise ValueError(f"{cfg.architecture} has no site {site!r}: {why}")
     if heads not in ("each", "all"):
         raise ValueError(f"heads is 'each' or 'all', got {heads!r}")
     chosen: Sequence[Any] = range(cfg.n_layers)

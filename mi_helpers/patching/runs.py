@@ -16,7 +16,6 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine, metrics
-from ..models.sites import SITES, hook_name
 from ..tasks.pairs import PromptPairs
 
 Direction = Literal["denoise", "noise"]
@@ -106,8 +105,8 @@ def gaussian(
 
 
 def _sites(model: TransformerBridge) -> list[str]:
-    """Every site that the architecture has."""
-    return [site for site in SITES if hook_name(site, 0) in model.hook_dict]
+    """Every site that works on the model."""
+    return list(model.sites)
 
 
 def measure(

@@ -7,6 +7,7 @@ named by date and time; a sweep goes on where it was stopped. Both leave a score
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are killed
     try:
         return options.act(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"mi {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -129,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     option = add(_diff, "diff", "compare two scorecards claim by claim; code 1 on a flip")
     option("a", metavar="A", help="a run's name, a folder, or a scorecard.json")
     option("b", metavar="B")
+    option = add(
+        _check, "check", "a model's passport: is it right here, and what can it be used for"
+    )
+    option("name", nargs="?", metavar="MODEL", help="default: smollm2-135m")
+    option("--revision", metavar="R", help="branch, tag or commit on the hub")
+    option("--dtype", metavar="T", help="float32, bfloat16 or float16; default: float32")
+    option("--json", action="store_true", help="as JSON")
     add(_models, "models", "list the models that load here")
     option = add(_fetch, "fetch", "download a model into the cache")
     option("name", nargs="?", metavar="NAME", help="default: smollm2-135m")
@@ -343,6 +351,20 @@ def _named(text: str, root: Path) -> Path:
     """The folder of a run's name, or a path."""
     folder = root / "papermill_runs" / text
     return folder if folder.is_dir() else Path(text)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ..models import DEFAULT
+    from ..models.agreement import HookError
+    from . import passport
+
+    name, more = options.name or DEFAULT, {"revision": options.revision, "dtype": options.dtype}
+    try:
+        about = passport.passport(name, execute.find_root(), **more)
+    except HookError as error:
+        raise ValueError(str(error)) from error
+    print(json.dumps(about, indent=1) if options.json else passport.as_text(about))
+    return 0
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -88,8 +88,8 @@ def resolve(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """The settings with models and notebooks that are paths relative to `base` made absolute."""
     found = dict(settings)
     if "models" in found:
-        models = _several("models", found["models"])
-        found["models"] = [path for name in models for path in _models(str(name), base)]
+        models = (_with_revision(model) for model in _several("models", found["models"]))
+        found["models"] = [path for name in models for path in _models(name, base)]
     if "notebooks" in found:
         names = (  # YAML reads 03 as a number
             f"{name:02d}" if isinstance(name, int) else str(name)
@@ -100,6 +100,15 @@ def resolve(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
             for n in names
         ]
     return found
+
+
+def _with_revision(model: Any) -> str:
+    """A model's name; `{name: …, revision: …}` becomes "name@revision"."""
+    if not isinstance(model, Mapping):
+        return str(model)
+    if set(model) != {"name", "revision"}:
+        raise ValueError(f"a model is a name, or has the keys name and revision, got {dict(model)}")
+    return f"{model['name']}@{model['revision']}"
 
 
 def _models(name: str, base: Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import default as default_model
+from ..models.hub import split_revision
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("numpy", "pandas", "torch", "transformers", "transformer-lens", "sae-lens", "plotly")
@@ -43,7 +44,8 @@ def weights(name: str) -> dict[str, str]:
         return {"sha256": default_model.GGUF_SHA256}
     if Path(name).is_dir():
         return {"sha256": sha256(p for p in Path(name).iterdir() if p.suffix in _WEIGHTS)}
-    config = try_to_load_from_cache(name, "config.json")
+    plain, revision = split_revision(name)
+    config = try_to_load_from_cache(plain, "config.json", revision=revision)
     return {"revision": Path(config).parent.name} if isinstance(config, str) else {}
 
 

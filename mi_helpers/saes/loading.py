@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from .. import tasks
 from ..errors import explained
-from ..models.loading import DEFAULT
+from ..models import DEFAULT, is_gpt2
 from ..models.sites import hook_name
 from .edits import place_of
 from .measures import activations, fit
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 SHIPPED = Path(__file__).parents[1] / "data" / "saes"
-PUBLISHED = {"gpt2": "gpt2-small-res-jb"}  # the sae-lens release that `available` lists by itself
+PUBLISHED = "gpt2-small-res-jb"  # the release of sae-lens that `available` lists for GPT-2
 END_TO_END = "apollo-research/e2e-saes-gpt2"  # on the hub, not in sae-lens; Braun et al. 2024
 NEAR = 3  # how many times the L0 of its card an SAE may have
 
@@ -44,11 +44,12 @@ def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame
         table = pd.read_json(Path(source or SHIPPED) / "quality.json")
         names = [str(Path(source) / name) if source else name for name in table["name"]]
         return table.assign(name=names)
-    if source or model.name in PUBLISHED:
-        rows = _of_release(str(source or PUBLISHED[model.name]))
+    gpt2 = is_gpt2(model)
+    if source or gpt2:
+        rows = _of_release(str(source or PUBLISHED))
     else:
         rows = pd.DataFrame(columns=["name", "kind", "layer", "k", "l0"])
-    if model.name == "gpt2" and not source:
+    if gpt2 and not source:
         rows = pd.concat([rows, _of_braun_all()], ignore_index=True)
     return rows
 

@@ -487,7 +487,7 @@ def test_other_errors():
     short = engine.record(model, corrupted[:, :5])
     with pytest.raises(ValueError, match="make the two equal"):
         run(base, [row | {"write": engine.patch(short)}])
-    with pytest.raises(ValueError, match=r"has no hook .*resid_mid"):
+    with pytest.raises(ValueError, match=r"resid_mid cannot be used here: .*parallel"):
         engine.record(tiny.bridge("phi"), clean, sites=["resid_mid"])
     with pytest.raises(ValueError, match="no rows"):
         engine.run(base, table([row]).iloc[:0], {"x": lambda v: v.sum(-1)})

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from mi_helpers.models import available_models, catalogue, load_model
+from mi_helpers.models import available_models, catalogue, hub, load_model
 from mi_helpers.models import default as default_model
-from mi_helpers.models import loading as models
-from mi_helpers.models.check import HookError, check_hooks
-from tests.tiny import FAMILIES, hf_model, tokenizer
+from mi_helpers.models.agreement import HookError
+from mi_helpers.models.check import missing_sites
+from mi_helpers.models.sites import hook_name
+from tests.tiny import hf_model, tokenizer
 
 TOKENS = torch.tensor([[5, 9, 33, 70, 12, 101]])
 
@@ -71,25 +72,13 @@ def save_in_hub_cache(cache: Path, name: str, revision: str) -> Path:
 # Models in memory and in directories
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_every_family_loads_and_computes_the_same(family: str, strict_no_network: None) -> None:
-    model = hf_model(family)
-    expected = model(TOKENS).logits
-    bridge = load_model(model, tokenizer=tokenizer())
-    torch.testing.assert_close(bridge(TOKENS), expected, rtol=1e-4, atol=1e-5)
-    assert not bridge.training
-    assert not any(parameter.requires_grad for parameter in bridge.parameters())
-    assert (bridge.cfg.n_layers, bridge.cfg.n_heads, bridge.cfg.d_model) == (4, 4, 32)
-    assert (bridge.cfg.d_head, bridge.cfg.d_vocab) == (8, 128)
-    assert bridge.tokenizer.encode("w5")[-1] == tokenizer().encode("w5")[-1]
-
-
 @torch.no_grad()
 def test_a_directory_loads_without_the_hub(tmp_path: Path, strict_no_network: None) -> None:
     directory = save(tmp_path / "my-model")
     bridge = load_model(directory)
     torch.testing.assert_close(bridge(TOKENS), hf_model("llama")(TOKENS).logits)
+    assert not bridge.training
+    assert not any(parameter.requires_grad for parameter in bridge.parameters())
     assert bridge.name == "my-model"
     assert bridge.cfg.n_key_value_heads == 2
     assert bridge.to_tokens("w1 w2").tolist() == [[0, 4, 5]]
@@ -158,12 +147,20 @@ def test_a_model_in_memory_is_taken_over_once() -> None:
         load_model(3, tokenizer=tokenizer())  # type: ignore[arg-type]
 
 
-def test_attention_is_made_eager() -> None:
-    model = AutoModelForCausalLM.from_config(hf_model("llama").config, attn_implementation="sdpa")
-    assert model.config._attn_implementation == "sdpa"
-    bridge = load_model(model, tokenizer=tokenizer())
-    config: Any = bridge.original_model.config
-    assert config._attn_implementation == "eager"
+class OwnLlama(LlamaForCausalLM):
+    """A user's own class: TransformerLens has never heard of it."""
+
+
+def test_a_model_in_memory_is_taken_as_it_is() -> None:
+    config: Any = hf_model("llama").config
+    config.architectures = None
+    for kind in (AutoModelForCausalLM.from_config, OwnLlama._from_config):
+        model = kind(config, attn_implementation="sdpa").train()
+        bridge = load_model(model, tokenizer=tokenizer())
+        assert bridge.cfg.architecture == "LlamaForCausalLM"
+        assert not model.training  # dropout would make every comparison fail
+        assert model.config._attn_implementation == "eager"
+        assert model.config.architectures is None
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -253,6 +250,9 @@ def test_a_cached_hub_model_loads_offline(tmp_path: Path, no_network: None) -> N
     save_in_hub_cache(tmp_path, "someone/tiny", "step1000")
     bridge = load_model("someone/tiny", revision="step1000", cache_dir=tmp_path)
     assert bridge.name == "someone/tiny@step1000"
+    assert load_model("someone/tiny@step1000", cache_dir=tmp_path).name == bridge.name
+    with pytest.raises(ValueError, match=r"names the revision 'step1000', and revision= is 'x'"):
+        load_model("someone/tiny@step1000", revision="x", cache_dir=tmp_path)
     with pytest.raises(OSError, match="hub cannot be reached"):
         load_model("someone/tiny", cache_dir=tmp_path)  # another revision is not in the cache
 
@@ -286,7 +286,7 @@ def test_only_one_form_of_the_weights_is_downloaded(
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    models.fetch("a/b", revision="step8")
+    hub.fetch("a/b", revision="step8")
     patterns = asked["allow_patterns"]
     assert isinstance(patterns, list)
     assert pattern in patterns
@@ -352,25 +352,54 @@ def _doubled(hook_point: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "hook", "message"),
+    ("fault", "layer", "site", "message"),
     [
-        (_deaf, "blocks.1.hook_mlp_out", "did not fire"),
-        (_deaf, "blocks.0.hook_resid_pre", "did not fire"),
-        (_stubborn, "blocks.3.attn.hook_z", "is ignored"),
-        (_stubborn, "blocks.1.attn.hook_pattern", "is ignored"),
-        (_noisy, "blocks.1.hook_resid_pre", "writing back the value it gave changes the logits"),
-        (_doubled, "blocks.0.attn.hook_pattern", "sums to 2, not to one"),
+        (_deaf, 1, "mlp_out", "did not fire"),
+        (_stubborn, 3, "z", "ignores what is written there"),
+        (_stubborn, 1, "pattern", "ignores what is written there"),
+        (_noisy, 1, "attn_out", "written back, changes the logits"),
+        (_doubled, 0, "pattern", "a row sums to 2, not 1"),
     ],
 )
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-def test_a_hook_that_lies_is_named(
-    family: str, fault: Callable[[torch.nn.Module], None], hook: str, message: str
+def test_a_site_whose_hook_lies_is_missing_with_the_reason(
+    family: str, fault: Callable[[torch.nn.Module], None], layer: int, site: str, message: str
 ) -> None:
     bridge = load_model(hf_model(family), tokenizer=tokenizer())
-    check_hooks(bridge)
-    fault(bridge.hook_dict[hook])
-    with pytest.raises(HookError, match=f"{hook}.*{message}"):
-        check_hooks(bridge)
+    assert missing_sites(bridge) == {}
+    name = hook_name(site, layer)
+    fault(bridge.hook_dict[name])
+    missing = missing_sites(bridge)
+    assert set(missing) - {"resid_mid"} == {site}
+    assert name in missing[site]
+    assert message in missing[site]
+    assert ("resid_mid" in missing) == (site == "attn_out")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(_deaf, "did not fire"), (_stubborn, "ignores"), (_noisy, "changes the logits, by")],
+)
+def test_without_the_residual_stream_there_is_no_model(
+    fault: Callable[[torch.nn.Module], None], message: str
+) -> None:
+    bridge = load_model(hf_model("llama"), tokenizer=tokenizer())
+    fault(bridge.hook_dict["blocks.1.hook_resid_pre"])
+    with pytest.raises(HookError, match=rf"blocks\.1\.hook_resid_pre .*{message}"):
+        missing_sites(bridge)
+
+
+def test_a_part_that_does_not_add_up_is_missing() -> None:
+    """An alias to what the MLP gives before its norm: it fires, and writes do something."""
+    bridge = load_model(hf_model("gemma2"), tokenizer=tokenizer())
+    bridge.hook_dict  # noqa: B018  # built once
+    shifted = {
+        f"blocks.{n}.hook_mlp_out": block.mlp.hook_out for n, block in enumerate(bridge.blocks)
+    }
+    known = {**bridge.hook_dict, **shifted}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(bridge), "hook_dict", property(lambda self: known))
+        assert "does not add up" in missing_sites(bridge)["mlp_out"]
 
 
 def test_the_check_leaves_no_hooks_behind() -> None:

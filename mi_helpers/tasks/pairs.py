@@ -210,15 +210,16 @@ def _check_lengths(model: Model, clean: list[list[int]], corrupted: list[list[in
         if len(a) != len(b):
             message = (
                 f"prompt {i}: the clean prompt has {len(a)} tokens and the corrupted one {len(b)}, "
-                f"but patching needs equal lengths:\n{compare_tokens(model, a, b)}"
+                "but patching needs equal lengths"
             )
-            raise ValueError(explained("MI-E01", message))
+            raise ValueError(f"{explained('MI-E01', message)}:\n{compare_tokens(model, a, b)}")
         if len(a) != len(clean[0]):
             message = (
                 f"prompt {i} has {len(a)} tokens and prompt 0 has {len(clean[0])}, but all prompts "
-                f"of a set need one length:\n{compare_tokens(model, clean[0], a)}"
+                "of a set need one length"
             )
-            raise ValueError(explained("MI-E01", message))
+            both = compare_tokens(model, clean[0], a)
+            raise ValueError(f"{explained('MI-E01', message)}:\n{both}")
 
 
 def _answer(model: Model, prompt: str, answer: str | int) -> int:

@@ -68,8 +68,11 @@ def _display(writer: Any, node: nodes.math_block) -> None:
 def _short(
     app: Sphinx, what: str, name: str, thing: object, options: object, given: str, result: str
 ) -> tuple[str, str] | None:
-    """A signature in which numpy's ArrayLike is called so, and not spelt out over ten lines."""
-    return (given.replace(_ARRAY_LIKE, "ArrayLike"), result) if given else None
+    """A signature of short names, in which numpy's ArrayLike is not spelt out over ten lines."""
+    if not given:
+        return None
+    text = given.replace(_ARRAY_LIKE, "ArrayLike")
+    return re.sub(r"~[\w.]+\.(\w+)", r"\1", text), result
 
 
 def _plain(

@@ -25,8 +25,10 @@
     place.setAttribute("aria-label", picture.alt);
     figure.append(place);
     if (width > figure.clientWidth) figure.tabIndex = 0;
-    const shown = { ...layout, width, dragmode: touch ? false : (layout.dragmode ?? "zoom") };
-    await Plotly.newPlot(place, data, shown, { displaylogo: false });
+    const dragmode = touch ? false : (layout.dragmode ?? "zoom"); // a finger scrolls the page
+    const shown = { ...layout, width, dragmode, modebar: { orientation: "v" } };
+    const bar = { displaylogo: false, displayModeBar: touch ? false : "hover" };
+    await Plotly.newPlot(place, data, shown, bar);
     picture.remove();
     figure.dataset.live = "yes";
   }

@@ -8,7 +8,8 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
    `greedy` make one of scores.
 2. `runs`: `record` runs the prompt pairs once; all that follows takes what it returns.
 3. `attribution`: `attribute` scores every edge, estimated from gradients (`eap`, `eap-ig`) or
-   measured (`exact`). `head_importance` sums the scores of a node's edges.
+   measured (`exact`). `scores`: `head_importance` sums those of a node's edges, `bootstrapped`
+   keeps those whose sign does not hang on the prompts.
 4. `discovery`, `probing`: `acdc` finds a circuit by removing edges (or whole heads) one at a time,
    `subnetwork_probing` by training masks.
 5. `evaluation`: `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is
@@ -19,7 +20,7 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
 `wiring` runs a model with edges removed; only 3 to 5 call it.
 """
 
-from .attribution import attribute, head_importance
+from .attribution import attribute
 from .discovery import Discovery, acdc
 from .drawing import draw
 from .evaluation import (
@@ -43,6 +44,7 @@ from .files import load, save
 from .graph import Circuit, Graph, greedy, top
 from .probing import Probing, subnetwork_probing
 from .runs import CircuitRuns, record
+from .scores import bootstrapped, head_importance
 
 __all__ = [
     "SHARES",
@@ -54,6 +56,7 @@ __all__ = [
     "Probing",
     "acdc",
     "attribute",
+    "bootstrapped",
     "cmd",
     "completeness",
     "cpr",

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -38,6 +39,8 @@ from .runs import (
 )
 from .wiring import wire
 
+CACHE = 64 * 10**6  # bytes of a contraction that stays in the processor's cache
+
 Method = Literal["eap", "eap-ig", "clean-corrupted", "exact"]
 
 
@@ -48,7 +51,8 @@ def attribute(
     value: Value = "resample",
     steps: int = 5,
     edges: Sequence[str] | None = None,
-    max_memory: int = 64 * 10**6,
+    per_prompt: bool = False,
+    max_memory: int = 2 * 10**9,
 ) -> pd.DataFrame:
     """A score for every edge: the change of the metric, mean over prompts, when it is removed.
 
@@ -60,13 +64,13 @@ def attribute(
         metric: a name, or a function of the last position's logits [row, prompt, d_vocab].
         value: what a removed edge carries, see `CircuitRuns.ablated`.
         edges: those wanted, for "exact" alone.
-        max_memory: bytes for the contraction, done in batches of prompts; small ones stay in the
-            processor's cache. The passes hold all prompts at once and grow with prompts times
-            tokens: 0.6 GB for 50 prompts of 41 tokens and four layers of width 512, 0.3 GB for 8
-            of 16 and GPT-2 small's size. Split a large set, and average the scores.
+        per_prompt: give every prompt's own scores, for `bootstrapped`; not for "exact".
+        max_memory: bytes that the passes may take; prompts are run in batches that stay below it,
+            of one prompt at least. The recorded runs come on top.
 
     Returns:
-        edge, sender, receiver, score; edges as in `Graph.edges`.
+        edge, sender, receiver, score; edges as in `Graph.edges`. With `per_prompt` also prompt, and
+        a line for every edge of every prompt.
 
     Raises:
         ValueError: KL with "eap", since its gradient is zero at the clean run; a metric that has no
@@ -76,7 +80,9 @@ def attribute(
     arXiv 2403.17806 (EAP-IG over inputs, there at left ends in place of midpoints).
     """
     if method == "exact":
-        return exact(runs, metric, value, edges, max_memory)
+        if per_prompt:
+            raise ValueError("per_prompt=True is for estimates: 'exact' gives means over prompts")
+        return exact(runs, metric, value, edges, min(max_memory, CACHE))
     shares = {"eap": [0.0], "clean-corrupted": [0.0, 1.0]}
     shares["eap-ig"] = [(step + 0.5) / steps for step in range(steps)]
     if method not in shares or not shares[method]:
@@ -86,27 +92,20 @@ def attribute(
     if method == "eap" and metric == "kl":
         raise ValueError("kl has zero gradient at the clean run: use 'eap-ig', or another metric")
     graph, function, source = runs.graph, runs.function(metric), runs.ablated(value)
-    scores = torch.zeros(graph.exists.shape, dtype=torch.float64)
-    clean, ablated = runs.clean.resid[0], source("resid_pre", 0)
-    for share in shares[method]:  # of the way from the clean to the ablated embeddings
-        tangent = gradients(runs, torch.lerp(clean, ablated.expand_as(clean), share), function)
-        scores += _contract(runs, tangent, source, max_memory) / len(shares[method])
-    return graph.table({"score": scores / len(runs.pairs)})
-
-
-def head_importance(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores of whole nodes from the scores of their edges: sender, layer, score, importance.
-
-    `score` is the sum over a node's edges. With "eap" it is exactly the gradient at the node times
-    its change, since a node's gradient is the sum of its readers'. `importance` is its absolute
-    value over the root of the sum of squares in its layer (the embedding is a layer by itself).
-    Source: Michel, Levy & Neubig 2019, arXiv 1905.10650; as in Conmy et al. 2023, appendix D.2.
-    """
-    table = scores.groupby("sender", sort=False, as_index=False)["score"].sum()
-    layer = table["sender"].str.extract(r"[AM](\d+)")[0].astype(float).fillna(-1).astype(int)
-    table.insert(1, "layer", layer)
-    norm = table["score"].pow(2).groupby(layer).transform("sum").pow(0.5)
-    return table.assign(importance=table["score"].abs() / norm.where(norm > 0, 1.0))
+    n_rows = len(runs.pairs) if per_prompt else 1  # a row for each prompt, or for their sum
+    scores = torch.zeros(n_rows, *graph.exists.shape, dtype=torch.float64)
+    clean = runs.clean.resid[0]
+    ablated = source("resid_pre", 0).expand_as(clean)
+    for prompts in _batches(len(clean), max_memory // _of_a_pass(runs)):
+        for share in shares[method]:  # of the way from the clean to the ablated embeddings
+            entering = torch.lerp(clean[prompts], ablated[prompts], share)
+            tangent = gradients(runs, entering, function, prompts)
+            _contract(scores, runs, tangent, source, prompts, min(max_memory, CACHE))
+    scores /= len(shares[method])
+    if not per_prompt:
+        return graph.table({"score": scores[0] / len(clean)})
+    each = {prompt: graph.table({"score": score}) for prompt, score in enumerate(scores)}
+    return pd.concat(each, names=["prompt"]).reset_index("prompt").reset_index(drop=True)
 
 
 @dataclass(eq=False)
@@ -122,8 +121,9 @@ def gradients(
     runs: CircuitRuns,
     entering: Float[Tensor, "prompt pos d_model"],
     metric: Callable[[Tensor], Tensor],
+    prompts: slice = slice(None),
 ) -> Tangent:
-    """One pass of the clean prompts, with `entering` in place of the embeddings, and back."""
+    """One pass of some clean prompts, with `entering` in place of their embeddings, and back."""
     model, found = runs.model, Tangent()
     taped: dict[tuple[str, int], Tensor] = {}
 
@@ -166,7 +166,9 @@ def gradients(
                 stack.enter_context(hooked(point, tape(site, layer)))
         for handle in handles:
             stack.callback(handle.remove)
-        score = metric(model(runs.clean.tokens)[None, :, -1]).sum()
+        logits = runs.clean.logits().detach().clone()  # a metric reads all prompts' logits
+        logits[prompts] = model(runs.clean.tokens[prompts])[:, -1]
+        score = metric(logits[None])[:, prompts].sum()
         if not score.requires_grad:
             raise ValueError("this metric has no gradient; take one that is smooth")
         slopes = torch.autograd.grad(score, list(taped.values()))
@@ -175,29 +177,44 @@ def gradients(
 
 
 def _contract(
-    runs: CircuitRuns, tangent: Tangent, source: Source, max_memory: int
-) -> Float[Tensor, "sender receiver"]:
-    """Sum over prompts and positions of sender change times gradient, for every edge."""
-    graph, weights = runs.graph, projections(runs.model)
-    scores = torch.zeros(graph.exists.shape, dtype=torch.float64)
-    for prompts in _batches(runs, max_memory):
-        base, other = (
-            _part(of, len(runs.pairs), prompts) for of in (runs.clean.activation, source)
-        )
-        shift = sender_shift(graph, weights, base, other).flatten(1)
-        for group in graph.groups:
-            at_receivers = _at_receivers(runs, group, tangent, weights, prompts)
-            found = shift[: group.parents] @ at_receivers.flatten(1).T
-            scores[: group.parents, group.receivers] += found.double().cpu()
-    return scores
-
-
-def _batches(runs: CircuitRuns, max_memory: int) -> Iterator[slice]:
-    """The prompts in parts whose contraction takes `max_memory` bytes."""
-    graph, (n, n_pos, width) = runs.graph, runs.clean.resid[0].shape
+    scores: Float[Tensor, "row sender receiver"],
+    runs: CircuitRuns,
+    tangent: Tangent,
+    source: Source,
+    prompts: slice,
+    max_memory: int,
+) -> None:
+    """Add, for every edge and for these prompts, which are those of the pass, the sum over
+    positions of sender change times gradient: to each prompt's row, or all to the only one."""
+    graph, weights, n = runs.graph, projections(runs.model), len(runs.pairs)
+    _, n_pos, width = runs.clean.resid[0].shape
     each = (len(graph.senders) + 6 * sum(graph.counts.values())) * n_pos * width * 4
-    size = max(1, max_memory // each)
-    return (slice(i, i + size) for i in range(0, n, size))
+    for own in _batches(len(range(n)[prompts]), max_memory // each):
+        some = slice(prompts.start + own.start, min(prompts.start + own.stop, prompts.stop))
+        base, other = (_part(of, n, some) for of in (runs.clean.activation, source))
+        shift = sender_shift(graph, weights, base, other)
+        for group in graph.groups:
+            slopes = _at_receivers(runs, group, tangent, weights, own)
+            before = shift[: group.parents]
+            if len(scores) == 1:
+                found = (before.flatten(1) @ slopes.flatten(1).T)[None]
+            else:
+                found = einsum(before, slopes, "u prompt pos d, r prompt pos d -> prompt u r")
+            at = some if len(scores) > 1 else slice(None)
+            scores[at, : group.parents, group.receivers] += found.double().cpu()
+
+
+def _of_a_pass(runs: CircuitRuns) -> int:
+    """About the bytes that a pass keeps of a prompt: 64 streams a layer, and its logits twice."""
+    _, n_pos, width = runs.clean.resid[0].shape
+    numbers = 64 * runs.graph.n_layers * n_pos * width + 2 * runs.model.cfg.d_vocab
+    return numbers * runs.clean.resid[0].element_size()
+
+
+def _batches(n: int, size: int) -> Iterator[slice]:
+    """`n` prompts in parts of `size`, of one at least."""
+    size = max(1, size)
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
 def _part(source: Source, n: int, prompts: slice) -> Source:

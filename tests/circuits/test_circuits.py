@@ -1,5 +1,7 @@
 """Circuits: graph, runs with edges removed, attribution, ACDC, evaluation, drawing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -216,6 +218,43 @@ def test_batches_of_prompts_add_up():
     whole = circuits.attribute(runs_of("qwen2"))
     parts = circuits.attribute(runs_of("qwen2"), max_memory=1)
     np.testing.assert_allclose(whole["score"], parts["score"], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_scores_by_prompt_are_those_of_each_prompt_alone(method):
+    model, data = tiny.bridge("qwen2"), pairs()
+    whole = circuits.attribute(record(model, data), method)
+    each = circuits.attribute(record(model, data), method, per_prompt=True)
+    means = each.groupby("edge", sort=False)["score"].mean()
+    assert means.index.tolist() == whole["edge"].tolist()
+    np.testing.assert_allclose(means, whole["score"], atol=1e-5)
+    take = {
+        name: getattr(data, name)[1:2]
+        for name in ("clean", "corrupted", "clean_tokens", "corrupted_tokens", "answers", "wrong")
+    }
+    alone = circuits.attribute(record(model, replace(data, **take, roles={})), method)
+    own = each.loc[each["prompt"] == 1, "score"]
+    np.testing.assert_allclose(own, alone["score"], atol=1e-5)
+    with pytest.raises(ValueError, match="per_prompt=True is for estimates"):
+        circuits.attribute(record(model, data), "exact", per_prompt=True)
+
+
+def test_the_bootstrap_keeps_edges_of_stable_sign():
+    """Against plain resampling of a table of three edges."""
+    rng, names = np.random.default_rng(1), ["a -> b", "a -> c", "b -> c"]
+    values = rng.normal([1.0, 0.1, -0.4], 0.5, size=(12, 3))
+    table = pd.DataFrame({"prompt": np.repeat(range(12), 3), "edge": names * 12, "sender": "a"})
+    table = table.assign(receiver="b", score=values.ravel())
+    found = circuits.bootstrapped(table, draws=4000)
+    draws = values[rng.integers(12, size=(4000, 12))].mean(1)
+    same = (np.sign(draws) == np.sign(values.mean(0))).mean(0)
+    np.testing.assert_allclose(found["same_sign"], same, atol=0.03)
+    assert found["edge"].tolist() == names
+    np.testing.assert_allclose(found["mean"], values.mean(0))
+    assert (found["score"] != 0).tolist() == (found["same_sign"] >= 0.95).tolist()
+    assert 0 < (found["score"] != 0).sum() < 3
+    with pytest.raises(ValueError, match="per_prompt=True"):
+        circuits.bootstrapped(found)
 
 
 def test_attribution_is_exact_where_the_model_is_linear():

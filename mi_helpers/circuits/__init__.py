@@ -17,7 +17,7 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
    and `minimality` look for missing and idle parts, `random_like` makes a control.
 6. `drawing`: `draw` shows it. `files`: `save` and `load` in the MIB benchmark's format.
 
-`wiring` runs a model with edges removed; only 3 to 5 call it.
+`wiring` runs a model with edges removed, by `blocks` and `mixing`; only 3 to 5 call it.
 """
 
 from .attribution import attribute

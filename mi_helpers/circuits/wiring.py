@@ -23,8 +23,7 @@ One caution: with zero ablation, on a model without biases, a receiver can be le
 nothing but rounding, which its norm blows up. Pruned circuits have no such receivers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,13 +34,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..engine import Run, unembed
-from ..models.hooks import first, forward_as, map_leaves
+from ..models.hooks import map_leaves
+from .blocks import Heads, Stream, attention_from, mlp_from
 from .graph import Graph, Group
-from .runs import CircuitRuns, Source, Value, mlp_norm, projections, rows, sender_shift
-
-Stream = Float[Tensor, "row prompt pos d_model"]
-Streams = Float[Tensor, "row reader prompt pos d_model"]
-Heads = Float[Tensor, "row prompt pos head d_head"]
+from .mixing import Streams, alike, columns, mix, stack
+from .runs import CircuitRuns, Source, Value, projections, rows, sender_shift
 
 CHUNK = 2**20  # numbers in streams that are made together; more would leave the processor's cache
 FEW = 20  # adding one edge's values takes as long as this many multiplied and added in a matrix
@@ -212,7 +209,7 @@ class Wiring:
             everywhere = [r for r in todo if group.kind == "attention" and r >= queries]
             others = [r for r in todo if r not in everywhere]
         for at, receivers in ((slice(None), everywhere), (LAST, others)):
-            lists = _alike(removed[:, : group.parents], receivers)
+            lists = alike(removed[:, : group.parents], receivers)
             size = len(removed) * self.base.resid[0][:, at].numel()
             step = max(1, CHUNK // size)
             yield from ((at, lists[i : i + step]) for i in range(0, len(lists), step))
@@ -224,32 +221,32 @@ class Wiring:
         """
         n, old = group.parents, step.old
         if step.beyond is not None:
-            kept = 1 - _columns(step.new.removed[0, :n][None], readers)[0]
+            kept = 1 - columns(step.new.removed[0, :n][None], readers)[0]
             return self._from_ablated(group, kept, at, step.beyond)
         point = self.points[group][None, :, at]
-        streams = _stack([old.streams.get(r, point) for r in readers])
-        change, share = (_columns(x[:, :n], readers) for x in (step.change, step.new.removed))
+        streams = stack([old.streams.get(r, point) for r in readers])
+        change, share = (columns(x[:, :n], readers) for x in (step.change, step.new.removed))
         # Edges that are removed now stop carrying what their sender does, and carry its shift.
         used = (change != 0).any(2).any(0).nonzero().flatten().tolist()
         if used:
             few = len(used) < n / 2  # else the whole block as it lies in memory, without a copy
             chosen = used if few else slice(n)
-            streams = _mix(streams, change[:, chosen], self.shift[chosen][None, :, :, at])
+            streams = mix(streams, change[:, chosen], self.shift[chosen][None, :, :, at])
         before = [u for u in used if u in old.moved]
         if before:
-            values = _stack([old.moved[u][:, :, at] for u in before])
-            streams = _mix(streams, -change[:, before], self._where(values, at))
+            values = stack([old.moved[u][:, :, at] for u in before])
+            streams = mix(streams, -change[:, before], self._where(values, at))
         # Edges that are kept pass on by how much their sender moved just now.
         moved = [
             u for u in step.moved if u < n and (self.at is not None or (share[:, u] < 1).any())
         ]
         if moved:
-            values, gone = _stack([step.moved[u][:, :, at] for u in moved]), share[:, moved]
+            values, gone = stack([step.moved[u][:, :, at] for u in moved]), share[:, moved]
             if self.at is None:
-                streams = _mix(streams, 1 - gone, values)
+                streams = mix(streams, 1 - gone, values)
             else:
-                streams = _mix(streams, torch.ones_like(gone), values)
-                streams = _mix(streams, -gone, self._where(values, at))
+                streams = mix(streams, torch.ones_like(gone), values)
+                streams = mix(streams, -gone, self._where(values, at))
         everything = (share == 1).all(1)
         if self.at is None and everything.any():  # the ablated stream itself, without rounding
             whole = rearrange(everything, "row reader -> row reader 1 1 1").to(streams.device)
@@ -272,7 +269,7 @@ class Wiring:
         )
         senders = kept.any(1).nonzero().flatten().tolist()
         if FEW * int(kept.count_nonzero()) > kept.numel():
-            return _mix(streams, kept[None], beyond[None, : len(kept), :, at])
+            return mix(streams, kept[None], beyond[None, : len(kept), :, at])
         streams = streams.clone()
         for u in senders:
             where = kept[u].nonzero().flatten().to(streams.device)
@@ -359,78 +356,3 @@ def wire(
     )
     calls = map_leaves(lambda v: rows(v, n, prompts), runs.calls)
     return Wiring(runs.graph, own, calls, lambda *at: rows(source(*at), n, prompts), pos)
-
-
-def attention_from(
-    attn: Any, call: tuple[tuple, dict[str, Any]], q: Heads, k: Heads, v: Heads
-) -> Heads:
-    """What attention gives (z) for these queries, keys and values, before rotation; what has one
-    row is that of all rows. `call` is what the module was called with in the recorded run."""
-    kept, n_rows, n = list[Tensor](), max(map(len, (q, k, v))), q.shape[1]
-
-    def keep(z: Tensor, *_: Any, **__: Any) -> Tensor:
-        kept.append(z)
-        return z
-
-    def constant(value: Tensor) -> Callable[..., Tensor]:
-        return lambda *_, **__: value
-
-    def again(value: Any) -> Any:
-        """An argument by prompt, for several rows of these prompts."""
-        if n_rows == 1 or not isinstance(value, Tensor) or value.ndim < 2 or len(value) != n:
-            return value
-        return repeat(value, "prompt ... -> (row prompt) ...", row=n_rows)
-
-    with ExitStack() as stack:
-        for name, value in (("q", q), ("k", k), ("v", v)):
-            value = value.expand(n_rows, -1, -1, -1, -1)
-            flat = rearrange(value, "row prompt pos head d -> (row prompt) pos (head d)")
-            stack.enter_context(forward_as(getattr(attn, name), constant(flat)))
-        stack.enter_context(forward_as(attn.o, keep))
-        args, kwargs = map_leaves(again, call)
-        attn(*args, **kwargs)
-    (z,) = kept
-    return z.reshape(n_rows, *q.shape[1:])
-
-
-def mlp_from(block: Any, streams: Stream) -> Stream:
-    """What a block's MLP writes for these streams."""
-    flat = rearrange(streams, "row prompt pos model -> (row prompt) pos model")
-    written = first(block.mlp(mlp_norm(block).original_component(flat)))
-    return rearrange(written, "(row prompt) pos model -> row prompt pos model", row=len(streams))
-
-
-def _alike(removed: Float[Tensor, "row sender receiver"], receivers: list[int]) -> list[list[int]]:
-    """Receivers in lists of those with the same removed edges. Equal shares may have gradients of
-    their own, and are then kept apart."""
-    if removed.shape[2] == 1:
-        return [receivers] if receivers else []
-    if removed.requires_grad:
-        return [[r] for r in receivers]
-    lists: dict[tuple, list[int]] = {}
-    for r, edges in zip(receivers, removed[:, :, receivers].unbind(2), strict=True):
-        lists.setdefault(tuple(edges.flatten().tolist()), []).append(r)
-    return list(lists.values())
-
-
-def _columns(shares: Tensor, readers: list[int]) -> Float[Tensor, "row sender reader"]:
-    """The shares of these receivers' edges."""
-    return shares[:, :, readers] if shares.shape[2] > 1 else shares.expand(-1, -1, len(readers))
-
-
-def _stack(streams: list[Stream]) -> Streams:
-    if len(streams) == 1:
-        return streams[0][:, None]
-    n_rows = max(map(len, streams))
-    return torch.stack([x.expand(n_rows, -1, -1, -1) for x in streams], 1)
-
-
-def _mix(
-    streams: Streams,
-    share: Float[Tensor, "row sender reader"],
-    values: Float[Tensor, "row sender prompt pos d_model"],
-) -> Streams:
-    """Streams plus their shares of senders' values; a single row of either is that of all rows."""
-    flat, added = (x.flatten(2).expand(len(share), -1, -1) for x in (streams, values))
-    weights = rearrange(share, "row sender reader -> row reader sender").to(flat)
-    return torch.baddbmm(flat, weights, added).unflatten(2, streams.shape[2:])

@@ -4,12 +4,14 @@
 2. `spots`: where in a recorded run to push (`spot`), tables of steps (`rows`, `moves`,
    `rows_from`), and `push`, which carries them out.
 3. `sae`: the directions that a sparse autoencoder gives, and their controls.
-4. `explore`: widgets for a live notebook.
+4. `compare`: what pushes did, as paired ratios, slopes and the shape of a way.
+5. `explore`: widgets for a live notebook.
 
 Sources: Lee & Heimersheim 2024, arXiv 2410.12555; Heimersheim & Mendel 2024; Gurnee 2024.
 """
 
 from .baselines import BASELINES, ITSELF, MIXTURE, Gaussian, unit
+from .compare import averages, blow_up, by_token, ratio, ratios, slope
 from .explore import explorer
 from .sae import error, feature_directions, points
 from .spots import moves, push, rows, rows_from, spot
@@ -19,14 +21,20 @@ __all__ = [
     "ITSELF",
     "MIXTURE",
     "Gaussian",
+    "averages",
+    "blow_up",
+    "by_token",
     "error",
     "explorer",
     "feature_directions",
     "moves",
     "points",
     "push",
+    "ratio",
+    "ratios",
     "rows",
     "rows_from",
+    "slope",
     "spot",
     "unit",
 ]

@@ -16,7 +16,6 @@ MAX_LINES = 25
 UNCUT = frozenset(  # cells still to be cut; take a name out when it is done, add none
     {
         "03_stable_regions",
-        "04_sensitive_directions",
         "05_sparse_autoencoders",
         "06_interaction_basis",
         "10_features_across_layers",

@@ -222,6 +222,12 @@ NOTEBOOKS: tuple[Listed, ...] = (
         families=("gpt2", "gemma2"),
     ),
     Listed(
+        "11_ioi_circuit",
+        changed={"SEED": "1", "N_PROMPTS": "4", "N_AGAIN": "4", "N_DRAWS": "2"},
+        families=("gpt2",),
+        model_free=frozenset({"11.by-hand"}),
+    ),
+    Listed(
         "18_compact_proofs",
         changed={"SEED": "1", "N_NETS": "5", "N_EXACT": "1", "STEPS": "300"},
         families=(),

@@ -170,7 +170,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "08_circuit_discovery",
-        draft="its cells have all been run, but its outputs are not stored yet",
+        draft="run from end to end before its last changes; its outputs are not stored yet",
         changed={
             "SEED": "1",
             "N_PROMPTS": "4",
@@ -195,7 +195,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "09_circuit_evaluation",
-        draft="its cells have all been run, but not yet on the default model from end to end",
+        draft="run on a tiny model alone before its last changes; its outputs are not stored yet",
         changed={
             "SEED": "1",
             "N_PROMPTS": "4",

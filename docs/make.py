@@ -43,6 +43,8 @@ def main(out: Path) -> int:
     """Assemble, build, and return Sphinx's exit code; a warning is an error."""
     source = out.with_name(f".{out.name}")
     shutil.rmtree(source, ignore_errors=True)
+    if (out / "objects.inv").is_file():  # an older site, with pages that may be no more
+        shutil.rmtree(out)
     assemble(source)
     options = ["-q", "-W", "--keep-going", "-E", "-j", "auto", "-b", "html", "-c", str(DOCS)]
     options += ["-D", f"html_extra_path={source / 'extra'}", "-d", str(source / "doctrees")]

@@ -7,11 +7,15 @@
 4. `compare`: what pushes did, as paired ratios, slopes and the shape of a way.
 5. `explore`: widgets for a live notebook.
 
+`concepts` stands on its own: directions of word pairs in the unembedding, and their inner product
+(Park et al. 2024, arXiv 2311.03658).
+
 Sources: Lee & Heimersheim 2024, arXiv 2410.12555; Heimersheim & Mendel 2024; Gurnee 2024.
 """
 
 from .baselines import BASELINES, ITSELF, MIXTURE, Gaussian, unit
 from .compare import averages, blow_up, by_token, ratio, ratios, slope
+from .concepts import alignment, concept_pairs, direction, left_out, steps, whiten
 from .explore import explorer
 from .sae import error, feature_directions, points
 from .spots import moves, push, rows, rows_from, spot
@@ -21,12 +25,16 @@ __all__ = [
     "ITSELF",
     "MIXTURE",
     "Gaussian",
+    "alignment",
     "averages",
     "blow_up",
     "by_token",
+    "concept_pairs",
+    "direction",
     "error",
     "explorer",
     "feature_directions",
+    "left_out",
     "moves",
     "points",
     "push",
@@ -36,5 +44,7 @@ __all__ = [
     "rows_from",
     "slope",
     "spot",
+    "steps",
     "unit",
+    "whiten",
 ]

@@ -1,6 +1,6 @@
 """Small networks whose inner structure is known."""
 
-from . import gates, max_of_k
+from . import bilinear, gates, max_of_k
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
 from .networks import (
@@ -23,6 +23,7 @@ __all__ = [
     "Trainer",
     "addition_accuracy",
     "addition_pairs",
+    "bilinear",
     "block_network",
     "degenerate_mlp",
     "docstring_network",

@@ -228,6 +228,12 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"11.by-hand"}),
     ),
     Listed(
+        "16_linear_representations",
+        changed={"SEED": "1", "N_RANDOM": "200"},
+        families=("gpt2", "qwen2"),
+        model_free=frozenset({"16.causal-is-invariant", "16.same-for-all-prompts"}),
+    ),
+    Listed(
         "18_compact_proofs",
         changed={"SEED": "1", "N_NETS": "5", "N_EXACT": "1", "STEPS": "300"},
         families=(),
@@ -240,6 +246,25 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "18.scores-rank-one",
                 "18.faithful-is-tighter",
                 "18.errors-compound",
+            }
+        ),
+    ),
+    Listed(
+        "23_same_computation",
+        changed={"SEED": "1", "N_NETS": "4", "N_INPUTS": "20000"},
+        families=(),
+        model="toys",
+        model_free=frozenset(
+            {
+                "23.closed-form",
+                "23.invariant",
+                "23.sees-mixing",
+                "23.far-when-fitted",
+                "23.tracks-function",
+                "23.same-function",
+                "23.exact-parts",
+                "23.commutes",
+                "23.few-parts",
             }
         ),
     ),

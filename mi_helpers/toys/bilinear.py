@@ -1,0 +1,172 @@
+"""Bilinear layers, which are quadratic forms: compared exactly, and taken apart exactly.
+
+f(x) = D ((L x̃) ∘ (R x̃)) with x̃ = (1, x) has one symmetric matrix for each output, and nothing but
+these matrices decides what it computes. `inner` compares two layers over all Gaussian inputs in
+closed form; `parts` writes a layer as a sum of squares, and `Parts` can be intervened on.
+
+Sources: Nissen Gonzalez et al. 2026, arXiv 2605.15183 (tensor similarity); Gauderis et al. 2026,
+arXiv 2605.08934 (compositional interpretability). The closed form is derived here; the networks
+learn modular addition, as in Gromov 2023, arXiv 2301.02679.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+P = 23  # of the shipped networks, which add modulo P
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    """D [*, out, hidden], L and R [*, hidden, 1 + d_in]; `*`: any number of layers side by side."""
+
+    D: Float[Tensor, "*net out hidden"]
+    L: Float[Tensor, "*net hidden d"]
+    R: Float[Tensor, "*net hidden d"]
+
+    def __call__(self, x: Float[Tensor, "*net batch d_in"]) -> Float[Tensor, "*net batch out"]:
+        x = with_one(x)
+        return ((x @ self.L.mT) * (x @ self.R.mT)) @ self.D.mT
+
+    def forms(self) -> Float[Tensor, "*net out d d"]:
+        """The symmetric matrix T_o of each output: f_o(x) = x̃ᵀ T_o x̃. Source: 2605.15183."""
+        T = einsum(self.D, self.L, self.R, "... o h, ... h i, ... h j -> ... o i j")
+        return (T + T.mT) / 2
+
+    def __getitem__(self, at: int | tuple[int, ...]) -> "Bilinear":
+        return Bilinear(self.D[at], self.L[at], self.R[at])
+
+
+def with_one(x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d"]:
+    """x̃ = (1, x)."""
+    return torch.cat([torch.ones_like(x[..., :1]), x], -1)
+
+
+def inner(
+    A: Float[Tensor, "*net out d d"], B: Float[Tensor, "*net out d d"]
+) -> Float[Tensor, "*net"]:
+    """E⟨f_A(x), f_B(x)⟩ over x ~ N(0, 1)^d_in, from the forms alone.
+
+    With T = [[t₀, tᵀ], [t, T₂]]: Σ_o (a₀ + tr A₂)(b₀ + tr B₂) + 4 a·b + 2 tr(A₂ B₂).
+    """
+    (a0, a, A2), (b0, b, B2) = ((T[..., 0, 0], T[..., 0, 1:], T[..., 1:, 1:]) for T in (A, B))
+    traces = [T.diagonal(dim1=-2, dim2=-1).sum(-1) for T in (A2, B2)]
+    means = (a0 + traces[0]) * (b0 + traces[1])
+    return (means + 4 * (a * b).sum(-1) + 2 * (A2 * B2).sum((-2, -1))).sum(-1)
+
+
+def similarity(A: Float[Tensor, "*net out d d"], B: Float[Tensor, "*net out d d"]) -> Tensor:
+    """Cosine of two functions over Gaussian inputs: 1 for equal ones up to a positive factor."""
+    return inner(A, B) / (inner(A, A) * inner(B, B)).sqrt()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A layer as squares: f_o(x) = Σ_i value[o, i] (vector[o, i] · x̃)², largest |value| first."""
+
+    values: Float[Tensor, "out part"]
+    vectors: Float[Tensor, "out part d"]
+
+    def __call__(
+        self, x: Float[Tensor, "batch d_in"], scale: Float[Tensor, "out part"] | None = None
+    ) -> Float[Tensor, "batch out"]:
+        """`scale` multiplies each part's contribution: 0 takes it out."""
+        values = self.values if scale is None else self.values * scale
+        read = einsum(with_one(x), self.vectors, "b d, o i d -> b o i")
+        return (read.square() * values).sum(-1)
+
+    def first(self, k: int) -> "Parts":
+        """The k largest parts of each output."""
+        return Parts(self.values[:, :k], self.vectors[:, :k])
+
+    def forms(self) -> Float[Tensor, "out d d"]:
+        return einsum(self.values, self.vectors, self.vectors, "o i, o i d, o i e -> o d e")
+
+    def bits(self, per_number: int = 8) -> int:
+        """Length of a description with every number at a fixed precision."""
+        return per_number * (self.values.numel() + self.vectors.numel())
+
+    def rounded(self, per_number: int = 8) -> "Parts":
+        """Every number at that precision: steps of the largest |number| / 2^(bits - 1)."""
+
+        def grid(x: Tensor) -> Tensor:
+            step = x.abs().amax() / 2 ** (per_number - 1)
+            return (x / step).round() * step
+
+        return Parts(grid(self.values), grid(self.vectors))
+
+
+def parts(forms: Float[Tensor, "out d d"]) -> Parts:
+    """The eigenvectors of each form: an exact refinement. Source: 2605.08934, 2410.08417."""
+    values, vectors = torch.linalg.eigh(forms)
+    order = values.abs().argsort(dim=-1, descending=True)
+    return Parts(
+        values.gather(-1, order), vectors.mT.gather(1, order[..., None].expand_as(vectors))
+    )
+
+
+# Networks that add
+
+
+def sums() -> tuple[Float[Tensor, "pair d_in"], Int[Tensor, "pair"]]:
+    """All pairs (a, b), each number one-hot, with a + b modulo P."""
+    a, b = torch.meshgrid(torch.arange(P), torch.arange(P), indexing="ij")
+    hot = [torch.nn.functional.one_hot(x.flatten(), P).float() for x in (a, b)]
+    return torch.cat(hot, 1), (a + b).flatten() % P
+
+
+def seen(net: int, share: float = 0.6) -> Int[Tensor, "pair"]:
+    """The pairs that a network is trained on."""
+    order = torch.randperm(P * P, generator=torch.Generator().manual_seed(net))
+    return order[: int(share * P * P)].sort().values
+
+
+def train(
+    nets: Sequence[int],
+    keep: Sequence[int],
+    hidden: int = 48,
+    lr: float = 0.005,
+    decay: float = 1.0,
+) -> Bilinear:
+    """Networks that learn to add from their seen pairs, as they are after the steps in `keep`.
+
+    AdamW on cross-entropy, all seen pairs at once; the constant input is left out of training.
+    Returns D, L, R with leading dimensions [checkpoint, net].
+    """
+    (x, y), rows = sums(), torch.stack([seen(net) for net in nets])
+    x, y = x[rows], y[rows]
+    start = [torch.Generator().manual_seed(net) for net in nets]
+
+    def weight(*shape: int) -> Tensor:
+        drawn = torch.stack([torch.randn(shape, generator=g) for g in start])
+        return (drawn / shape[-1] ** 0.5).requires_grad_()
+
+    D, L, R = weight(P, hidden), weight(hidden, 2 * P), weight(hidden, 2 * P)
+    optimiser = torch.optim.AdamW([D, L, R], lr=lr, weight_decay=decay)
+    kept = []
+    for step in tqdm(range(max(keep) + 1), "bilinear networks", leave=False):
+        if step in keep:
+            zero = torch.zeros(len(nets), hidden, 1)
+            kept.append([D.detach().clone(), *(torch.cat([zero, W.detach()], -1) for W in (L, R))])
+        logits = ((x @ L.mT) * (x @ R.mT)) @ D.mT
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()) * len(nets)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return Bilinear(*(torch.stack(weights) for weights in zip(*kept, strict=True)))
+
+
+CHECKPOINTS = (0, 25, 50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 3500, 4000)
+
+
+def trained() -> Bilinear:
+    """Eight networks at `CHECKPOINTS`, [checkpoint, net]; made by data/bilinear/make.py."""
+    stored = load_file(Path(__file__).parents[1] / "data" / "bilinear" / "nets.safetensors")
+    return Bilinear(*(stored[name].float() for name in ("D", "L", "R")))

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..engine.recording import at_each, each_position
 from ..models.hooks import first, hooked
 from ..models.sites import hook_name
 from .graph import Group
@@ -70,7 +71,7 @@ def attribute(
 
     Returns:
         edge, sender, receiver, score; edges as in `Graph.edges`. With `per_prompt` also prompt, and
-        a line for every edge of every prompt.
+        a line for every edge of every prompt; and `scored`, where answers have several tokens.
 
     Raises:
         ValueError: KL with "eap", since its gradient is zero at the clean run; a metric that has no
@@ -103,9 +104,10 @@ def attribute(
             _contract(scores, runs, tangent, source, prompts, min(max_memory, CACHE))
     scores /= len(shares[method])
     if not per_prompt:
-        return graph.table({"score": scores[0] / len(clean)})
+        return graph.table({"score": scores[0] / len(clean)}).assign(**runs.scored)
     each = {prompt: graph.table({"score": score}) for prompt, score in enumerate(scores)}
-    return pd.concat(each, names=["prompt"]).reset_index("prompt").reset_index(drop=True)
+    table = pd.concat(each, names=["prompt"]).reset_index("prompt").reset_index(drop=True)
+    return table.assign(**runs.scored)
 
 
 @dataclass(eq=False)
@@ -149,11 +151,13 @@ def gradients(
     def split(layer: int) -> Callable[[Any, tuple], tuple]:  # attention may read the same tensor
         return lambda _, args: (tape("mlp", layer)(args[0].clone()), *args[1:])
 
+    last = each_position(-1, runs.clean.roles, *runs.clean.tokens.shape)
+    last = last[prompts].to(runs.clean.tokens.device)
     with torch.enable_grad(), ExitStack() as stack:
         handles = [
             model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True),
             model.blocks[-1].register_forward_hook(leave),
-            model.unembed.register_forward_pre_hook(lambda _, args: (args[0][:, -1:],)),
+            model.unembed.register_forward_pre_hook(lambda _, args: (at_each(args[0], last),)),
         ]
         for layer, block in enumerate(model.blocks):
             handles += [

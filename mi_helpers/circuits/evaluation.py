@@ -35,7 +35,7 @@ class Ablation:
             keeps every edge out of the circuit's nodes.
         value: what is written: "resample" (the corrupted run), "zero", "mean" (over the corrupted
             prompts, by position) or "noise" (a run with noisy embeddings).
-        positions: where it is written; None for everywhere.
+        positions: where it is written, numbers or roles; None for everywhere.
         direction: "ablate" starts from the clean run and takes away; "restore" starts from the
             corrupted run and writes clean values ("resample" only).
         set: what is overwritten. With "ablate", the "complement" asks whether the circuit is
@@ -45,7 +45,7 @@ class Ablation:
     granularity: Literal["qkv", "head"] = "qkv"
     component: Literal["edge", "node"] = "edge"
     value: Value = "resample"
-    positions: tuple[int, ...] | None = None
+    positions: tuple[int | str, ...] | None = None
     direction: Literal["ablate", "restore"] = "ablate"
     set: Literal["complement", "circuit"] = "complement"
 
@@ -98,7 +98,8 @@ def evaluate(
     a table for paired comparisons.
 
     Returns:
-        circuit, edges (how many), share (of all edges), prompt, value, full, empty.
+        circuit, edges (how many), share (of all edges), prompt, value, full, empty; and `scored`,
+        where answers have several tokens.
     """
     chosen = {"circuit": circuits} if isinstance(circuits, Circuit) else dict(circuits)
     graph, nothing = runs.graph, torch.zeros_like(runs.graph.exists)
@@ -109,7 +110,7 @@ def evaluate(
     for (name, circuit), value in zip(chosen.items(), values, strict=True):
         size = {"edges": len(circuit), "share": len(circuit) / len(graph.edges)}
         numbers = {"prompt": range(len(value)), "value": value, "full": full, "empty": empty}
-        tables.append(pd.DataFrame({"circuit": name, **size, **numbers}))
+        tables.append(pd.DataFrame({"circuit": name, **size, **numbers, **runs.scored}))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -45,6 +45,11 @@ class CircuitRuns:
             return metric
         return build(self.pairs, [metric], reference=self.clean.logits())[metric]
 
+    @property
+    def scored(self) -> dict[str, str]:
+        """What tables say about answers of several tokens."""
+        return {} if self.pairs.scored == "one" else {"scored": self.pairs.scored}
+
     def loss(self, metric: Metric) -> Callable[[Tensor], Tensor]:
         """The same, such that less is better: "kl" and functions as they are, a named score by its
         negative."""
@@ -59,10 +64,12 @@ class CircuitRuns:
         if value == "resample":
             return corrupted.activation
         if value == "mean":
-            return cache(lambda site, layer: corrupted.activation(site, layer).mean(0)[None])
+            return cache(lambda site, layer: corrupted.mean(site, layer)[None])
         if value == "noise":
             positions = range(1, clean.tokens.shape[1])
-            noised = engine.record_noised(self.model, clean.tokens, positions, sites=SITES)
+            noised = engine.record_noised(
+                self.model, clean.tokens, positions, sites=SITES, attention_mask=clean.mask
+            )
             return noised.activation
         if value != "zero":
             raise ValueError(f"value is 'resample', 'zero', 'mean' or 'noise', got {value!r}")
@@ -87,7 +94,9 @@ class CircuitRuns:
 
 def record(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
     """Run the clean and the corrupted prompts once. Raises ValueError for a model whose heads and
-    MLPs do not add up to its residual stream."""
+    MLPs do not add up to its residual stream, and for pairs scored by all tokens of an answer."""
+    if pairs.scored == "all":
+        raise ValueError("circuits are scored by one token: make the pairs with scored='first'")
     graph, calls = Graph.of(model), []
 
     def keep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -97,8 +106,8 @@ def record(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
         for block in model.blocks:
             handle = block.attn.register_forward_pre_hook(keep, with_kwargs=True)
             stack.callback(handle.remove)
-        clean = engine.record(model, pairs.clean_tokens, sites=SITES)
-    corrupted = engine.record(model, pairs.corrupted_tokens, sites=SITES)
+        clean = engine.record(model, pairs.clean_tokens, pairs.mask, SITES, pairs.roles)
+    corrupted = engine.record(model, pairs.corrupted_tokens, pairs.mask, SITES, pairs.roles)
     return CircuitRuns(model, graph, pairs, clean, corrupted, calls)
 
 

@@ -34,6 +34,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..engine import Run, unembed
+from ..engine.recording import at_each, each_position
 from ..models.hooks import map_leaves
 from .blocks import Heads, Stream, attention_from, mlp_from
 from .graph import Graph, Group
@@ -94,14 +95,21 @@ class Wiring:
         base: Run,
         calls: list[tuple[tuple, dict[str, Any]]],
         source: Source,
-        pos: Sequence[int] | None = None,
+        pos: Sequence[int | str] | None = None,
     ) -> None:
         self.graph, self.base, self.calls, self.model = graph, base, calls, base.model
         self.projections = projections(self.model)
-        self.at: Float[Tensor, "pos 1"] | None = None  # 1 where removed edges carry other values
+        self.at: Float[Tensor, "prompt pos 1"] | None = (
+            None  # 1 where removed edges carry other values
+        )
+        shape, device = base.tokens.shape, base.tokens.device
         if pos is not None:
-            self.at = base.resid[0].new_zeros(base.tokens.shape[1], 1)
-            self.at[list(pos)] = 1
+            where = each_position(pos, base.roles, *shape).to(device)
+            self.at = base.resid[0].new_zeros(*shape, 1)
+            self.at[torch.arange(len(where), device=device)[:, None], where] = 1
+        self.final = each_position(-1, base.roles, *shape).to(device)
+        one_length = bool((self.final == shape[1] - 1).all())
+        self.last = LAST if one_length else slice(None)  # where the last layer is needed
         shift = sender_shift(graph, self.projections, base.activation, source)
         self.shift = shift if self.at is None else shift.mul_(self.at)
         self.points = dict(zip(graph.groups, self._streams(base.activation), strict=True))
@@ -123,7 +131,8 @@ class Wiring:
         """Bytes that a row takes at most if its edges are removed at this group or later."""
         graph, end, numbers = self.graph, self.base.resid[0], 0
         for one in graph.groups[graph.groups.index(group) :]:
-            width = end.numel() // (end.shape[1] if one.layer >= graph.n_layers - 1 else 1)
+            at_end = one.layer >= graph.n_layers - 1 and self.last == LAST
+            width = end.numel() // (end.shape[1] if at_end else 1)
             if one.kind == "attention":  # queries and outputs; keys and values; all by head
                 numbers += 3 * graph.n_heads * width + 2 * graph.n_kv * end.numel()
                 numbers += sum(self.base.acts[kind, one.layer].numel() for kind in graph.counts)
@@ -168,8 +177,10 @@ class Wiring:
         return step.new
 
     def logits(self, state: State) -> Float[Tensor, "row prompt d_vocab"]:
-        """Logits at the last position."""
+        """Logits at each prompt's last position."""
         end = state.streams.get(len(self.graph.receivers) - 1, self.base.resid[-1][None])
+        if self.last != LAST:
+            end = torch.stack([at_each(row, self.final) for row in end])
         return unembed(self.model, end[:, :, -1]).expand(len(state.removed), -1, -1)
 
     def _begin(self, removed: Tensor, old: State) -> _Step:
@@ -208,7 +219,7 @@ class Wiring:
             queries = group.receivers.start + self.graph.n_heads
             everywhere = [r for r in todo if group.kind == "attention" and r >= queries]
             others = [r for r in todo if r not in everywhere]
-        for at, receivers in ((slice(None), everywhere), (LAST, others)):
+        for at, receivers in ((slice(None), everywhere), (self.last, others)):
             lists = alike(removed[:, : group.parents], receivers)
             size = len(removed) * self.base.resid[0][:, at].numel()
             step = max(1, CHUNK // size)
@@ -279,7 +290,7 @@ class Wiring:
 
     def _where(self, values: Tensor, at: slice) -> Tensor:
         """Values where removed edges carry other ones, zero elsewhere."""
-        return values if self.at is None else values * self.at[at]
+        return values if self.at is None else values * self.at[:, at]
 
     def _own_rows(self, group: Group, todo: list[int], new: State) -> None:
         """Queries, keys and values that are about to be written get rows of their own."""
@@ -325,7 +336,7 @@ class Wiring:
         if not senders:
             return {}
         q, k, v = (heads.get((x, layer), self.base.acts[x, layer][None]) for x in graph.counts)
-        at = LAST if layer == graph.n_layers - 1 else slice(None)
+        at = self.last if layer == graph.n_layers - 1 else slice(None)
         z = attention_from(self.model.blocks[layer].attn, self.calls[layer], q, k, v)
         written = [u - first_sender for u in senders]
         change = (z[:, :, at] - self.base.acts["z", layer][:, at])[:, :, :, written]
@@ -338,7 +349,7 @@ def wire(
     runs: CircuitRuns,
     value: Value = "resample",
     prompts: slice = slice(None),
-    pos: Sequence[int] | None = None,
+    pos: Sequence[int | str] | None = None,
     restore: bool = False,
 ) -> Wiring:
     """Some of the prompts, ready to be run with any edges removed (at `pos` only).
@@ -351,6 +362,7 @@ def wire(
     own = replace(
         base,
         tokens=base.tokens[prompts],
+        roles={name: where[prompts] for name, where in base.roles.items()},
         resid=[x[prompts] for x in base.resid],
         acts={key: x[prompts] for key, x in base.acts.items()},
     )

@@ -30,6 +30,7 @@ class Run:
     are what attention reads, rotary angles applied (empty where the model's attention keeps none);
     `calls[l]` is what block l was called with.
     `roles` name one position per prompt ("S2"), which edits and metrics may use as their `pos`.
+    Negative positions count from each prompt's END, where the prompts have that role.
     """
 
     model: TransformerBridge
@@ -71,9 +72,20 @@ class Run:
             raise ValueError(explained("MI-E03", message))
         return self.hooks[name]
 
-    def logits(self, pos: int | list[int] = -1) -> Float[Tensor, "prompt *k d_vocab"]:
+    def logits(self, pos: Positions = -1) -> Float[Tensor, "prompt *k d_vocab"]:
         """Logits at one position, [prompt, d_vocab], or at several, [prompt, k, d_vocab]."""
-        return unembed(self.model, self.resid[-1][:, pos])
+        where = each_position(pos, self.roles, *self.tokens.shape).to(self.tokens.device)
+        found = unembed(self.model, at_each(self.resid[-1], where))
+        single = pos.ndim < 2 if isinstance(pos, Tensor) else isinstance(pos, int | str)
+        return found[:, 0] if single else found
+
+    @property
+    def forward_arguments(self) -> dict[str, Tensor]:
+        """What the model has to be told beside the tokens. Padding behind a prompt needs no mask,
+        since no token attends to what comes after it."""
+        if self.mask is None or not (self.mask.diff(dim=1) > 0).any():
+            return {}
+        return {"attention_mask": self.mask}
 
     @property
     def packs(self) -> bool:
@@ -83,6 +95,14 @@ class Run:
     def real_tokens(self) -> Bool[Tensor, "prompt pos"]:
         """True for tokens, False for padding."""
         return torch.ones_like(self.tokens).bool() if self.mask is None else self.mask.bool()
+
+    def mean(self, site: str, layer: int) -> Float[Tensor, "pos ..."]:
+        """The mean activation over prompts at each position, without padding."""
+        activation = self.activation(site, layer)
+        if self.mask is None:
+            return activation.mean(0)
+        weight = self.mask.reshape(*self.mask.shape, *[1] * (activation.ndim - 2)).to(activation)
+        return (activation * weight).sum(0) / weight.sum(0)
 
     def part(self, prompts: slice | Int[Tensor, "k"]) -> "Run":
         """The run of some of its prompts alone."""
@@ -118,8 +138,10 @@ def each_position(
 ) -> Int[Tensor, "prompt k"]:
     """Positions of every prompt, from a number, a role, a list of either, or a tensor of them.
 
-    Raises ValueError for a position or a role that does not exist.
+    Negative numbers count from each prompt's END where there is this role, else from the last
+    position of all. Raises ValueError for a position or a role that does not exist.
     """
+    end = roles["END"].cpu() if "END" in roles else torch.full((n_prompts,), n_pos - 1)
     if isinstance(pos, Tensor) and pos.ndim:
         if len(pos) != n_prompts:
             raise ValueError(f"positions for {len(pos)} prompts, but there are {n_prompts}")
@@ -132,13 +154,34 @@ def each_position(
         for one in every:
             if isinstance(one, str) and one not in roles:
                 raise ValueError(f"no role {one!r}: choose from {', '.join(roles) or 'none'}")
-            column = roles[one] if isinstance(one, str) else torch.tensor(int(one))
-            columns.append(column.cpu().expand(n_prompts))
+            column = roles[one].cpu() if isinstance(one, str) else _numbered(one, end, n_pos)
+            columns.append(column.expand(n_prompts))
         found = torch.stack(columns, dim=1)
     beyond = found[(found >= n_pos) | (found < -n_pos)]
     if len(beyond):
         raise ValueError(f"position {int(beyond[0])} does not exist: there are {n_pos}")
     return found % n_pos
+
+
+def _numbered(number: Any, end: Int[Tensor, "prompt"], n_pos: int) -> Int[Tensor, "prompt"]:
+    """A position by its number; negative ones count from each prompt's end."""
+    if int(number) != number or not -n_pos <= number < n_pos:
+        raise ValueError(f"position {number:g} does not exist: there are {n_pos}")
+    found = end + 1 + int(number) if number < 0 else torch.full_like(end, int(number))
+    outside = ((found < 0) | (found > end)).nonzero().flatten()
+    if len(outside):
+        prompt = int(outside[0])
+        raise ValueError(
+            f"position {number:g} does not exist in prompt {prompt}, whose last is {end[prompt]}"
+        )
+    return found
+
+
+def at_each(
+    activation: Float[Tensor, "prompt pos ..."], where: Int[Tensor, "prompt k"]
+) -> Float[Tensor, "prompt k ..."]:
+    """Each prompt's own positions of an activation."""
+    return activation[torch.arange(len(where), device=where.device)[:, None], where]
 
 
 @torch.no_grad()
@@ -152,7 +195,8 @@ def record(
     """Run the model once and keep residuals, keys and values, and the activations at `sites`.
 
     `attention_mask` is 1 for tokens and 0 for padding, on either side. `resid_pre` and
-    `resid_post` are always kept. `roles` (those of prompt pairs) name positions for later rows.
+    `resid_post` are always kept. `roles` (those of prompt pairs) name positions for later rows;
+    with a mask, END is the last token of each prompt if they do not say otherwise.
     Raises ValueError for an unknown site or wrong shapes.
     """
     if tokens.ndim != 2 or 0 in tokens.shape:
@@ -162,6 +206,9 @@ def record(
     device = model.cfg.device
     mask = None if attention_mask is None else attention_mask.to(device)
     found = Run(model, tokens.to(device), mask, roles=dict(roles or {}))
+    if mask is not None:
+        last = tokens.shape[1] - 1 - mask.flip(1).argmax(1)
+        found.roles = {"END": last, **found.roles}
     for site in sites:
         found.hook(site, 0)
     cache = _Recorder(found)
@@ -191,7 +238,7 @@ def record(
             for layer in range(model.cfg.n_layers):
                 stack.enter_context(hooked(found.hook(site, layer), keep_site(site, layer)))
         stack.enter_context(forward_as(model.unembed, lambda x, *_, **__: x[..., :1]))
-        model(found.tokens, use_cache=True, **({} if mask is None else {"attention_mask": mask}))
+        model(found.tokens, use_cache=True, **found.forward_arguments)
     n_layers = model.cfg.n_layers
     if len(found.keys) not in (0, n_layers) or len(found.resid) != n_layers + 1:
         raise ValueError(
@@ -209,6 +256,7 @@ def record_noised(
     seed: int = 0,
     sites: Sequence[str] = (),
     roles: Mapping[str, Int[Tensor, "prompt"]] | None = None,
+    attention_mask: Int[Tensor, "prompt pos"] | None = None,
 ) -> Run:
     """As `record`, with noise N(0, (sigmas · σ)²) on the embeddings at `positions`, σ being the
     standard deviation of these prompts' embeddings. Positions are numbers or names of `roles`.
@@ -222,11 +270,12 @@ def record_noised(
     def add(value: Tensor, hook: object) -> Tensor:
         noise = torch.randn(value[where].shape, generator=generator).to(value)
         value = value.clone()
-        value[where] += sigmas * value.std() * noise
+        real = value if attention_mask is None else value[attention_mask.to(value.device).bool()]
+        value[where] += sigmas * real.std() * noise
         return value
 
     with model.hooks(fwd_hooks=[("hook_embed", add)]):
-        noised = record(model, tokens, sites=sites, roles=roles)
+        noised = record(model, tokens, attention_mask, sites=sites, roles=roles)
     noised.tokens = noised.tokens.clone()
     noised.tokens[where] = -1  # no token of the vocabulary: the engine must see that runs differ
     return noised

@@ -228,15 +228,14 @@ def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
             raise ValueError(f"{at}: {site} has no heads")
         head = _index(head, n_heads(model, site), f"{at}: head")
     pos = range(n_pos) if _absent(line["pos"]) else line["pos"]
-    pos = [pos] if isinstance(pos, str) or not isinstance(pos, Sequence | Tensor) else pos
-    if isinstance(pos, Tensor) or any(isinstance(p, str) for p in pos):
+    if isinstance(pos, range):  # of all prompts alike, padding and all
+        each = torch.tensor([[_index(p, n_pos, f"{at}: position") for p in pos]])
+    else:
+        pos = [pos] if isinstance(pos, str) or not isinstance(pos, Sequence | Tensor) else pos
         try:
             each = each_position(pos, base.roles, *base.tokens.shape)
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from None
-    else:
-        found = [_index(p, n_pos, f"{at}: position") for p in pos]
-        each = torch.tensor([found])
     varies = bool((each != each[0]).any())
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for prompt, where in enumerate(each.tolist()):

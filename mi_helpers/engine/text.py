@@ -28,7 +28,7 @@ class Outcome:
 
     `kl`: KL(original ‖ perturbed) of the next token, in nats. `loss`: cross-entropy of the token
     that follows in the text, in nats; NaN at the text's last position. `l2`: how far the stream
-    that leaves the last block (before the final norm) moved.
+    that leaves the last block (before the final norm) moved. All are NaN at padding.
     """
 
     pos: list[int]
@@ -88,8 +88,13 @@ def measure(
         for part in torch.arange(len(final), device=final.device).split(size)
     ]
     divergence, loss = torch.cat(parts, 2)
+    real = run.real_tokens().cpu()
+    loss[:, ~real.roll(-1, 1)[:, at]] = torch.nan  # what follows is padding
     loss[..., [p == n_pos - 1 for p in at]] = torch.nan
-    return Outcome(at, divergence, loss, (streams - origin).norm(dim=-1).cpu())
+    moved_by = (streams - origin).norm(dim=-1).cpu()
+    for values in (divergence, loss, moved_by):
+        values[:, ~real[:, at]] = torch.nan
+    return Outcome(at, divergence, loss, moved_by)
 
 
 def _compare(

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import metrics
-from ..engine.recording import Run, each_position
+from ..engine.recording import Run, at_each, each_position
 from .places import Positions, coordinates
-from .runs import BaseRuns, Direction, normalised
+from .runs import BaseRuns, Direction, normalised, whole
 
 
 def attribution(
@@ -49,14 +49,64 @@ def attribution(
     if metric == "kl" and direction == "noise" and steps is None:
         raise ValueError("kl has zero gradient at the clean run: denoise, or give steps")
     places = coordinates(runs, site, layers, positions, heads)
+    n, name = len(runs.pairs), metric if isinstance(metric, str) else "metric"
+    if runs.others is not None and isinstance(metric, str):  # all tokens of two answers
+        values = _whole(runs, site, metric, direction, steps, places)
+        named: Any = [name]
+    else:
+        function = _function(runs, metric)
+        values = _estimates(runs, site, function, _end(runs), direction, steps, places)
+        named = {name: function}
+    table = places.assign(write="gradient" if steps is None else f"{steps} gradients")
+    if per_prompt:
+        table = table.loc[table.index.repeat(n)].reset_index(drop=True)
+        table["prompt"] = list(range(n)) * len(places)
+    table[name] = (values.flatten() if per_prompt else values.mean(1)).cpu().numpy()
+    table["direction"] = direction
+    if runs.pairs.scored != "one":
+        table["scored"] = runs.pairs.scored
+    return normalised(runs, table, named, per_prompt) if normalise else table
+
+
+def _whole(
+    runs: BaseRuns,
+    site: str,
+    metric: str,
+    direction: Direction,
+    steps: int | None,
+    places: pd.DataFrame,
+) -> Float[Tensor, "place prompt"]:
+    """Estimates of a score of whole answers: a sum of log-probabilities, so of their estimates."""
+    score, found = whole([metric])[metric], []
+    if metric in ("prob", "accuracy"):
+        raise ValueError(
+            f"{metric} of whole answers is no sum of log-probabilities: use logit_diff"
+        )
+    for these in (runs, runs.others):
+        assert these is not None
+        assert these.followed is not None
+        log_prob, pos = these.followed.log_prob, these.followed.pos
+        found.append(_estimates(these, site, log_prob, pos, direction, steps, places))
+    return score(*found)
+
+
+def _estimates(
+    runs: BaseRuns,
+    site: str,
+    function: Callable[[Tensor], Tensor],
+    read: Int[Tensor, "prompt *k"],
+    direction: Direction,
+    steps: int | None,
+    places: pd.DataFrame,
+) -> Float[Tensor, "place prompt"]:
+    """The metric of the logits at `read`, as each place's patch would change it to first order."""
     base, source = runs.ordered(direction)
-    name, function = _metric(runs, metric)
     # the gradient at points of the line between the two runs' embeddings, averaged
     alphas = [0.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
     mean: dict[int, Tensor] = {}
     for alpha in alphas:
         entering = torch.lerp(base.resid[0], source.resid[0], alpha)
-        for layer, gradient in _gradients(base, site, function, entering).items():
+        for layer, gradient in _gradients(base, site, function, read, entering).items():
             mean[layer] = mean.get(layer, 0) + gradient / len(alphas)
     # gradient times difference, at every position and head
     effects = {
@@ -64,22 +114,23 @@ def attribution(
                       "prompt pos ... d -> prompt pos ...", "sum").double()
         for layer, gradient in mean.items()
     }  # fmt: skip
-    start = function(base.logits()[None])[0].double()
-    values = torch.stack([start + _effect(effects, base, p) for p in places.to_dict("records")])
-    table = places.assign(write="gradient" if steps is None else f"{steps} gradients")
-    if per_prompt:
-        table = table.loc[table.index.repeat(len(runs.pairs))].reset_index(drop=True)
-        table["prompt"] = list(range(len(runs.pairs))) * len(places)
-    table[name] = (values.flatten() if per_prompt else values.mean(1)).cpu().numpy()
-    table["direction"] = direction
-    return normalised(runs, table, {name: function}, per_prompt) if normalise else table
+    start = function(base.logits(read)[None])[0].double()
+    return torch.stack([start + _effect(effects, base, p) for p in places.to_dict("records")])
 
 
-def _metric(runs: BaseRuns, metric: str | Callable[[Tensor], Tensor]) -> tuple[str, Any]:
-    """A metric's name, and the metric as a function of logits."""
+def _end(runs: BaseRuns) -> Int[Tensor, "prompt"]:
+    return each_position(-1, runs.clean.roles, *runs.clean.tokens.shape)[:, 0].to(
+        runs.clean.tokens.device
+    )
+
+
+def _function(
+    runs: BaseRuns, metric: str | Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """A metric as a function of logits."""
     if not isinstance(metric, str):
-        return "metric", metric
-    return metric, metrics.build(runs.pairs, [metric], runs.clean.logits())[metric]
+        return metric
+    return metrics.build(runs.pairs, [metric], runs.clean.logits())[metric]
 
 
 def _effect(
@@ -100,9 +151,11 @@ def _gradients(
     base: Run,
     site: str,
     metric: Callable[[Tensor], Tensor],
+    read: Int[Tensor, "prompt *k"],
     entering: Float[Tensor, "prompt pos d_model"],
 ) -> dict[int, Tensor]:
-    """d metric / d activation at every layer of a site, when `entering` enters block 0."""
+    """d metric / d activation at every layer of a site, when `entering` enters block 0; the metric
+    is of the logits at `read`."""
     model, leaf = base.model, entering.detach().requires_grad_()
     kept: dict[int, Tensor] = {}
 
@@ -119,14 +172,17 @@ def _gradients(
     # The metric's gradient at resid_mid is that at attn_out, which enters it as a plain summand.
     at = "attn_out" if site == "resid_mid" else site
     hooks = [(base.hook(at, layer).name, keep(layer)) for layer in range(model.cfg.n_layers)]
-    mask = {} if base.mask is None else {"attention_mask": base.mask}
+    where = read.reshape(len(read), -1)
     with torch.enable_grad(), ExitStack() as stack:
         handle = model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
         stack.callback(handle.remove)
-        handle = model.unembed.register_forward_pre_hook(lambda module, args: (args[0][:, -1:],))
+        handle = model.unembed.register_forward_pre_hook(
+            lambda module, args: (at_each(args[0], where),)
+        )
         stack.callback(handle.remove)
         stack.enter_context(model.hooks(fwd_hooks=hooks))
-        score = metric(model(base.tokens, **mask)[None, :, -1]).sum()
+        logits = model(base.tokens, **base.forward_arguments)
+        score = metric((logits[:, 0] if read.ndim == 1 else logits)[None]).sum()
         if not score.requires_grad:
             raise ValueError("this metric has no gradient; take one that is smooth in the logits")
         gradients = torch.autograd.grad(score, list(kept.values()))

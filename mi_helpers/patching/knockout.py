@@ -66,7 +66,8 @@ def reduce_to(runs: BaseRuns, nodes: Collection[Node] | None, fill: Fill = "mean
         for layer in range(runs.model.cfg.n_layers)
     ]
     with runs.model.hooks(fwd_hooks=hooks):
-        run = engine.record(runs.model, runs.clean.tokens, sites=["z"], roles=runs.clean.roles)
+        tokens, mask, roles = runs.clean.tokens, runs.clean.mask, runs.clean.roles
+        run = engine.record(runs.model, tokens, mask, sites=["z"], roles=roles)
     return HeadCircuit(runs, run, gone, fill)
 
 
@@ -90,7 +91,7 @@ def without(
             if gone[layer, :, start:].any():
                 fill = _filled(circuit.runs, layer, circuit.fill)
                 rows.append({"row": number, "layer": layer, "site": "z",
-                             "pos": list(range(start, gone.shape[2])),
+                             "pos": range(start, gone.shape[2]),
                              "write": _write(fill, gone[layer])})  # fmt: skip
     metric = circuit.runs.functions(names)
     table = engine.run(circuit.run, pd.DataFrame(rows), metric, per_prompt=True)
@@ -138,7 +139,7 @@ def _nowhere(runs: BaseRuns) -> Gone:
 def _filled(runs: BaseRuns, layer: int, fill: Fill) -> Float[Tensor, "prompt pos head d_head"]:
     """What is written at a layer's knocked-out heads."""
     z = runs.corrupted.activation("z", layer)
-    return z if fill == "resample" else z.mean(0, keepdim=True).expand_as(z)
+    return z if fill == "resample" else runs.corrupted.mean("z", layer).expand_as(z)
 
 
 def _hook(

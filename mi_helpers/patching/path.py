@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
-from ..engine.recording import each_position
+from ..engine.recording import at_each, each_position
 from ..engine.rows import Place, Write
 from ..models.hooks import first
 from ..models.sites import hook_name, n_heads
@@ -95,21 +95,50 @@ def path_patch(
     Raises:
         ValueError: a name that cannot be read, or a sender without a path to any receiver.
     """
-    base, source = runs.ordered(direction)
+    base, _ = runs.ordered(direction)
     to_logits = list(receivers) == ["logits"]
     read_by = [] if to_logits else receivers
     ends = [Node.of(runs.model, name, ("q", "k", "v", "mlp_out")) for name in read_by]
     starts = _senders(base, senders, ends)
     if mlps not in ("frozen", "free"):
         raise ValueError(f"mlps is 'frozen' or 'free', got {mlps!r}")
-    if pos is None:  # named metrics read the last position, and nothing moves between positions
-        pos = -1 if to_logits and not isinstance(metrics, Mapping) else range(base.tokens.shape[1])
-    where = each_position(pos, base.roles, *base.tokens.shape).to(base.tokens.device)
-    rows = []
+    if pos is None and to_logits and not isinstance(metrics, Mapping) and runs.followed is None:
+        pos = -1  # named metrics read the last position, and nothing moves between positions
+
+    def rows(these: BaseRuns) -> pd.DataFrame:
+        base, source = these.ordered(direction)
+        n_prompts, n_pos = base.tokens.shape
+        each = torch.arange(n_pos).expand(n_prompts, -1) if pos is None else pos
+        where = each_position(each, base.roles, n_prompts, n_pos).to(base.tokens.device)
+        return pd.DataFrame(_rows(base, source, starts, ends, where, mlps))
+
+    # 3. answer
+    table = measure(runs, direction, rows, metrics, normalise, per_prompt)
+    order = [starts[row] for row in table["row"]]
+    names = {"sender": [sender.name for sender in order], "receivers": " ".join(receivers)}
+    places = {key: [getattr(s, key) for s in order] for key in ("site", "layer", "head")}
+    measured = table.drop(columns=["row", "write", *places])
+    if pos is None:
+        pos = range(base.tokens.shape[1])
+    return pd.DataFrame({**names, **places, "pos": [pos] * len(table)}).join(
+        measured.drop(columns="pos")
+    )
+
+
+def _rows(
+    base: engine.Run,
+    source: engine.Run,
+    starts: Sequence[Node],
+    ends: Sequence[Node],
+    where: Int[Tensor, "prompt k"],
+    mlps: Literal["frozen", "free"],
+) -> list[dict[str, Any]]:
+    """What the receivers (the logits, without `ends`) hear of each sender, as rows to be made."""
+    rows, to_logits = [], not ends
     for layer in sorted({sender.layer for sender in starts}):
         here = [sender for sender in starts if sender.layer == layer]
         direct = _sent(base, source, here, where, layer, "frozen")
-        for end in ends or [Node("logits", "resid_post", runs.model.cfg.n_layers - 1, None)]:
+        for end in ends or [Node("logits", "resid_post", base.model.cfg.n_layers - 1, None)]:
             # 1. send: what each sender changes in the stream that the receiver reads
             change, stop = direct, end.layer - (not to_logits)
             if mlps == "free" and layer <= stop:
@@ -121,15 +150,7 @@ def path_patch(
                 for sender, value in zip(here, heard, strict=True)
                 if to_logits or _reaches(base, sender, end)
             ]
-    # 3. answer
-    table = measure(runs, direction, pd.DataFrame(rows), metrics, normalise, per_prompt)
-    order = [starts[row] for row in table["row"]]
-    names = {"sender": [sender.name for sender in order], "receivers": " ".join(receivers)}
-    places = {key: [getattr(s, key) for s in order] for key in ("site", "layer", "head")}
-    measured = table.drop(columns=["row", "write", *places])
-    return pd.DataFrame({**names, **places, "pos": [pos] * len(table)}).join(
-        measured.drop(columns="pos")
-    )
+    return rows
 
 
 def direct_effects(
@@ -150,7 +171,8 @@ def direct_effects(
     clean = runs.scores(names).query("run == 'clean'").set_index("prompt")
     raw[names] = clean.loc[raw["prompt"], names].to_numpy() - raw[names]
     raw["logit_diff"] = raw["answer_logit"] - raw["wrong_logit"]
-    return raw[["sender", "site", "layer", "head", "prompt", *names, "logit_diff"]]
+    said = ["scored"] if "scored" in raw else []
+    return raw[["sender", "site", "layer", "head", "prompt", *names, "logit_diff", *said]]
 
 
 def _senders(base: engine.Run, names: Sequence[str] | str, ends: Sequence[Node]) -> list[Node]:
@@ -181,11 +203,6 @@ def _serial(base: engine.Run, layer: int) -> bool:
     return hook_name("resid_mid", layer) in base.hooks
 
 
-def _at(activation: Tensor, where: Int[Tensor, "prompt k"]) -> Float[Tensor, "prompt k ..."]:
-    """Each prompt's own positions of an activation [prompt, pos, ...]."""
-    return activation[torch.arange(len(where), device=where.device)[:, None], where]
-
-
 def _sent(
     base: engine.Run,
     source: engine.Run,
@@ -208,7 +225,7 @@ def _sent(
         rows += [Node("", *place, None).line(row, where, engine.patch(base)) for place in held]
     stream = engine.Metric(lambda x: x[:, :, 0, 0], pos=where, site="resid_post", layer=stop)
     _, read = engine.run(base, pd.DataFrame(rows), {"stream": stream}, return_tensors=True)
-    return read["stream"].to(where.device) - _at(base.resid[stop + 1], where)
+    return read["stream"].to(where.device) - at_each(base.resid[stop + 1], where)
 
 
 @torch.no_grad()
@@ -219,10 +236,10 @@ def _hear(
     value or MLP output; for the logits, the last stream itself."""
     block, read = base.model.blocks[end.layer], "resid_pre"
     if end.site == "resid_post":
-        return _at(base.activation("resid_post", end.layer), where) + change
+        return at_each(base.activation("resid_post", end.layer), where) + change
     if end.site == "mlp_out" and _serial(base, end.layer):
         read = "resid_mid"
-    streams = _at(base.activation(read, end.layer), where) + change
+    streams = at_each(base.activation(read, end.layer), where) + change
     flat = rearrange(streams, "sender prompt k d -> (sender prompt) k d")
     if end.site == "mlp_out":
         value = first(block.mlp((block.ln2 if hasattr(block, "ln2") else block.ln1)(flat)))

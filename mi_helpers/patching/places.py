@@ -33,7 +33,7 @@ def coordinates(
     chosen: Sequence[Any] = range(cfg.n_layers)
     if layers is not None:
         chosen = [_index(layer, cfg.n_layers, "layer") for layer in layers]
-    where = _positions(runs, ("all" if by_head else "each") if positions is None else positions)
+    where = _positions(runs, "all" if by_head and positions is None else positions)
     every = range(n_heads(runs.model, site)) if by_head and heads == "each" else [None]
     rows = list(product([site], chosen, where, every))
     if not rows:
@@ -42,11 +42,19 @@ def coordinates(
     return table.astype({"layer": int})
 
 
-def _positions(runs: BaseRuns, positions: Positions) -> list[int | str | None]:
-    n_pos = runs.clean.tokens.shape[1]
+def _positions(runs: BaseRuns, positions: Positions | None) -> list[int | str | None]:
+    ends = runs.pairs.roles["END"]
+    n_pos, one_length = int(ends.min()) + 1, bool((ends == ends[0]).all())
+    if positions is None:
+        positions = "each" if one_length else list(runs.pairs.roles)
     if positions == "all":
         return [None]
     if positions == "each":
+        if not one_length:
+            raise ValueError(
+                f"these prompts have {n_pos} to {int(ends.max()) + 1} tokens, so a position is not "
+                f"the same place in all: name roles, of {', '.join(runs.pairs.roles)}"
+            )
         return list(range(n_pos))
     if isinstance(positions, str):
         raise ValueError(f"positions is 'each', 'all', numbers or roles in a list: {positions!r}")
@@ -55,7 +63,11 @@ def _positions(runs: BaseRuns, positions: Positions) -> list[int | str | None]:
         if isinstance(pos, str) and pos not in runs.clean.roles:
             known = ", ".join(runs.clean.roles) or "none"
             raise ValueError(f"no role {pos!r}: these prompts have {known}")
-        found.append(pos if isinstance(pos, str) else _index(pos, n_pos, "position"))
+        if isinstance(pos, str):
+            found.append(pos)
+        else:  # where lengths differ, negative numbers stay: they count from each prompt's end
+            place = _index(pos, n_pos, "position")
+            found.append(place if one_length else int(pos))
     return found
 
 

@@ -16,19 +16,37 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine, metrics
-from ..tasks.pairs import PromptPairs
+from ..tasks.pairs import Followed, PromptPairs
 
 Direction = Literal["denoise", "noise"]
 Metrics = Sequence[str] | Mapping[str, Callable[[Tensor], Tensor] | engine.Metric]
 
 
+# Scores of answers of several tokens, from the log-probabilities of answer and wrong answer. A
+# log-probability is a logit of its token, up to a number that all tokens share.
+WHOLE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logit_diff": lambda answer, wrong: answer - wrong,
+    "answer_logit": lambda answer, wrong: answer,
+    "wrong_logit": lambda answer, wrong: wrong,
+    "log_prob": lambda answer, wrong: answer,
+    "prob": lambda answer, wrong: answer.exp(),
+    "accuracy": lambda answer, wrong: (answer > wrong).to(answer),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class BaseRuns:
-    """The clean and the corrupted run of one set of prompt pairs, recorded once."""
+    """The clean and the corrupted run of one set of prompt pairs, recorded once.
+
+    Where all tokens of the answers are scored, the prompts are followed by their answers
+    (`followed`), and `others` are the runs of the same prompts followed by the wrong answers.
+    """
 
     pairs: PromptPairs
     clean: engine.Run
     corrupted: engine.Run
+    followed: Followed | None = None
+    others: "BaseRuns | None" = None
 
     @property
     def model(self) -> TransformerBridge:
@@ -44,10 +62,16 @@ class BaseRuns:
     def functions(self, names: Metrics) -> dict[str, Any]:
         """Metrics by name, bound to the pairs' answers; `kl` compares with the clean run.
 
-        Metrics of the two answers' logits alone are given these and no others.
+        Metrics of the two answers' logits alone are given these and no others. Raises ValueError
+        where all tokens of answers are scored: that takes two runs.
         """
         if isinstance(names, Mapping):
             return dict(names)
+        if self.followed is not None:
+            raise ValueError(
+                "all tokens of the answers are scored, which takes two runs: call sweep, "
+                "path_patch or attribution, or make the pairs with scored='first'"
+            )
         both = torch.stack([self.pairs.answers, self.pairs.wrong])
         tokens, (answers, wrong) = both.unique(return_inverse=True)
         few = {
@@ -61,12 +85,58 @@ class BaseRuns:
 
     def scores(self, names: Metrics) -> pd.DataFrame:
         """Each metric on the untouched runs, one line per run and prompt: run, prompt, metrics."""
-        tables = []
-        for run, name in ((self.clean, "clean"), (self.corrupted, "corrupted")):
-            same = pd.DataFrame([{"site": "resid_pre", "layer": 0, "write": engine.patch(run)}])
-            table = engine.run(run, same, self.functions(names), per_prompt=True)
-            tables.append(table.assign(run=name)[["run", "prompt", *self.functions(names)]])
+        tables, chosen = [], [names] if isinstance(names, str) else list(names)
+        for name in ("clean", "corrupted"):
+
+            def untouched(runs: BaseRuns, name: str = name) -> Work:
+                run = getattr(runs, name)
+                row = {"site": "resid_pre", "layer": 0, "write": engine.patch(run)}
+                return run, pd.DataFrame([row])
+
+            table = carry_out(self, untouched, names, per_prompt=True)
+            said = ["scored"] if "scored" in table else []
+            tables.append(table.assign(run=name)[["run", "prompt", *chosen, *said]])
         return pd.concat(tables, ignore_index=True)
+
+
+Work = tuple[engine.Run, pd.DataFrame]  # a run and the rows to carry out on it
+
+
+def carry_out(
+    runs: BaseRuns, work: Callable[[BaseRuns], Work], names: Metrics, per_prompt: bool
+) -> pd.DataFrame:
+    """Carry out a table of interventions, and measure. Where all tokens of answers are scored, it
+    is carried out twice: before the answers, and before the wrong answers."""
+    scored = {} if runs.pairs.scored == "one" else {"scored": runs.pairs.scored}
+    if runs.others is None or isinstance(names, Mapping):
+        base, rows = work(runs)
+        return engine.run(base, rows, runs.functions(names), per_prompt=per_prompt).assign(**scored)
+    chosen, log_probs = whole(names), []
+    for these in (runs, runs.others):
+        assert these.followed is not None
+        given = runs.pairs.answers if these is runs else runs.pairs.wrong
+        if not torch.equal(these.followed.ids[:, 0], given):
+            raise ValueError("these runs were recorded before other answers: record them anew")
+        metric = engine.Metric(these.followed.log_prob, pos=these.followed.pos)
+        table = engine.run(*work(these), {"log_prob": metric}, per_prompt=True)
+        log_probs.append(torch.from_numpy(table.pop("log_prob").to_numpy(copy=True)).double())
+    columns = {name: score(*log_probs).numpy() for name, score in chosen.items()}
+    if not per_prompt:
+        n = len(runs.pairs)
+        table = table.iloc[::n].drop(columns="prompt").reset_index(drop=True)
+        columns = {name: values.reshape(-1, n).mean(1) for name, values in columns.items()}
+    return table.assign(**columns, **scored)
+
+
+def whole(names: Sequence[str]) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The named scores of answers of several tokens."""
+    listed = [names] if isinstance(names, str) else names
+    if unknown := [name for name in listed if name not in WHOLE]:
+        raise ValueError(
+            f"metric {unknown[0]!r} is not one of whole answers; choose from {', '.join(WHOLE)}, "
+            "or make the pairs with scored='first'"
+        )
+    return {name: WHOLE[name] for name in listed}
 
 
 def record(
@@ -75,9 +145,21 @@ def record(
     """Run the clean and the corrupted prompts once and keep the activations at `sites`, by default
     at every site that the architecture has."""
     kept = _sites(model) if sites is None else sites
-    both = (pairs.clean_tokens, pairs.corrupted_tokens)
-    runs = (engine.record(model, tokens, sites=kept, roles=pairs.roles) for tokens in both)
-    return BaseRuns(pairs, *runs)
+
+    def run(tokens: Tensor, mask: Tensor | None) -> engine.Run:
+        return engine.record(model, tokens, mask, kept, pairs.roles)
+
+    if pairs.scored != "all":
+        clean, corrupted = (
+            run(x, pairs.mask) for x in (pairs.clean_tokens, pairs.corrupted_tokens)
+        )
+        return BaseRuns(pairs, clean, corrupted)
+
+    def followed(texts: Followed, others: BaseRuns | None) -> BaseRuns:
+        clean, corrupted = (run(x, texts.mask) for x in (texts.clean, texts.corrupted))
+        return BaseRuns(pairs, clean, corrupted, texts, others)
+
+    return followed(pairs.followed_by("answer"), followed(pairs.followed_by("wrong"), None))
 
 
 def gaussian(
@@ -90,16 +172,13 @@ def gaussian(
 ) -> BaseRuns:
     """As `record`, but the corrupted run is the clean prompt with noise on its embeddings at some
     positions, given as numbers or roles (see `engine.record_noised`)."""
+    if pairs.scored == "all":
+        raise ValueError("noise on embeddings scores one token: make the pairs with scored='first'")
     kept = _sites(model) if sites is None else sites
-    clean = engine.record(model, pairs.clean_tokens, sites=kept, roles=pairs.roles)
+    tokens, roles, mask = pairs.clean_tokens, pairs.roles, pairs.mask
+    clean = engine.record(model, tokens, mask, kept, roles)
     noised = engine.record_noised(
-        model,
-        pairs.clean_tokens,
-        list(positions),
-        sigmas,
-        seed,
-        kept,
-        pairs.roles,
+        model, tokens, list(positions), sigmas, seed, kept, roles, attention_mask=mask
     )
     return BaseRuns(pairs, clean, noised)
 
@@ -112,15 +191,15 @@ def _sites(model: TransformerBridge) -> list[str]:
 def measure(
     runs: BaseRuns,
     direction: Direction,
-    rows: pd.DataFrame,
+    rows: Callable[[BaseRuns], pd.DataFrame],
     names: Metrics,
     normalise: bool,
     per_prompt: bool,
 ) -> pd.DataFrame:
     """Carry out the rows and normalise what they give (see `normalised`)."""
-    base, _ = runs.ordered(direction)
-    table = engine.run(base, rows, runs.functions(names), per_prompt=per_prompt)
+    table = carry_out(runs, lambda x: (x.ordered(direction)[0], rows(x)), names, per_prompt)
     table["direction"] = direction
+    table.attrs["bos"] = runs.pairs.bos  # whether, and with which token, the prompts begin
     return normalised(runs, table, names, per_prompt) if normalise else table
 
 
@@ -134,7 +213,7 @@ def normalised(
     prompts is then the table's value, and what prompts differ in by themselves does not enter.
     """
     scores = runs.scores(names)
-    for name in runs.functions(names):
+    for name in [names] if isinstance(names, str) else names:
         clean, corrupted = (
             scores.loc[scores["run"] == run, name].to_numpy(float) for run in ("clean", "corrupted")
         )

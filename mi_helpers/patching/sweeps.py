@@ -31,7 +31,8 @@ def sweep(
             name as the engine takes them.
         layers: all by default.
         positions: "each" alone, "all" together, or a list of numbers and roles (each alone). By
-            default "each" at residual sites and "all" at head sites.
+            default "each" at residual sites, or each role where prompts differ in length, and "all"
+            at head sites.
         heads: "each" alone or "all" together, at head sites. Keys and values of grouped-query
             models have one head per group: a patch of one reaches all query heads of its group.
         window: patch this many neighbouring layers at once, centred on `layer` and cut off at the
@@ -40,7 +41,8 @@ def sweep(
         per_prompt: one line for each row and prompt.
 
     Returns:
-        site, layer, pos, head, write, one column per metric, direction.
+        site, layer, pos, head, write, one column per metric, direction; and `scored`, where the
+        answers have several tokens.
 
     Source: Heimersheim & Nanda 2024, arXiv 2404.15255; windows as in Zhang & Nanda 2023,
     arXiv 2309.16042, section 5.
@@ -48,15 +50,18 @@ def sweep(
     places, n_layers = coordinates(runs, site, layers, positions, heads), runs.model.cfg.n_layers
     if not 1 <= window <= n_layers:
         raise ValueError(f"window is {window}; it must be between 1 and {n_layers}, the layers")
-    _, source = runs.ordered(direction)
-    write = engine.patch(source, "clean" if direction == "denoise" else "corrupted")
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def lines(these: BaseRuns) -> Iterator[dict[str, Any]]:
+        _, source = these.ordered(direction)
+        write = engine.patch(source, "clean" if direction == "denoise" else "corrupted")
         for number, place in enumerate(places.to_dict("records")):
             first = place["layer"] - (window - 1) // 2
             for layer in range(max(first, 0), min(first + window, n_layers)):
                 yield {**place, "row": number, "layer": layer, "write": write}
 
-    table = measure(runs, direction, pd.DataFrame(rows()), metrics, normalise, per_prompt)
+    def rows(these: BaseRuns) -> pd.DataFrame:
+        return pd.DataFrame(lines(these))
+
+    table = measure(runs, direction, rows, metrics, normalise, per_prompt)
     centres = places["layer"].repeat(len(runs.pairs)) if per_prompt else places["layer"]
     return table.assign(layer=centres.to_numpy()).drop(columns="row")

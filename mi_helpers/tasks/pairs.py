@@ -1,7 +1,8 @@
 """Prompt pairs: a clean prompt, a corrupted one of the same length, and the answer between them.
 
-Activation patching compares two runs position by position, so a pair is only usable if both prompts
-have one token length and the answer is one token. `PromptPairs.from_texts` refuses anything else,
+Activation patching compares two runs position by position, so the two prompts of a pair must have
+one token length. Pairs of different lengths stand in one set: shorter ones are padded behind their
+end, which no token before it can see. `PromptPairs.from_texts` refuses what cannot be patched,
 before any model runs. The tasks that make such pairs are in `prompts.py`.
 """
 
@@ -9,30 +10,36 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import explained
 from ..metrics import logit_diff
 from ..stats import estimate, share
-from .tokens import Model, compare_tokens, next_token, number_duplicates, token_ids, token_labels
+from . import tables
+from .answers import PAD, Answer, Followed, Scored, begin_alike, padded, tokens_of
+from .tokens import Model, bos_token, compare_tokens, number_duplicates, token_ids, token_labels
 
 Role = int | str | Sequence[int | str]  # where a role is: see `PromptPairs.from_texts`
 
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """Clean and corrupted prompts of one token length, with the answers to the clean ones.
+    """Clean and corrupted prompts, padded behind their ends, with the answers to the clean ones.
 
     `answers` are right after the clean prompts; `wrong` are what they are compared with. `labels`
-    name the positions for axes; `roles` name one position per prompt ("IO", "S2"; "END" is always
-    there), which may differ from prompt to prompt. `right_set` and `wrong_set` mark all right and
-    wrong tokens where a task has several (greater-than), for `metrics.prob_diff`.
+    name the positions for axes; `roles` name one position per prompt ("IO", "S2"; "END", the last
+    one, is always there), which may differ from prompt to prompt. `right_set` and `wrong_set` mark
+    all right and wrong tokens where a task has several (greater-than), for `metrics.prob_diff`.
+    `scored` says which tokens of an answer count; with "all", `answer_tokens` and `wrong_tokens`
+    are each prompt's, and `answers` and `wrong` are the first of them. `bos` is the token that each
+    prompt begins with, None where the tokenizer has no BOS token.
     """
 
     task: str
@@ -46,6 +53,10 @@ class PromptPairs:
     roles: dict[str, Int[Tensor, "prompt"]] = field(default_factory=dict)
     right_set: Bool[Tensor, "prompt vocab"] | None = None
     wrong_set: Bool[Tensor, "prompt vocab"] | None = None
+    scored: Scored = "one"
+    answer_tokens: list[list[int]] = field(default_factory=list)
+    wrong_tokens: list[list[int]] = field(default_factory=list)
+    bos: int | None = None
 
     def __post_init__(self) -> None:
         last = torch.full_like(self.answers, self.clean_tokens.shape[1] - 1)
@@ -57,22 +68,32 @@ class PromptPairs:
         model: Model,
         clean: Sequence[str],
         corrupted: Sequence[str],
-        answers: Sequence[str | int],
-        wrong: Sequence[str | int],
+        answers: Sequence[Answer],
+        wrong: Sequence[Answer],
         *,
         task: str = "custom",
         roles: Mapping[str, Role] | None = None,
+        scored: Scored = "one",
     ) -> "PromptPairs":
-        """Tokenises as `model.to_tokens` does (its own BOS habit) and checks everything.
+        """Tokenises, with one BOS token where the tokenizer has one, and checks everything.
 
-        Answers are given as text that continues the prompt, leading space included (`" Mary"`), or
-        as token numbers.
-        `roles` names positions: a number or a word for all prompts, or a list with each prompt's.
-        A word stands for its last token in the clean prompt; it must occur once, or be written
-        "John#2" for its second occurrence. `labels` show a role where it has one position in all
-        prompts, else the first prompt's token.
-        Raises ValueError for empty or unequal lists, prompts of different token lengths (with the
-        two set side by side), answers that are not one token, and an answer equal to its wrong one.
+        Args:
+            answers, wrong: text that continues the prompt, leading space included (`" Mary"`), or
+                token numbers.
+            roles: positions by name: a number or a word for all prompts, or a list with each
+                prompt's. A word stands for its last token in the clean prompt; it must occur once,
+                or be written "John#2" for its second occurrence. Negative numbers count from the
+                prompt's end.
+            scored: which tokens of an answer count. "one": the only one; several are refused.
+                "first": the first that tells answer from wrong answer; what both begin with is
+                added to the two prompts. "all": the log-probability of all of them, each after
+                those before it (teacher forcing). Tables say which, in a column `scored`.
+
+        `labels` show a role where it has one position in all prompts, else the first prompt's
+        token; where lengths differ, else the position's number.
+        Raises ValueError for empty or unequal lists, a pair of different token lengths (with the
+        two set side by side), answers that `scored` does not allow, and an answer equal to its
+        wrong one.
         """
         counts = {"clean": len(clean), "corrupted": len(corrupted)}
         counts |= {"answers": len(answers), "wrong": len(wrong)}
@@ -80,80 +101,142 @@ class PromptPairs:
             raise ValueError(f"one entry per prompt is needed in every list; got {counts}")
         if not clean:
             raise ValueError("no prompts: a set of prompt pairs needs at least one")
+        if scored not in ("one", "first", "all"):
+            raise ValueError(f"scored is 'one', 'first' or 'all', got {scored!r}")
         clean_ids = [token_ids(model, text) for text in clean]
         corrupted_ids = [token_ids(model, text) for text in corrupted]
         _check_lengths(model, clean_ids, corrupted_ids)
-        answer_ids = [_answer(model, *pair) for pair in zip(clean, answers, strict=True)]
-        wrong_ids = [_answer(model, *pair) for pair in zip(clean, wrong, strict=True)]
-        for i, (answer, other) in enumerate(zip(answer_ids, wrong_ids, strict=True)):
-            if answer == other:
+        places = {
+            name: _role(model, clean, clean_ids, role) for name, role in (roles or {}).items()
+        }
+        right, other = (
+            [tokens_of(model, *pair, scored) for pair in zip(clean, given, strict=True)]
+            for given in (answers, wrong)
+        )
+        for i, pair in enumerate(zip(right, other, strict=True)):
+            if pair[0] == pair[1]:
                 raise ValueError(f"prompt {i}: answer and wrong answer are both {answers[i]!r}")
+            if scored == "first":
+                shared = begin_alike(*pair, f"prompt {i}: {answers[i]!r} and {wrong[i]!r}")
+                clean_ids[i] += pair[0][:shared]
+                corrupted_ids[i] += pair[0][:shared]
+                right[i], other[i] = pair[0][shared:], pair[1][shared:]
 
         def tensor(ids: Sequence[Any]) -> Tensor:
             return torch.tensor(ids, device=model.cfg.device)
 
-        found = {
-            name: tensor(_role(model, clean, clean_ids, role))
-            for name, role in (roles or {}).items()
-        }
+        ends = [len(ids) - 1 for ids in clean_ids]
         return cls(
             task=task,
             clean=list(clean),
             corrupted=list(corrupted),
-            clean_tokens=tensor(clean_ids),
-            corrupted_tokens=tensor(corrupted_ids),
-            answers=tensor(answer_ids),
-            wrong=tensor(wrong_ids),
-            labels=_labels(model, clean_ids, found),
-            roles=found,
+            clean_tokens=tensor(padded(clean_ids)),
+            corrupted_tokens=tensor(padded(corrupted_ids)),
+            answers=tensor([ids[0] for ids in right]),
+            wrong=tensor([ids[0] for ids in other]),
+            labels=_labels(model, clean_ids, places),
+            roles={name: tensor(where) for name, where in {**places, "END": ends}.items()},
+            scored=scored,
+            answer_tokens=right if scored == "all" else [],
+            wrong_tokens=other if scored == "all" else [],
+            bos=bos_token(model),
         )
 
     @classmethod
     def from_table(
-        cls, model: Model, table: pd.DataFrame | str | Path, *, task: str = "custom"
+        cls,
+        model: Model,
+        table: pd.DataFrame | str | Path,
+        *,
+        task: str = "custom",
+        scored: Scored = "one",
     ) -> "PromptPairs":
         """Pairs from a table, or from a CSV, JSON-lines or parquet file.
 
         Columns `clean`, `corrupted`, `answer`, `wrong`, with answers as text that continues the
-        prompt (" Mary") or as token numbers; the names `correct_idx` and `incorrect_idx`, which
-        EAP-IG's files use for token numbers, are read as well. A column `role:NAME` holds the word
-        whose position is meant, or its number (see `from_texts`).
+        prompt (" Mary"), or in tables that keep types as token numbers. The names of EAP-IG's files
+        are read as well (`correct_idx` and `incorrect_idx`, others in `tables.COLUMNS`), which hold
+        token numbers of the tokenizer that they were made with. A column `role:NAME` holds the word
+        whose position is meant, or its number. `scored` and all else are as for `from_texts`.
 
         Raises ValueError that names the line (the first below the header is line 1) for an empty
-        cell, prompts of unequal length, an answer of several tokens or a word that is not there.
+        cell, a pair of unequal lengths, an answer of several tokens or a word that is not there.
         """
-        table = _read(table).rename(columns={"correct_idx": "answer", "incorrect_idx": "wrong"})
-        needed = ["clean", "corrupted", "answer", "wrong"]
-        roles = [name for name in table.columns if str(name).startswith("role:")]
-        if missing := [name for name in needed if name not in table.columns]:
-            raise ValueError(f"the table has no columns {missing}; it has {list(table.columns)}")
-        for name in [*needed, *roles]:
-            if len(empty := np.flatnonzero(table[name].isna())):
-                raise ValueError(f"line {empty[0] + 1}: {name} is empty")
-        columns = {name: table[name].tolist() for name in [*needed, *roles]}
-        for line in range(len(table)):  # one by one, so that an error can name its line
-            one = {name: [values[line]] for name, values in columns.items()}
+        columns = tables.columns(table)
+
+        def made(lines: slice) -> "PromptPairs":
+            texts = (columns[name][lines] for name in tables.NEEDED)
+            roles = {
+                name.removeprefix("role:"): column[lines]
+                for name, column in columns.items()
+                if name not in tables.NEEDED
+            }
+            return cls.from_texts(model, *texts, task=task, roles=roles, scored=scored)
+
+        for line in range(len(columns["clean"])):  # one by one, so that an error can name its line
             try:
-                given = {name.removeprefix("role:"): one[name] for name in roles}
-                cls.from_texts(model, *(one[name] for name in needed), roles=given)
+                made(slice(line, line + 1))
             except ValueError as error:
                 message = str(error).removeprefix("prompt 0: ")
                 raise ValueError(f"line {line + 1}: {message}") from None
-        given = {name.removeprefix("role:"): columns[name] for name in roles}
-        return cls.from_texts(model, *(columns[name] for name in needed), task=task, roles=given)
+        return made(slice(None))
+
+    @classmethod
+    def join(cls, sets: Sequence["PromptPairs"]) -> "PromptPairs":
+        """Several sets as one, such as one of each template, with the roles that all of them have.
+
+        Raises ValueError for sets that are scored in different ways.
+        """
+        first, width = sets[0], max(one.clean_tokens.shape[1] for one in sets)
+        if any(one.scored != first.scored for one in sets):
+            raise ValueError(f"sets are scored alike, got {[one.scored for one in sets]}")
+        shared = [name for name in first.roles if all(name in one.roles for one in sets)]
+
+        def joined(name: str) -> Any:
+            found = [getattr(one, name) for one in sets]
+            if name == "roles":
+                return {role: torch.cat([roles[role] for roles in found]) for role in shared}
+            if name in ("clean_tokens", "corrupted_tokens"):
+                found = [pad(x, (0, width - x.shape[1]), value=PAD) for x in found]
+            if isinstance(found[0], list):
+                return [item for one in found for item in one]
+            return None if any(x is None for x in found) else torch.cat(found)
+
+        one_length = all(one.mask is None and one.clean_tokens.shape[1] == width for one in sets)
+        labels = first.labels if one_length else [str(i) for i in range(width)]
+        whole: dict[str, Any] = {"task": first.task, "scored": first.scored, "labels": labels}
+        whole["bos"] = first.bos
+        return cls(**{f.name: whole[f.name] if f.name in whole else joined(f.name)
+                      for f in fields(cls)})  # fmt: skip
+
+    @property
+    def mask(self) -> Int[Tensor, "prompt pos"] | None:
+        """1 for tokens and 0 for padding; None where all prompts have one length."""
+        place = torch.arange(self.clean_tokens.shape[1], device=self.clean_tokens.device)
+        mask = (place <= self.roles["END"].to(place)[:, None]).int()
+        return None if mask.all() else mask
+
+    def followed_by(self, name: Literal["answer", "wrong"]) -> Followed:
+        """The prompts with their answers, or the wrong answers, behind them."""
+        answers = {"answer": self.answer_tokens, "wrong": self.wrong_tokens}[name]
+        return Followed.of(self.clean_tokens, self.corrupted_tokens, self.roles["END"], answers)
 
     def part(self, prompts: slice | Sequence[int]) -> "PromptPairs":
-        """Some of the pairs."""
+        """Some of the pairs, padded no further than they need."""
 
         def own(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: own(item) for name, item in value.items()}
             if isinstance(value, list) and not isinstance(prompts, slice):
-                return [value[i] for i in prompts]
+                return [value[i] for i in prompts] if value else []
             return value if value is None else value[prompts]
 
         kept = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PromptPairs(**{k: v if k in ("task", "labels") else own(v) for k, v in kept.items()})
+        whole = ("task", "labels", "scored", "bos")
+        kept = {name: value if name in whole else own(value) for name, value in kept.items()}
+        width = int(kept["roles"]["END"].max()) + 1
+        kept |= {name: kept[name][:, :width] for name in ("clean_tokens", "corrupted_tokens")}
+        return PromptPairs(**kept | {"labels": self.labels[:width]})
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -164,6 +247,7 @@ class PromptPairs:
         Accuracy is the share of prompts with the answer's logit above the wrong one's (95 % Wilson
         interval); `logit_diff` is the mean over prompts, in nats (95 % bootstrap interval). The
         corrupted row is scored with the clean answers: it shows what the corruption takes away.
+        Where all tokens of the answers are scored, it is the difference of log-probabilities.
         """
         rows = {}
         for run, values in self._logit_diffs(model).items():
@@ -178,7 +262,8 @@ class PromptPairs:
                 "logit_diff_low": mean.low,
                 "logit_diff_high": mean.high,
             }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        return table if self.scored == "one" else table.assign(scored=self.scored)
 
     def does_task(self, model: Model, min_accuracy: float = 0.75) -> bool:
         """True if there is a behaviour here to patch.
@@ -196,13 +281,24 @@ class PromptPairs:
 
     @torch.no_grad()
     def _logit_diffs(self, model: Model) -> dict[str, np.ndarray]:
-        runs = {"clean": self.clean_tokens, "corrupted": self.corrupted_tokens}
-        diffs = {}
-        for name, tokens in runs.items():
-            # 16 prompts at a time: the logits of all positions are the largest thing in memory
-            logits = torch.cat([model(chunk)[:, -1] for chunk in tokens.split(16)])
-            diffs[name] = logit_diff(logits, self.answers, self.wrong).double().cpu().numpy()
-        return diffs
+        def read(tokens: Tensor, pos: Tensor) -> Tensor:
+            """Logits [prompt, k, vocab]; of 16 prompts at a time: those of all positions are the
+            largest thing in memory."""
+            parts = zip(tokens.split(16), pos.split(16), strict=True)
+            return torch.cat([model(x)[torch.arange(len(x))[:, None], at] for x, at in parts])
+
+        sides = ("clean", "corrupted")
+        if self.scored == "all":
+            both = [self.followed_by(name) for name in ("answer", "wrong")]
+            right, other = (
+                [one.log_prob(read(getattr(one, side), one.pos)) for side in sides] for one in both
+            )
+            found = [a - b for a, b in zip(right, other, strict=True)]
+        else:
+            ends = self.roles["END"][:, None]
+            logits = [read(getattr(self, f"{side}_tokens"), ends)[:, 0] for side in sides]
+            found = [logit_diff(x, self.answers, self.wrong) for x in logits]
+        return {side: x.double().cpu().numpy() for side, x in zip(sides, found, strict=True)}
 
 
 def _check_lengths(model: Model, clean: list[list[int]], corrupted: list[list[int]]) -> None:
@@ -213,21 +309,6 @@ def _check_lengths(model: Model, clean: list[list[int]], corrupted: list[list[in
                 "but patching needs equal lengths"
             )
             raise ValueError(f"{explained('MI-E01', message)}:\n{compare_tokens(model, a, b)}")
-        if len(a) != len(clean[0]):
-            message = (
-                f"prompt {i} has {len(a)} tokens and prompt 0 has {len(clean[0])}, but all prompts "
-                "of a set need one length"
-            )
-            both = compare_tokens(model, clean[0], a)
-            raise ValueError(f"{explained('MI-E01', message)}:\n{both}")
-
-
-def _answer(model: Model, prompt: str, answer: str | int) -> int:
-    if isinstance(answer, str):
-        return next_token(model, prompt, answer)
-    if not 0 <= answer < model.cfg.d_vocab:
-        raise ValueError(f"token {answer} is outside a vocabulary of {model.cfg.d_vocab}")
-    return int(answer)
 
 
 def _role(model: Model, texts: Sequence[str], ids: list[list[int]], role: Role) -> list[int]:
@@ -261,23 +342,12 @@ def _word(model: Model, text: str, tokens: list[int], word: str, prompt: int) ->
     return len(before) - 1
 
 
-def _labels(model: Model, ids: list[list[int]], roles: Mapping[str, Tensor]) -> list[str]:
+def _labels(model: Model, ids: list[list[int]], roles: Mapping[str, list[int]]) -> list[str]:
+    lengths = {len(each) for each in ids}
     labels = token_labels(model, ids[0])
+    if len(lengths) > 1:  # a position is not the same place in all
+        labels = [str(i) for i in range(max(lengths))]
     for name, positions in roles.items():
-        if (positions == positions[0]).all():
-            labels[int(positions[0])] = name
+        if len(set(positions)) == 1:
+            labels[positions[0]] = name
     return number_duplicates(labels)
-
-
-def _read(table: pd.DataFrame | str | Path) -> pd.DataFrame:
-    if isinstance(table, pd.DataFrame):
-        return table
-    path = Path(table)
-    known = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    known |= {".jsonl": lambda p: pd.read_json(p, lines=True)}
-    if path.suffix not in known:
-        raise ValueError(f"{path.name} is none of {', '.join(known)}")
-    found = known[path.suffix](path)
-    if not len(found):
-        raise ValueError(f"{path.name} has no lines")
-    return found

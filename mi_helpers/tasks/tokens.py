@@ -1,6 +1,7 @@
 """Texts and tokens: what a text is in tokens, what a token looks like on an axis."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
@@ -61,7 +62,11 @@ def bos_token(model: Model) -> int | None:
     such as GPT-2 were not always trained with, but which keeps position 0 apart from the text. A
     BOS token that TransformerLens has set on a tokenizer without one does not count.
     """
-    tokenizer = model.tokenizer
+    return _bos(model.tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _bos(tokenizer: Any) -> int | None:
     with_it, without = (
         tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False)
     )
@@ -124,7 +129,8 @@ def next_token(model: Model, prompt: str, answer: str) -> int:
         pieces = [readable(model, token) for token in token_ids(model, prompt + answer)[-4:]]
         message = (
             f"the answer {answer!r} is not one token after {prompt[-40:]!r}: the text then ends in "
-            f"{pieces}. Answers must be single tokens; most need a leading space"
+            f"{pieces}. Answers must be single tokens (or choose scored='first' or 'all'); most "
+            "need a leading space"
         )
         raise ValueError(explained("MI-E02", message))
     return added[0]

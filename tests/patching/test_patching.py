@@ -141,9 +141,8 @@ def test_a_role_is_each_prompts_own_position(site):
     model, where = tiny.bridge("llama"), torch.tensor([2, 4, 5])
     sites = ["z", "attn_out", "mlp_out"]
     both = (PAIRS.clean_tokens, PAIRS.corrupted_tokens)
-    runs = patching.BaseRuns(
-        PAIRS, *(engine.record(model, t, sites=sites, roles={"R": where}) for t in both)
-    )
+    clean, corrupted = (engine.record(model, t, sites=sites, roles={"R": where}) for t in both)
+    runs = patching.BaseRuns(PAIRS, clean, corrupted)
     methods: list[Any] = [
         lambda pos: patching.sweep(runs, site, positions=[pos], layers=[1], per_prompt=True),
         lambda pos: patching.attribution(runs, site, positions=[pos], layers=[1], per_prompt=True),

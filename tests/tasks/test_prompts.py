@@ -254,8 +254,10 @@ def test_unequal_lengths_are_shown_side_by_side():
         ["3", "(end)", "·the", "<-", "differs"],
     ]
     two = ["the year", "the year to"]
-    with pytest.raises(ValueError, match="prompt 1 has 4 tokens and prompt 0 has 3"):
-        from_texts(two, two, (" Mary", " Tom"), (" John", " Dan"))
+    pairs = from_texts(two, two, (" Mary", " Tom"), (" John", " Dan"))
+    assert pairs.roles["END"].tolist() == [2, 3]
+    assert pairs.mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert pairs.labels == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,9 @@ def test_pairs_from_a_table(tmp_path):
     table = pd.DataFrame(lines)
     table.to_csv(tmp_path / "own.csv", index=False)
     table.to_json(tmp_path / "own.jsonl", orient="records", lines=True)
-    for given in (table, tmp_path / "own.csv", str(tmp_path / "own.jsonl")):
+    table.assign(**{"role:third": 3}).to_parquet(tmp_path / "own.parquet")
+    files = [tmp_path / "own.csv", str(tmp_path / "own.jsonl"), tmp_path / "own.parquet"]
+    for given in (table, *files):
         pairs = PromptPairs.from_table(model, given, task="own")
         assert torch.equal(pairs.clean_tokens, made.clean_tokens)
         assert torch.equal(pairs.answers, made.answers)
@@ -312,9 +316,24 @@ def test_pairs_from_a_table(tmp_path):
     ids = table.drop(columns=["answer", "wrong"])
     ids = ids.assign(correct_idx=made.answers.tolist(), incorrect_idx=made.wrong.tolist())
     assert torch.equal(PromptPairs.from_table(model, ids).wrong, made.wrong)
+    ids = ids.rename(
+        columns={"correct_idx": "country_idx", "incorrect_idx": "corrupted_country_idx"}
+    )
+    ids.to_csv(tmp_path / "ids.csv", index=False)
+    assert torch.equal(PromptPairs.from_table(model, tmp_path / "ids.csv").wrong, made.wrong)
+    with pytest.raises(ValueError, match=r"own\.txt is none of \.csv"):
+        PromptPairs.from_table(model, "own.txt")
     half = pairs.part(slice(0, 2))
     assert len(half) == len(half.roles["IO"]) == 2
     assert half.clean == pairs.part([0, 1]).clean
+
+
+def test_digits_in_a_csv_are_text(tmp_path):
+    model = make_model()
+    text = "clean,corrupted,answer,wrong\nthe year,in year,7,8\n"
+    (tmp_path / "own.csv").write_text(text)
+    pairs = PromptPairs.from_table(model, tmp_path / "own.csv")
+    assert pairs.answers.tolist() == [token(model, "7")]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +344,7 @@ def test_pairs_from_a_table(tmp_path):
         ({"corrupted": "the in year to"}, "line 2: the clean prompt has 4 tokens"),
         ({"role:X": "day"}, "line 2: 'day' occurs 0 times"),
         ({"role:X": "the"}, "line 2: 'the' occurs 2 times .*the#2"),
-        ({"clean": "the the the year", "corrupted": "the in in year"}, "prompt 1 has 5 tokens"),
+        ({"answer": 5000}, "line 2: token 5000 is outside a vocabulary"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(change, message):

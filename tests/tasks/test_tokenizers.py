@@ -1,5 +1,7 @@
 """Prompts under the tokenizers of published models: one BOS token at most, and every task."""
 
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +12,7 @@ from tests import tiny
 from tests.tasks import real
 
 GENERATORS = (tasks.ioi, tasks.greater_than, tasks.induction, tasks.facts, tasks.docstring)
-BOS = {"gpt2": 50256, "qwen": None, "mistral": 1, "tekken": 1}
+BOS: dict[str, Any] = {"gpt2": 50256, "qwen": None, "mistral": 1, "tekken": 1}
 ASK = [{"role": "user", "content": "Where is the Louvre?"}]
 
 
@@ -41,13 +43,14 @@ def test_real_tokenizers(name):
         assert ids.count(bos) == len(begins)
         assert ids[: len(begins)] == begins
         with pytest.raises(ValueError, match="does not take these messages"):
-            tasks.chat(model, [{"role": "user", "content": 3 * [object()]}, "hello"])  # type: ignore[list-item]
+            tasks.chat(model, [{"role": "user", "content": "hello"}, "hello"])  # type: ignore[list-item]
     # every task
     for task in GENERATORS:
         pairs = task(model, n=5, seed=1)
         assert pairs.clean_tokens.shape == pairs.corrupted_tokens.shape == (5, len(pairs.labels))
         assert (pairs.clean_tokens == (-1 if bos is None else bos)).sum() == 5 * len(begins)
         assert not (pairs.answers == pairs.wrong).any()
+        assert pairs.bos == bos
         for text, ids, answer in zip(pairs.clean, pairs.clean_tokens, pairs.answers, strict=True):
             assert tasks.token_ids(model, text) == ids.tolist()
             piece = model.tokenizer.decode([*ids.tolist(), int(answer)])

@@ -17,7 +17,7 @@ from tests.patching.test_own_prompts import table
 FAMILIES = ("gpt2", "mistral", "qwen3")  # absolute positions; a window of 8; norms of heads
 ABLATIONS = (
     Ablation(),
-    Ablation(value="zero", granularity="head"),
+    Ablation(granularity="head", set="circuit"),
     Ablation(positions=("subject", "END"), direction="restore"),
 )
 

@@ -151,6 +151,7 @@ def gradients(
     def split(layer: int) -> Callable[[Any, tuple], tuple]:  # attention may read the same tensor
         return lambda _, args: (tape("mlp", layer)(args[0].clone()), *args[1:])
 
+    logits = runs.clean.logits().detach().clone()  # a metric reads all prompts' logits
     last = each_position(-1, runs.clean.roles, *runs.clean.tokens.shape)
     last = last[prompts].to(runs.clean.tokens.device)
     with torch.enable_grad(), ExitStack() as stack:
@@ -170,7 +171,6 @@ def gradients(
                 stack.enter_context(hooked(point, tape(site, layer)))
         for handle in handles:
             stack.callback(handle.remove)
-        logits = runs.clean.logits().detach().clone()  # a metric reads all prompts' logits
         logits[prompts] = model(runs.clean.tokens[prompts])[:, -1]
         score = metric(logits[None])[:, prompts].sum()
         if not score.requires_grad:

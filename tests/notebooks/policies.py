@@ -17,7 +17,6 @@ UNCUT = frozenset(  # cells still to be cut; take a name out when it is done, ad
     {
         "03_stable_regions",
         "05_sparse_autoencoders",
-        "06_interaction_basis",
         "10_features_across_layers",
         "18_compact_proofs",
     }

@@ -1,6 +1,6 @@
 """Small networks whose inner structure is known."""
 
-from . import bilinear, gates, max_of_k
+from . import bilinear, gates, gradient_routing, max_of_k
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
 from .networks import (
@@ -30,6 +30,7 @@ __all__ = [
     "frequencies",
     "gate_scores",
     "gates",
+    "gradient_routing",
     "linear_network",
     "linear_transformer",
     "load_arrays",

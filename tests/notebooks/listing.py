@@ -259,6 +259,23 @@ NOTEBOOKS: tuple[Listed, ...] = (
         ),
     ),
     Listed(
+        "19_gradient_routing",
+        draft="its cells have been run once, and its outputs are not stored yet",
+        changed={"SEED": "1", "N_SEEDS": "2", "STEPS": "20", "TOPIC_STEPS": "20"},
+        families=(),
+        model="toys",
+        model_free=frozenset(
+            {
+                "19.own-half",
+                "19.other-half",
+                "19.penalties",
+                "19.filtering-generalises",
+                "19.absorption",
+                "19.rest-kept",
+            }
+        ),
+    ),
+    Listed(
         "23_same_computation",
         changed={"SEED": "1", "N_NETS": "4", "N_INPUTS": "20000"},
         families=(),

@@ -109,6 +109,19 @@ def ratio(
     return estimate(both, lambda x: float(x[:, 0].mean() / x[:, 1].mean()), over, unit, seed)
 
 
+def paired_ratio(
+    above: ArrayLike, below: ArrayLike, over: str = "pairs", unit: str = "×", seed: int = 0
+) -> Estimate:
+    """The typical ratio, exp of the mean of log(above_i / below_i), both [sample], above 0.
+
+    Each sample is compared with itself and no sample counts for its size, unlike in `ratio`.
+    Samples that are NaN in either column are left out.
+    """
+    log = np.log(_array(above).astype(float) / _array(below).astype(float))
+    log = log[~np.isnan(log)]
+    return estimate(log, lambda x: float(np.exp(x.mean())), over, unit, seed)
+
+
 def share(hits: int, n: int, over: str = "pairs", unit: str = "") -> Estimate:
     """`hits` of `n` as a share, with Wilson's score interval (Wilson 1927)."""
     if not 0 <= hits <= n or n < 1:

@@ -70,6 +70,15 @@ def test_the_mean_paired_effect_is_the_ratio_of_means() -> None:
     assert stats.paired_effect(clean, patched, corrupted).mean() == pytest.approx(plain)
 
 
+def test_a_paired_ratio_is_that_of_a_typical_sample() -> None:
+    below = np.array([1e-3, 1.0, 1e3, 50.0, np.nan])
+    found = stats.paired_ratio(below * [2, 2, 2, 2, 2], below)
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((2.0, 2.0, 2.0, 4))
+    mixed = stats.paired_ratio(below[:4] * [1, 1, 4, 4], below[:4])
+    assert mixed.value == pytest.approx(2.0)
+    assert mixed.low < 2 < mixed.high
+
+
 def test_a_share_has_wilsons_interval() -> None:
     found = stats.share(8, 10)
     assert (found.low, found.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson 1927

@@ -13,10 +13,19 @@ Source: Janiak et al. 2024, arXiv 2409.17113.
 
 from .clusters import agreement, components, near_pairs, over_halves, walk_pairs
 from .maps import explorer, slice_figure, slice_map
-from .mechanism import flips, gate_signs, jacobian_norm, line, walk_points
+from .mechanism import (
+    flip_density,
+    flips,
+    gate_signs,
+    held_sharpness,
+    jacobian_norm,
+    line,
+    walk_points,
+)
 from .paths import (
     activation,
     arc_rows,
+    chain,
     curves,
     jumps,
     path_rows,
@@ -42,12 +51,15 @@ __all__ = [
     "activation",
     "agreement",
     "arc_rows",
+    "chain",
     "chained_sharpness",
     "components",
     "curves",
     "explorer",
+    "flip_density",
     "flips",
     "gate_signs",
+    "held_sharpness",
     "jacobian_norm",
     "jumps",
     "line",

@@ -1,6 +1,6 @@
 """A first look at what turns a smooth path in the residual stream into a jump of the output.
 
-All points of all paths are copies of their prompts in one batch, step by step, [step * pair, 1,
+All points of some paths are copies of their prompts in one batch, step by step, [step * pair, 1,
 width], so that a plain hook on a module sees whole paths, and can count gate signs or hold a norm's
 scale along them.
 """
@@ -9,13 +9,25 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..engine import Run
-from .paths import Walk, activation, point_rows, take, walk
+from .paths import (
+    Walk,
+    activation,
+    chain,
+    path_rows,
+    point_rows,
+    take,
+    walk,
+    with_frozen_patterns,
+)
 
+COPIES = 512  # of prompts in one batch: bounds the copies of keys and values
 NORMS = ("ln1", "ln2", "ln1_post", "ln2_post")  # of a block, as TransformerLens names them
 
 
@@ -31,24 +43,38 @@ def walk_points(
     layer: int = 0,
     frozen_norms: Sequence[int] = (),
 ) -> Walk:
-    """As `regions.walk`, for the points of one path in each prompt of `base`, in one batch.
+    """As `regions.walk`, for the points of one path in each prompt of `base`.
 
     The norms of the blocks `frozen_norms` are held at the scale that they have at the path's first
     point: the root mean square (LayerNorm: the standard deviation) that the norm divides by.
     """
-    steps, pairs, width = points.shape
+    pairs = points.shape[1]
     if pairs != len(base.tokens):
         raise ValueError(f"one path for each prompt: {pairs} paths, {len(base.tokens)} prompts")
+    blocks = [base.model.blocks[number] for number in frozen_norms]
+    norms = [getattr(block, name) for block in blocks for name in NORMS if hasattr(block, name)]
+    parts = [_walk_batch(take(base, part), points[:, part], layer, norms)
+             for part in _batches(points)]  # fmt: skip
+    pre, post = (torch.cat([part.read(read) for part in parts], dim=1) for read in ("pre", "post"))
+    return Walk(base.model, pre, post)
+
+
+def _batches(points: Float[Tensor, "step pair d"]) -> Sequence[Int[Tensor, "pair"]]:
+    steps, pairs, _ = points.shape
+    return torch.arange(pairs).split(max(1, COPIES // steps))
+
+
+def _walk_batch(
+    base: Run, points: Float[Tensor, "step pair d"], layer: int, norms: Sequence[nn.Module]
+) -> Walk:
+    steps, pairs, width = points.shape
     copies = take(base, list(range(pairs)) * steps)
     hold = partial(_hold_scale, (steps, pairs))
     with ExitStack() as stack:
-        for number in frozen_norms:
-            block = base.model.blocks[number]
-            for norm in (getattr(block, name) for name in NORMS if hasattr(block, name)):
-                stack.enter_context(norm.register_forward_hook(hold))
+        for norm in norms:
+            stack.enter_context(norm.register_forward_hook(hold))
         found = walk(copies, point_rows(points.reshape(1, steps * pairs, width), layer))
-    shape = (steps, pairs, width)
-    return Walk(found.model, found.pre.view(shape), found.post.view(shape))
+    return Walk(found.model, found.pre.view_as(points), found.post.view_as(points))
 
 
 def _hold_scale(
@@ -79,16 +105,53 @@ def gate_signs(
     mlp = base.model.blocks[read_layer].mlp
     gate = mlp.gate if hasattr(mlp, "gate") else getattr(mlp, "in")
     seen: list[Tensor] = []
-    with gate.register_forward_hook(lambda module, args, output: seen.append(output)):
+    with gate.register_forward_hook(lambda module, args, output: seen.append(output > 0)):
         walk_points(base, points, layer)
-    steps, pairs, _ = points.shape
-    _require_whole(seen[0], (steps, pairs))
-    return (seen[0] > 0).view(steps, pairs, -1)
+    steps, parts = len(points), _batches(points)
+    for signs, part in zip(seen, parts, strict=False):
+        _require_whole(signs, (steps, len(part)))
+    return torch.cat([signs.view(steps, len(part), -1)
+                      for signs, part in zip(seen, parts, strict=True)], dim=1)  # fmt: skip
 
 
 def flips(signs: Bool[Tensor, "step pair unit"]) -> Int[Tensor, "gap pair"]:
     """Sign changes between neighbouring steps, over units."""
     return (signs[1:] != signs[:-1]).sum(-1)
+
+
+def flip_density(
+    flipped: Int[Tensor, "gap pair"], slope: Float[Tensor, "gap pair"], share: float = 0.2
+) -> pd.DataFrame:
+    """Where on a path gates flip, one line a pair.
+
+    `all`: flips on the whole path. `plateau`: those on steps whose slope is under half that of a
+    straight line. `flattest` and `steepest`: flips per step on the `share` of the path's own steps
+    with the smallest and the largest slope, of which every path has as many.
+    """
+    few = max(1, round(share * len(slope)))
+    order = slope.argsort(dim=0, stable=True)
+    columns = {
+        "all": flipped.sum(0),
+        "plateau": (flipped * (slope < 0.5)).sum(0),
+        "flattest": flipped.gather(0, order[:few]).float().mean(0),
+        "steepest": flipped.gather(0, order[-few:]).float().mean(0),
+    }
+    return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
+
+
+def held_sharpness(run: Run, steps: int = 50, read: str = "post") -> pd.DataFrame:
+    """Sharpness of the paths from each prompt of a run to the next, with nothing held (`free`),
+    with all later attention patterns held at those of α = 0, and with the norms' scales held in the
+    early, middle or late third of the later blocks. `run` must have recorded `pattern`."""
+    start, end = chain(run)
+    later = range(1, run.model.cfg.n_layers)
+    rows = path_rows(start, end, steps=steps)
+    walks = {"free": walk(start, rows)}
+    walks["patterns"] = walk(start, with_frozen_patterns(rows, start, later))
+    points = line(start, end, steps=steps)
+    for name, blocks in zip(("early", "middle", "late"), np.array_split(later, 3), strict=True):
+        walks[f"{name} norms"] = walk_points(start, points, frozen_norms=blocks.tolist())
+    return pd.DataFrame({name: found.sharpness(read).numpy() for name, found in walks.items()})
 
 
 def jacobian_norm(

@@ -9,7 +9,7 @@ sums up a path: its sharpness, the steepest slope of d(α)/d(1), which is 1 for 
 Source: Janiak et al. 2024, arXiv 2409.17113 (F_p, d, sharpness, slices).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -33,6 +33,11 @@ def activation(run: Run, layer: int = 0) -> Float[Tensor, "prompt d_model"]:
 def take(run: Run, prompts: Sequence[int] | Int[Tensor, "k"]) -> Run:
     """Some prompts of a recorded run, in the order given and as often as given, as a run."""
     return run.part(torch.as_tensor(prompts, device=run.tokens.device))
+
+
+def chain(run: Run) -> tuple[Run, Run]:
+    """Pairs of prompts that follow each other in a run: all but the last, and all but the first."""
+    return take(run, range(len(run.tokens) - 1)), take(run, range(1, len(run.tokens)))
 
 
 def path_rows(start: Run, end: Run, layer: int = 0, steps: int = 50) -> pd.DataFrame:
@@ -208,10 +213,20 @@ def jumps(slope: Float[Tensor, "gap pair"], at_least: float = 2.0) -> Int[Tensor
     return (steep[1:] & ~steep[:-1]).sum(0) + steep[0]
 
 
-def curves(walk: Walk) -> pd.DataFrame:
-    """One line for each step and pair: alpha, and d(α)/d(1) by both read-outs."""
-    steps, pairs = walk.pre.shape[:2]
-    columns = {read: walk.distance(read) / walk.distance(read)[-1] for read in _READS}
-    values = {read: share.cpu().numpy().ravel() for read, share in columns.items()}
-    alpha = torch.linspace(0, 1, steps).repeat_interleave(pairs).numpy()
-    return pd.DataFrame({"alpha": alpha, "pair": list(range(pairs)) * steps, **values})
+def curves(walks: Mapping[str, Walk], kl: bool = False) -> pd.DataFrame:
+    """What is read along named paths, a line for each path, step, pair and read-out: columns
+    `path`, `alpha`, `pair`, `read` (d/d(1) before and after the final norm; or, with `kl`, the KL
+    from the output at the start, in nats) and `value`."""
+    parts = []
+    for name, walk in walks.items():
+        if kl:
+            values = {"KL (nats)": walk.kl()}
+        else:
+            shares = [walk.distance(read) / walk.distance(read)[-1] for read in _READS]
+            values = dict(zip(("before the final norm", "after it"), shares, strict=True))
+        steps, pairs = walk.pre.shape[:2]
+        alpha = torch.linspace(0, 1, steps).repeat_interleave(pairs).numpy()
+        for read, value in values.items():
+            column = {"value": value.cpu().numpy().ravel(), "pair": list(range(pairs)) * steps}
+            parts.append(pd.DataFrame({"path": name, "alpha": alpha, "read": read, **column}))
+    return pd.concat(parts, ignore_index=True)

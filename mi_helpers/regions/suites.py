@@ -1,6 +1,5 @@
 """Sharpness over training and size: the suite of small decoders, and untrained copies."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from .. import engine
 from ..models.loading import load_model
-from .paths import path_rows, take, walk
+from .paths import chain, path_rows, walk
 
 SUITE = Path(__file__).parents[1] / "data" / "suite"
 
@@ -41,8 +40,7 @@ def chained_sharpness(
 ) -> Float[Tensor, "pair"]:
     """Sharpness of the paths from each prompt to the next one in the list; NaN for a pair whose
     ends are too near (see `Walk.kept`)."""
-    run = engine.record(model, tokens)
-    start, end = take(run, range(len(tokens) - 1)), take(run, range(1, len(tokens)))
+    start, end = chain(engine.record(model, tokens))
     return walk(start, path_rows(start, end, layer, steps)).sharpness(read)
 
 
@@ -82,11 +80,16 @@ def untrained(model: TransformerBridge, seed: int = 0) -> TransformerBridge:
 
 def shared_last_token(
     tokens: Int[Tensor, "prompt pos"], n: int, seed: int = 0
-) -> Sequence[tuple[int, int]]:
-    """Up to `n` pairs of prompts that end in the same token, in an order set by the seed; no two
-    of them have the same two prompts."""
+) -> Int[Tensor, "pair three"]:
+    """Up to `n` triples (i, j, k) of prompts, in an order set by the seed: i and j end in the same
+    token, k in another. No two of them have the same i and j."""
     last = tokens[:, -1].cpu()
+    generator = torch.Generator().manual_seed(seed)
     i, j = torch.triu_indices(len(last), len(last), 1)
     same = (last[i] == last[j]).nonzero()[:, 0]
-    order = torch.randperm(len(same), generator=torch.Generator().manual_seed(seed))[:n]
-    return [(int(i[k]), int(j[k])) for k in same[order]]
+    chosen = same[torch.randperm(len(same), generator=generator)[:n]]
+    i, j = i[chosen], j[chosen]
+    if not len(i) or (last == last[0]).all():
+        raise ValueError("no pair of prompts ends in the same token beside one that does not")
+    other = (last[i][:, None] != last).double()
+    return torch.stack([i, j, torch.multinomial(other, 1, generator=generator)[:, 0]], dim=1)

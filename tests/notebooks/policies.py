@@ -15,7 +15,6 @@ MAX_BYTES = 1_500_000
 MAX_LINES = 25
 UNCUT = frozenset(  # cells still to be cut; take a name out when it is done, add none
     {
-        "03_stable_regions",
         "05_sparse_autoencoders",
         "10_features_across_layers",
         "18_compact_proofs",

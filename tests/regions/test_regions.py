@@ -276,6 +276,42 @@ def test_flips_of_a_known_path():
     ]
 
 
+def test_flip_density_of_a_known_path():
+    slope = torch.tensor([[0.1, 3.0], [0.2, 1.0], [4.0, 1.0], [1.0, 1.0], [0.4, 0.7]])
+    flipped = torch.tensor([[2, 7], [3, 1], [50, 1], [4, 1], [5, 2]])
+    table = region_mechanism.flip_density(flipped, slope, share=0.4)
+    assert table.to_dict("list") == {
+        "all": [64, 12],
+        "plateau": [10, 0],
+        "flattest": [2.5, 1.5],
+        "steepest": [27.0, 4.0],
+    }
+
+
+def test_held_sharpness_equals_its_parts(model):
+    run = engine.record(model, prompts(4), sites=["pattern"])
+    found = region_mechanism.held_sharpness(run, steps=6)
+    start, end = regions.chain(run)
+    free = regions.walk(start, regions.path_rows(start, end, steps=6)).sharpness()
+    assert np.allclose(found["free"], free, equal_nan=True)
+    points = region_mechanism.line(start, end, steps=6)
+    late = np.array_split(range(1, model.cfg.n_layers), 3)[-1].tolist()
+    held = region_mechanism.walk_points(start, points, frozen_norms=late).sharpness()
+    assert np.allclose(found["late norms"], held, equal_nan=True)
+    assert list(found) == ["free", "patterns", "early norms", "middle norms", "late norms"]
+
+
+def test_paths_in_several_batches_are_the_same(model, monkeypatch):
+    start, end = ends(model, 5)
+    points = region_mechanism.line(start, end, steps=4)
+    norms, whole = [1, 2], region_mechanism.gate_signs(start, points)
+    one = region_mechanism.walk_points(start, points, frozen_norms=norms)
+    monkeypatch.setattr(region_mechanism, "COPIES", 8)  # two paths at a time
+    assert (region_mechanism.gate_signs(start, points) != whole).float().mean() < 0.01
+    parts = region_mechanism.walk_points(start, points, frozen_norms=norms)
+    torch.testing.assert_close(parts.post, one.post, atol=2e-5, rtol=1e-4)
+
+
 def test_frozen_norms_hold_the_scale(model):
     """With a norm's scale held, its output is linear in its input, up to the bias."""
     start, end = ends(model, 2)
@@ -465,19 +501,33 @@ def test_chained_sharpness_is_the_sharpness_of_those_pairs():
 
 def test_shared_last_token():
     tokens = torch.tensor([[0, 7], [0, 8], [0, 7], [0, 8], [0, 9]])
-    assert sorted(region_suite.shared_last_token(tokens, 10)) == [(0, 2), (1, 3)]
+    found = region_suite.shared_last_token(tokens, 10)
+    assert sorted(found[:, :2].tolist()) == [[0, 2], [1, 3]]
+    assert (tokens[found[:, 2], 1] != tokens[found[:, 0], 1]).all()
+    for bad in (tokens[:2], tokens[[0, 2]]):
+        with pytest.raises(ValueError, match="ends in the same token beside one that does not"):
+            region_suite.shared_last_token(bad, 10)
 
 
 def test_curves_hold_every_step():
-    run = engine.record(tiny.bridge("llama"), prompts(2))
-    other = engine.record(run.model, prompts(2, seed=1))
-    walk = regions.walk(run, regions.path_rows(run, other, steps=5))
-    table = regions.curves(walk)
-    assert len(table) == 10
-    assert table.query("alpha == 0")[["pre", "post"]].to_numpy().tolist() == [[0, 0], [0, 0]]
-    assert np.allclose(table.query("alpha == 1")[["pre", "post"]], 1)
+    start, end = regions.chain(engine.record(tiny.bridge("llama"), prompts(3)))
+    walk = regions.walk(start, regions.path_rows(start, end, steps=5))
+    table = regions.curves({"one": walk, "again": walk})
+    assert len(table) == 2 * 2 * 10
+    assert (table.query("alpha == 0")["value"] == 0).all()
+    post = table[(table["read"] == "after it") & (table["path"] == "again")]
+    assert np.allclose(post.query("alpha == 1")["value"], 1)
     middle = walk.distance()[2, 1] / walk.distance()[-1, 1]
-    assert table.query("alpha == 0.5 and pair == 1")["post"].item() == pytest.approx(float(middle))
+    assert post.query("alpha == 0.5 and pair == 1")["value"].item() == pytest.approx(float(middle))
+    kl = regions.curves({"one": walk}, kl=True)
+    assert kl["value"].tolist() == walk.kl().flatten().tolist()
+
+
+def test_a_chain_joins_each_prompt_to_the_next():
+    tokens = prompts(4)
+    start, end = regions.chain(engine.record(tiny.bridge("llama"), tokens))
+    assert start.tokens.equal(tokens[:3])
+    assert end.tokens.equal(tokens[1:])
 
 
 def test_explorer_refuses_unequal_lengths_and_draws(capsys):

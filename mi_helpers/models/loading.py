@@ -69,6 +69,7 @@ def load_model(
         HookError: TransformerLens computes another model, or its residual stream has no hooks.
     """
     from . import agreement, support
+    from .bos import own_bos
     from .check import missing_sites
     from .sites import SITES
 
@@ -97,6 +98,7 @@ def load_model(
         plain = agreement.run_plainly(model, tokens, short_name)
         bridge = _bridge(_known_name(name, model), model, tokenizer, place)
     bridge.eval().requires_grad_(False)
+    bridge.cfg.default_prepend_bos = own_bos(bridge.tokenizer) is not None
     bridge.name, bridge.n_parameters = short_name, n_parameters
     bridge.agreement = agreement.compare(bridge, plain)
     bridge.missing_sites = missing_sites(bridge)

@@ -1,7 +1,6 @@
 """Texts and tokens: what a text is in tokens, what a token looks like on an axis."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
@@ -9,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import explained
+from ..models.bos import own_bos
 
 Model = Any  # a TransformerBridge; not imported here because that takes seconds
 
@@ -56,24 +56,8 @@ def compare_tokens(model: Model, first: Sequence[int], second: Sequence[int]) ->
 
 
 def bos_token(model: Model) -> int | None:
-    """The token that this model's texts begin with, None where its tokenizer has no BOS token.
-
-    It is what the tokenizer itself puts in front of a text; or else its own BOS token, which models
-    such as GPT-2 were not always trained with, but which keeps position 0 apart from the text. A
-    BOS token that TransformerLens has set on a tokenizer without one does not count.
-    """
-    return _bos(model.tokenizer)
-
-
-@lru_cache(maxsize=4)
-def _bos(tokenizer: Any) -> int | None:
-    with_it, without = (
-        tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False)
-    )
-    if with_it[: len(without)] != without and with_it[0] in tokenizer.all_special_ids:
-        return int(with_it[0])
-    own = tokenizer.init_kwargs.get("bos_token")
-    return None if own is None else int(tokenizer.convert_tokens_to_ids(str(own)))
+    """The token that this model's texts begin with, None where its tokenizer has no BOS token."""
+    return own_bos(model.tokenizer)
 
 
 def token_ids(model: Model, text: str) -> list[int]:

@@ -210,8 +210,8 @@ def test_slice_map_colours(model):
     assert closeness.max() <= 1
     zero, one = (int((side - x).abs().argmin()) for x in (0, 1))
     assert side[[zero, one]].tolist() == [0, 1]
-    torch.testing.assert_close(closeness[zero, zero], torch.tensor([1.0, 0, 0]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(closeness[zero, one], torch.tensor([0, 1.0, 0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(closeness[zero, zero], torch.tensor([1.0, 0, 0]), atol=5e-3, rtol=0)
+    torch.testing.assert_close(closeness[zero, one], torch.tensor([0, 1.0, 0]), atol=5e-3, rtol=0)
     assert where[:2].tolist() == [[0, 0], [1, 0]]
 
 

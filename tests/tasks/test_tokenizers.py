@@ -65,7 +65,7 @@ def test_a_bos_token_that_transformer_lens_made_up_is_not_used():
     model = load_model(tiny.hf_model("qwen2"), tokenizer=own)
     assert model.tokenizer.bos_token_id == 0
     assert tasks.bos_token(model) is None
-    assert tasks.token_ids(model, "w3 w4") == [3, 4]
+    assert tasks.token_ids(model, "w3 w4") == model.to_tokens("w3 w4")[0].tolist() == [3, 4]
 
 
 def test_bos_and_eos_that_the_tokenizer_adds():

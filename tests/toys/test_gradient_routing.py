@@ -1,5 +1,7 @@
 """Gradients reach what they may reach, and nothing else; nets trained together are apart."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,10 @@ from mi_helpers.toys.gradient_routing import (
     Treatment,
 )
 
-OFF = {"sparsity": 0.0, "correlation": 0.0}
+
+def gradient(parameter: Any) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def test_a_route_passes_values_and_stops_gradients() -> None:
@@ -22,7 +27,7 @@ def test_a_route_passes_values_and_stops_gradients() -> None:
     out = routing.route(x, trains)
     assert torch.equal(out, x)
     out.sum().backward()
-    assert torch.equal(x.grad, trains.float().expand(4, 3))
+    assert torch.equal(gradient(x), trains.float().expand(4, 3))
 
 
 def test_a_net_is_a_multilayer_perceptron() -> None:
@@ -35,28 +40,30 @@ def test_a_net_is_a_multilayer_perceptron() -> None:
 
 @pytest.mark.parametrize(("digit", "free"), [(2, slice(0, 8)), (7, slice(8, 16))])
 def test_a_digit_trains_its_own_half_of_the_code(digit: int, free: slice) -> None:
-    model = SplitAutoencoders([Setting("routing", **OFF)], 1)
+    model = SplitAutoencoders([Setting("routing", sparsity=0.0, correlation=0.0)], 1)
     (images, labels), _ = routing.digits()
     images, labels = images[labels == digit][:20], labels[labels == digit][:20]
     loss, _ = model.losses(images[None], labels[None])
     loss.sum().backward()
-    last = model.encoder.weights[-1].grad[0]
+    last = gradient(model.encoder.weights[-1])[0]
     assert last[:, free].abs().max() > 0
     last[:, free] = 0
     assert last.abs().max() == 0
 
 
 def test_an_unseen_digit_trains_the_certificates_alone() -> None:
-    model = SplitAutoencoders([Setting("5 to 9", top="", **OFF)], 1)
+    model = SplitAutoencoders([Setting("5 to 9", top="", sparsity=0.0, correlation=0.0)], 1)
     (images, labels), _ = routing.digits()
     both = torch.cat([(labels == 3).nonzero()[:5], (labels == 8).nonzero()[:5]]).flatten()
+    certificate: Any = model.certificates[0]
     gradients = []
     for rows in (both, both[5:]):
         model.zero_grad()
         loss, errors = model.losses(images[rows][None], labels[rows][None])
         loss.sum().backward()
-        gradients.append([p.grad.clone() for p in model.encoder.parameters() if p.requires_grad])
-        assert model.certificates[0].weights[0].grad.abs().max() > 0
+        trained = [p for p in model.encoder.parameters() if p.requires_grad]
+        gradients.append([gradient(p).clone() for p in trained])
+        assert gradient(certificate.weights[0]).abs().max() > 0
         assert errors.shape == (1, 3, len(rows))
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
 
@@ -74,7 +81,7 @@ def test_images_are_split_once_and_scaled() -> None:
     assert len(x) + len(held_out) == 1797
     assert len(x) == len(y)
     assert len(held_out) == len(labels) == 397
-    assert (x.min(), x.max()) == (-1, 1)
+    assert (float(x.min()), float(x.max())) == (-1, 1)
 
 
 def test_text_keeps_to_its_topic() -> None:
@@ -86,7 +93,7 @@ def test_text_keeps_to_its_topic() -> None:
     assert forget.float().mean() == 0.5
     assert torch.equal(context[1, -1], word[0])
     assert (mark.view(50, 9) == mark.view(50, 9)[:, :1]).all()
-    after = {}  # at most four words follow a word within a topic
+    after: dict[tuple, set] = {}  # at most four words follow a word within a topic
     for last, topic, now in zip(
         context[:, -1].tolist(), forget.tolist(), word.tolist(), strict=True
     ):

@@ -179,7 +179,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "08_circuit_discovery",
-        draft="run from end to end before its last changes; its outputs are not stored yet",
         changed={
             "SEED": "1",
             "N_PROMPTS": "4",
@@ -204,7 +203,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "09_circuit_evaluation",
-        draft="run on a tiny model alone before its last changes; its outputs are not stored yet",
         changed={
             "SEED": "1",
             "N_PROMPTS": "4",
@@ -260,7 +258,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "19_gradient_routing",
-        draft="its cells have been run once, and its outputs are not stored yet",
         changed={"SEED": "1", "N_SEEDS": "2", "STEPS": "20", "TOPIC_STEPS": "20"},
         families=(),
         model="toys",

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from ..panels import COLOURS
 from .graph import Circuit, Graph
 
+CHARACTER = 9  # of the title, in pixels
 LEVELS = 5  # widths of edges, and stops of the slider
 UNIT, ROW = 75, 50  # pixels from head to head, and from row to row
 PORT = {"q": -0.13, "k": 0.0, "v": 0.13}  # where an edge enters a head
@@ -236,7 +237,7 @@ def _framed(figure: go.Figure, at: dict[str, Point], title: str | None) -> go.Fi
     figure.update_yaxes(visible=False, range=[-1, rows])
     return figure.update_layout(
         title=title,
-        width=int(min(1100, UNIT * wide + 40)),
+        width=int(min(1100, max(UNIT * wide + 40, CHARACTER * len(title or "")))),
         height=int(min(1200, ROW * rows + 170)),
         margin={"l": 20, "r": 20, "t": 75 if title else 45, "b": 20},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},

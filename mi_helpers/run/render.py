@@ -5,6 +5,8 @@ progress bars and everything else on stderr. Refused: an error, a figure without
 path of this machine, a notebook that was edited while it ran.
 """
 
+import base64
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +23,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 _MACHINE_PATH = re.compile(
     r"(?<![\w.~])/(home|root|tmp|work|Users|private|mnt|var)/\S+|[A-Z]:\\Users"
 )
+LARGE = 100_000  # bytes of a picture in base64
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -95,7 +98,20 @@ def is_progress(out: NotebookNode) -> bool:
 def _clean(out: NotebookNode) -> NotebookNode:
     if "metadata" in out:
         out.metadata = NotebookNode()
+    if len(out.get("data", {}).get("image/png", "")) > LARGE:
+        out.data["image/png"] = with_palette(out.data["image/png"])
     return out
+
+
+def with_palette(png: str) -> str:
+    """A picture, in base64, with a palette of 256 colours: as good for figures and far smaller."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(256).save(
+        small, "PNG", optimize=True
+    )
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Runs: parameters checked before anything starts, failures contained, results whole or absent."""
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -13,6 +15,7 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image, ImageChops
 
 from mi_helpers.claims import KEYS, Record
 from mi_helpers.run import cli as runs
@@ -500,6 +503,17 @@ def test_a_notebook_edited_while_it_ran_is_not_overwritten(tmp_path: Path) -> No
     write_notebook(source, PARAMETERS, "print(2)")
     assert render.store(work) == ["00_good: it was edited while it ran; render it again"]
     assert nbformat.read(source, as_version=4).cells[2].source == "print(2)"
+
+
+def test_a_large_picture_gets_a_palette() -> None:
+    picture, file = Image.linear_gradient("L").convert("RGB"), io.BytesIO()
+    picture.save(file, "PNG", compress_level=0)
+    large = base64.b64encode(file.getvalue()).decode()
+    small = render.with_palette(large)
+    assert len(small) < len(large) / 10
+    again = Image.open(io.BytesIO(base64.b64decode(small))).convert("RGB")
+    assert again.size == picture.size
+    assert max(high for _, high in ImageChops.difference(again, picture).getextrema()) <= 2
 
 
 def test_without_a_browser_render_says_how_to_get_one(

@@ -1,7 +1,9 @@
 """Which published model is this? Told by its weights: a copy under another name counts."""
 
-import torch
-from transformer_lens.model_bridge import TransformerBridge
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line answers before these are loaded
+    from transformer_lens.model_bridge import TransformerBridge
 
 GPT2_SHAPE = (12, 12, 768, 50257)
 # First and last three numbers of some rows of GPT-2's embeddings, to their fourth decimal.
@@ -16,13 +18,15 @@ GPT2_POSITIONS = {
 }
 
 
-def is_gpt2(model: TransformerBridge) -> bool:
+def is_gpt2(model: "TransformerBridge") -> bool:
     """Whether this is the published GPT-2 small (Radford et al. 2019), from wherever it was loaded.
 
     Its architecture and shape, and 30 numbers of its two embeddings, to four decimals or to what
     half precision leaves of them. Another training run, a random model and one fine-tuned in all
     its weights differ.
     """
+    import torch
+
     cfg = model.cfg
     shape = (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_vocab)
     if cfg.architecture != "GPT2LMHeadModel" or shape != GPT2_SHAPE:

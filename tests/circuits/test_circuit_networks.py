@@ -194,7 +194,7 @@ def test_the_docstring_network_does_its_task() -> None:
     pairs = docstring(model, 100, seed=1234)
     chosen = model(pairs.clean_tokens)[:, -1].argmax(-1)  # of all tokens, not of two
     assert (chosen == pairs.answers).float().mean() > 0.95
-    assert pairs.clean_tokens.shape[1] == 41  # as in the paper
+    assert pairs.clean_tokens.shape[1] == 1 + 41  # the paper's, behind the BOS token
     graph = Graph.of(model)
     assert len(graph.edges) == 1281
     assert not graph.mlps

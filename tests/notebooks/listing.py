@@ -156,6 +156,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model="toys",
         model_free=frozenset(
             {
+                "07.modular-exactly-beyond-sparse",
                 "07.by-hand",
                 "07.clean-counts",
                 "07.activations-free",
@@ -185,7 +186,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "N_SMALL": "3",
             "STEPS": "2",
             "N_EXACT": "4",
-            "SHARE": "0.02",
+            "SHARE": "0.2",
         },
         families=("gpt2", "llama"),
         model_free=frozenset(

@@ -13,13 +13,6 @@ from mi_helpers.run.render import figures_without_png, is_progress, machine_path
 
 MAX_BYTES = 1_500_000
 MAX_LINES = 25
-UNCUT = frozenset(  # cells still to be cut; take a name out when it is done, add none
-    {
-        "05_sparse_autoencoders",
-        "10_features_across_layers",
-        "18_compact_proofs",
-    }
-)
 Policy = Callable[[NotebookNode, str], Iterator[str]]
 
 
@@ -131,8 +124,6 @@ def short(notebook: NotebookNode, name: str) -> Iterator[str]:
 
 def paced(notebook: NotebookNode, name: str) -> Iterator[str]:
     """Half the code cells have at most 7 lines, nine of ten at most 15, blank ones not counted."""
-    if name in UNCUT:
-        return
     cells = [cell.source.splitlines() for _, cell in code(notebook)]
     lengths = sorted(sum(bool(line.strip()) for line in lines) for lines in cells)
     for share, allowed in ((0.5, 7), (0.9, 15)):

@@ -157,6 +157,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset(
             {
                 "07.modular-exactly-beyond-sparse",
+                "07.modular-nearly-beyond-sparse",
                 "07.by-hand",
                 "07.clean-counts",
                 "07.activations-free",

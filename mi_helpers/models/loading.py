@@ -242,7 +242,7 @@ def _fit_tokenizer(
             stacklevel=3,
         )
     # Without this mark TransformerLens loads the tokenizer anew by its name, from the hub if need
-    # be, and loses tokens added since. `to_tokens` prepends the BOS token itself either way.
+    # be, and loses tokens added since. `to_tokens` adds the BOS token itself, where there is one.
     tokenizer.init_kwargs.setdefault("name_or_path", tokenizer.name_or_path)
     tokenizer.init_kwargs["add_bos_token"] = True
     return tokenizer

@@ -59,6 +59,7 @@ $(LAB)/overrides.json: .venv/.installed
 	@echo '$(LAB_SETTINGS)' > $@
 
 render: setup  ## execute the notebooks in place and store their outputs; needs Chrome or Chromium
+	@$(BIN)/python docs/links.py
 	@$(BIN)/mi render $(NOTEBOOKS) $(ARGS)
 	@$(BIN)/mi scorecard --readme
 

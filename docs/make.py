@@ -13,8 +13,8 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
+from links import ROOT, parts
 from outputs import Extra, for_the_book, frame
 from sphinx.cmd.build import build_main
 
@@ -22,21 +22,10 @@ import mi_helpers
 from mi_helpers.run import page, scorecard
 
 DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
 HOW = ("own_prompts", "own_model", "own_sae", "own_metric", "own_claim", "sweep")
 SWEEPS = "notebooks/sweeps/README"
 ROOMS = ("models", *mi_helpers._ROOMS)
-_ROW = re.compile(r"\| \[(\w+)\]\(notebooks/\w+\.ipynb\) \| (.*?) \| (.*?) \| (.*?) \|")
-
-
-class Listed(NamedTuple):
-    """A notebook's line in the README."""
-
-    name: str
-    question: str
-    papers: str
-    time: str
 
 
 def main(out: Path) -> int:
@@ -73,19 +62,6 @@ def assemble(source: Path) -> None:
     _fill(pages / "index.md", parts=_parts_shown(), contents=_contents())
     rooms = [f"- [`mi.{room}`]({room}.md): {_first_line(room)}" for room in ROOMS]
     _fill(pages / "reference" / "index.md", rooms="\n".join(rooms), contents=_toctree("", ROOMS))
-
-
-def parts() -> dict[str, list[Listed]]:
-    """The README's parts, each with its notebooks in reading order."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = text.split("<!-- notebooks -->")[1].split("<!-- /notebooks -->")[0]
-    found: dict[str, list[Listed]] = {}
-    for line in block.splitlines():
-        if line.startswith("### "):
-            found[line.removeprefix("### ")] = []
-        elif row := _ROW.match(line):
-            found[list(found)[-1]].append(Listed(*row.groups()))
-    return found
 
 
 def reference(room: str) -> str:

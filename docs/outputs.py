@@ -12,6 +12,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from links import IDS
+
 PLOTLY = "application/vnd.plotly.v1+json"
 _FRAME = re.compile(r"<iframe[^>]*? srcdoc='([^']*)'></iframe>")
 _TITLE = re.compile(r"<title>(.*?)</title>")
@@ -55,8 +57,9 @@ def for_the_book(notebook: Notebook, name: str, extra: Extra) -> Notebook:
         f'<p><a href="{name}.ipynb" download>Download this notebook</a>. It needs '
         'the package: <code>pip install ".[notebooks]"</code> in a checkout of the repository.</p>'
     )
-    notebook["cells"].insert(1, {"cell_type": "markdown", "metadata": {}, "source": link})
-    notebook["cells"][1]["id"] = "download"
+    download = {"cell_type": "markdown", "id": "download", "metadata": {}, "source": link}
+    cells = [cell for cell in notebook["cells"] if cell["id"] not in IDS]  # the page has its own
+    notebook["cells"] = [cells[0], download, *cells[1:]]
     return notebook
 
 

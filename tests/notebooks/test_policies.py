@@ -1,6 +1,7 @@
 """Every notebook keeps every policy, is listed, and stores what the reference scorecard says."""
 
 import re
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -12,6 +13,7 @@ from tests.notebooks.listing import FINISHED, FOLDER, NOTEBOOKS, Listed
 from tests.notebooks.policies import POLICIES, Policy
 
 MARKS = [f"{mark} {word}" for word, (mark, _) in VERDICTS.items()]
+LINKS = runpy.run_path(str(FOLDER.parent / "docs" / "links.py"))
 ROW = re.compile(rf"^({'|'.join(map(re.escape, MARKS))})  (\d\d\.[a-z0-9-]+)", re.MULTILINE)
 
 
@@ -29,6 +31,18 @@ def test_the_list_names_every_notebook_and_no_other() -> None:
 def test_policy(listed: Listed, policy: Policy) -> None:
     notebook = nbformat.read(listed.path, as_version=nbformat.NO_CONVERT)
     assert list(policy(notebook, listed.name)) == [], policy.__doc__
+
+
+def test_each_notebook_leads_on_and_says_what_it_needs_alone() -> None:
+    """`python docs/links.py` writes both cells; the links lead to files of this repository."""
+    last = LINKS["following"]()
+    assert set(last) == {listed.name for listed in NOTEBOOKS}
+    for listed in NOTEBOOKS:
+        cells = nbformat.read(listed.path, as_version=4).cells
+        assert (cells[1].source, cells[-1].source) == (LINKS["ALONE"], last[listed.name])
+        for address in re.findall(r"\]\(([^)#]+)", cells[-1].source):
+            built = address.startswith("../papermill_runs/book/")
+            assert built or (FOLDER / address).is_file(), address
 
 
 @pytest.mark.parametrize("listed", FINISHED, ids=lambda listed: listed.name)

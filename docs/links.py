@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = (
     "*Opened alone, for example in Colab? The package beneath comes with "
-    '`%pip install "mi-helpers[notebooks] @ git+ADDRESS"`, where ADDRESS is that of the repository, '
-    'or with `%pip install ".[notebooks]"` in a copy of it.*'
+    '`%pip install "mi-helpers[notebooks] @ git+ADDRESS"`, where ADDRESS is that of the '
+    'repository, or with `%pip install ".[notebooks]"` in a copy of it.*'
 )
 IDS = ("alone", "next")
 _ROW = re.compile(r"\| \[(\w+)\]\(notebooks/\w+\.ipynb\) \| (.*?) \| (.*?) \| (.*?) \|")
@@ -46,9 +46,10 @@ def following() -> dict[str, str]:
     rows = [row for part in parts().values() for row in part]
     leads = [f"**Next:** [{row.name}]({row.name}.ipynb). {row.question}" for row in rows[1:]]
     leads.append("**All claims:** [the scorecard](../papermill_runs/reference/scorecard.md)")
+    index, book = "[All notebooks](../README.md#notebooks)", "../papermill_runs/book/notebooks"
     return {
-        row.name: f"---\n{lead}\n\n[All notebooks](../README.md#notebooks) · [this page in the book]"
-        f"(../papermill_runs/book/notebooks/{row.name}.html), where `make book` has built it"
+        row.name: f"---\n{lead}\n\n{index} · [this page in the book]({book}/{row.name}.html), "
+        "where `make book` has built it"
         for row, lead in zip(rows, leads, strict=True)
     }
 

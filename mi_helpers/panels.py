@@ -103,17 +103,34 @@ def title_axes(
 
 
 def log_ticks(figure: go.Figure, axis: str) -> dict[str, Any]:
-    """Whole numbers on a logarithmic axis: 1, 2, 5 in each decade, or powers of ten if many."""
-    values = np.concatenate([np.asarray(trace[axis], dtype=float) for trace in figure.data])
-    values = values[np.isfinite(values) & (values > 0)]
-    if not len(values):
+    """Round numbers on a logarithmic axis, so many that the panel of the narrowest range has some:
+    powers of ten, or 1, 2, 5 in each decade, or 1, 1.2, 1.5 and so on."""
+    panels: dict[str, list[np.ndarray]] = {}
+    for trace in figure.data:
+        values = np.asarray(trace[axis], dtype=float)
+        panels.setdefault(trace[f"{axis}axis"] or axis, []).append(values)
+    spans = []
+    for parts in panels.values():
+        values = np.concatenate(parts)
+        if len(values := values[np.isfinite(values) & (values > 0)]):
+            spans.append(np.log10([values.min(), values.max()]))
+    if not spans:
         return {}
-    low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()))
+    low, high = np.floor(np.min(spans)), np.ceil(np.max(spans))
     if high - low > 4 or low < -4 or high > 5:
         return {"dtick": max(1, round((high - low) / 8)), "exponentformat": "power"}
-    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    narrowest = max(0.0, min(float(end - start) for start, end in spans))
+    steps = next((some for span, some in _LOG_STEPS if narrowest >= span), _LOG_STEPS[-1][1])
     ticks = [step * 10.0**decade for decade in np.arange(low, high + 1) for step in steps]
     return {"tickvals": ticks, "ticktext": [f"{tick:.10g}" for tick in ticks]}
+
+
+_LOG_STEPS: list[tuple[float, tuple[float, ...]]] = [  # decades that a range spans, and its ticks
+    (2.5, (1,)),
+    (1, (1, 2, 5)),
+    (0.3, (1, 1.5, 2, 3, 5, 7)),
+    (0, (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)),
+]
 
 
 def is_text(column: pd.Series) -> bool:

@@ -116,7 +116,8 @@ def lines(
 ) -> go.Figure:
     """`y` against `x`, a line for each value of `color`; `band` names the columns of its bounds.
 
-    Where x holds names, their order is that of the table, and points stand alone.
+    Where x holds names, their order is that of the table, points stand alone, and `band` is drawn
+    as bars.
     """
     require_columns(table, x, y, color, facet, *(band or ()))
     figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
@@ -126,8 +127,11 @@ def lines(
         for name, part in parts_by(panel, color):
             part, (colour, dash) = part if named else part.sort_values(x), styles[name]
             shared: dict[str, Any] = {"name": name, "legendgroup": name}
+            middle, bars = part[y].to_numpy(np.float32), None
             if band:
                 low, high = (part[column].to_numpy(np.float32) for column in band)
+                bars = {"array": high - middle, "arrayminus": middle - low, "thickness": 1.5}
+            if band and not named:
                 edge = go.Scatter(
                     x=[*part[x], *part[x][::-1]],
                     y=np.concatenate([low, high[::-1]]),
@@ -143,14 +147,18 @@ def lines(
                 figure.add_trace(edge, **cell)
             trace = go.Scatter(
                 x=part[x],
-                y=part[y].to_numpy(np.float32),
+                y=middle,
                 mode=mode,
+                error_y=bars if named else None,
+                offsetgroup=name if named else None,
                 marker={"size": 9 if named else 5, "color": colour},
                 line={"color": colour, "width": 2, "dash": dash},
-                showlegend=color is not None and number == 0,
+                showlegend=color is not None and color != facet and number == 0,
                 **shared,
             )
             figure.add_trace(trace, **cell)
+    if named:  # names side by side, each with its bar
+        figure.update_layout(scattermode="group", scattergap=0.6)
     whole_ticks(figure.update_xaxes, table[x], skip=log_x)
     title_axes(figure, panels, x_title or axis_name(x), y_title or axis_name(y), log_x, log_y)
     return finish(figure, title, legend(color))

@@ -99,6 +99,33 @@ def test_lines_in_panels_keep_their_colours():
     assert [trace.showlegend for trace in figure.data] == [True, True, False]
 
 
+def test_points_at_names_carry_bars_and_stand_side_by_side():
+    table = CURVES.assign(x=CURVES["x"].map({1: "one", 2: "two"}))
+    figure = plots.lines(table, "x", "y", color="name", band=("low", "high"))
+    line = next(trace for trace in figure.data if trace.name == "b")
+    part = table[table["name"] == "b"]
+    assert list(line.y + line.error_y.array) == part["high"].tolist()
+    assert list(line.y - line.error_y.arrayminus) == part["low"].tolist()
+    assert len({trace.offsetgroup for trace in figure.data}) == len(figure.data) == 2
+    assert figure.layout.scattermode == "group"
+
+
+@pytest.mark.parametrize("narrow", [1.15, 1.6, 3, 30])
+def test_every_panel_of_a_logarithmic_axis_has_ticks(narrow: float):
+    wide = pd.DataFrame({"x": [1, 2], "y": [0.2, 40], "panel": "wide"})
+    table = pd.concat([wide, wide.assign(y=[1.31, 1.31 * narrow], panel="narrow")])
+    figure = plots.lines(table, "x", "y", facet="panel", log_y=True)
+    figure.data[1].yaxis = "y2"  # as in another row
+    found = panels.log_ticks(figure, "y")["tickvals"]
+    assert sum(1.3 <= tick <= 1.31 * narrow for tick in found) >= 2
+    assert sum(0.2 <= tick <= 40 for tick in found) >= 3
+
+
+def test_no_legend_for_what_the_panels_name():
+    figure = plots.lines(CURVES, "x", "y", color="name", facet="name")
+    assert not any(trace.showlegend for trace in figure.data)
+
+
 def test_many_lines_stay_apart():
     numbers = pd.DataFrame({"x": 0, "y": 0.0, "layer": range(12)})
     styles = {(t.line.color, t.line.dash) for t in plots.lines(numbers, "x", "y", "layer").data}

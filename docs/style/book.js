@@ -41,6 +41,12 @@
     toggle.setAttribute("aria-label", "Pages below this one");
   }
 
+  // A signature over several lines is a <dl> without terms: a plain list for those who hear it.
+  for (const list of document.querySelectorAll("dt.sig > dl")) {
+    list.setAttribute("role", "list");
+    for (const item of list.children) item.setAttribute("role", "listitem");
+  }
+
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;

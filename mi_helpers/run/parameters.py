@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_KINDS = {"MODEL": "directory", "PROMPTS": "file"}  # parameters that may be a path
+
 
 class Parameter(NamedTuple):
     """A name assigned in the `parameters` cell; types is None where any literal will do. `full` is
@@ -72,7 +74,7 @@ def convert(parameter: Parameter, text: str) -> Any:
     """The value that a text on the command line means for this parameter, or ValueError."""
     name, default, types, _ = parameter
     if types and str in types and not (text == "None" and type(None) in types):
-        return _model_directory(text) if name == "MODEL" else text
+        return _absolute(name, text) if name in _KINDS else text
     literal = text.capitalize() if text.lower() in ("true", "false", "none") else text
     try:
         value = ast.literal_eval(literal)
@@ -99,11 +101,12 @@ def _elements_fit(value: list[Any], default: Any) -> bool:
     return not allowed or all(type(element) in allowed for element in value)
 
 
-def _model_directory(name: str) -> str:
-    """A model's directory as an absolute path, since a notebook runs in its own folder."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+def _absolute(name: str, text: str) -> str:
+    """A model's directory or a table's file by its absolute path, since a notebook runs in its own
+    folder."""
+    path = Path(text).expanduser()
+    if text and (path.is_dir() if name == "MODEL" else path.is_file()):
         return str(path.resolve())
-    if name.startswith((".", "/", "~")):
-        raise ValueError(f"MODEL={name}: there is no such directory")
-    return name
+    if text.startswith((".", "/", "~")) or (text and name == "PROMPTS"):
+        raise ValueError(f"{name}={text}: there is no such {_KINDS[name]}")
+    return text

@@ -24,7 +24,15 @@ from ..metrics import logit_diff
 from ..stats import estimate, share
 from . import tables
 from .answers import PAD, Answer, Followed, Scored, begin_alike, padded, tokens_of
-from .tokens import Model, bos_token, compare_tokens, number_duplicates, token_ids, token_labels
+from .tokens import (
+    Model,
+    bos_token,
+    compare_tokens,
+    number_duplicates,
+    text_after,
+    token_ids,
+    token_labels,
+)
 
 Role = int | str | Sequence[int | str]  # where a role is: see `PromptPairs.from_texts`
 
@@ -103,6 +111,7 @@ class PromptPairs:
             raise ValueError("no prompts: a set of prompt pairs needs at least one")
         if scored not in ("one", "first", "all"):
             raise ValueError(f"scored is 'one', 'first' or 'all', got {scored!r}")
+        clean, corrupted = list(clean), list(corrupted)
         clean_ids = [token_ids(model, text) for text in clean]
         corrupted_ids = [token_ids(model, text) for text in corrupted]
         _check_lengths(model, clean_ids, corrupted_ids)
@@ -118,6 +127,8 @@ class PromptPairs:
                 raise ValueError(f"prompt {i}: answer and wrong answer are both {answers[i]!r}")
             if scored == "first":
                 shared = begin_alike(*pair, f"prompt {i}: {answers[i]!r} and {wrong[i]!r}")
+                clean[i] += text_after(model, clean_ids[i], pair[0][:shared])
+                corrupted[i] += text_after(model, corrupted_ids[i], pair[0][:shared])
                 clean_ids[i] += pair[0][:shared]
                 corrupted_ids[i] += pair[0][:shared]
                 right[i], other[i] = pair[0][shared:], pair[1][shared:]
@@ -128,8 +139,8 @@ class PromptPairs:
         ends = [len(ids) - 1 for ids in clean_ids]
         return cls(
             task=task,
-            clean=list(clean),
-            corrupted=list(corrupted),
+            clean=clean,
+            corrupted=corrupted,
             clean_tokens=tensor(padded(clean_ids)),
             corrupted_tokens=tensor(padded(corrupted_ids)),
             answers=tensor([ids[0] for ids in right]),
@@ -237,6 +248,13 @@ class PromptPairs:
         width = int(kept["roles"]["END"].max()) + 1
         kept |= {name: kept[name][:, :width] for name in ("clean_tokens", "corrupted_tokens")}
         return PromptPairs(**kept | {"labels": self.labels[:width]})
+
+    def as_texts(self, model: Model, prompt: int) -> dict[str, str]:
+        """One pair as texts: clean, corrupted, and the first token of answer and wrong answer."""
+        ids = self.clean_tokens[prompt, : int(self.roles["END"][prompt]) + 1].tolist()
+        ends = {"answer": self.answers[prompt], "wrong": self.wrong[prompt]}
+        said = {name: text_after(model, ids, [int(token)]) for name, token in ends.items()}
+        return {"clean": self.clean[prompt], "corrupted": self.corrupted[prompt], **said}
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -106,6 +106,13 @@ def continuation(model: Model, prompt: str, text: str) -> list[int] | None:
     return after[len(before) :]
 
 
+def text_after(model: Model, ids: Sequence[int], added: Sequence[int]) -> str:
+    """The text that some tokens add behind others; its leading space is kept on any tokenizer."""
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    before, after = (model.tokenizer.decode(list(x), **options) for x in (ids, [*ids, *added]))
+    return after[len(before) :]
+
+
 def next_token(model: Model, prompt: str, answer: str) -> int:
     """The one token that `answer` is after `prompt`; ValueError if it is none or several."""
     added = continuation(model, prompt, answer)

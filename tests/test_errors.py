@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from choreographer.browsers.chromium import Chromium
 
 import mi_helpers as mi
 from mi_helpers.engine import execution
 from mi_helpers.errors import explained
 from mi_helpers.models import loading, sites
 from mi_helpers.models.check import HookError
+from mi_helpers.run.render import require_browser
 from tests.tiny import bridge
 
 ROOT = Path(__file__).parent.parent
@@ -55,11 +57,35 @@ def test_what_readers_meet_most_often_carries_its_code(monkeypatch: pytest.Monke
         loading.load_model("nobody/has-this")
 
 
-def test_memory_that_runs_out_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_chrome_carries_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chromium, "find_browser", lambda **_: None)
+    with pytest.raises(ValueError, match=r"apt-get install chromium.*\[MI-E05: "):
+        require_browser()
+
+
+def test_an_autoencoder_that_does_not_fit_carries_its_code() -> None:
+    pytest.importorskip("sae_lens")
+    model = bridge("gpt2")
+    x = torch.randn(256, model.cfg.d_model)
+    sae = mi.saes.train(x, width=16, k=2, steps=1, batch=64, hook="blocks.1.hook_resid_pre")
+    with pytest.raises(ValueError, match=r"does not fit.*\[MI-E08: "):
+        mi.saes.check(model, sae, tokens=torch.randint(model.cfg.d_vocab, (4, 12)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     runs = mi.patching.record(bridge("gpt2"), pairs("w1 w2", "w1 w3", " w5"))
     monkeypatch.setattr(execution, "_forward", full)
-    with pytest.raises(MemoryError, match=r"CUDA out of memory \[MI-E06: "):
+    with pytest.raises(MemoryError, match=r"memory.* \[MI-E06: "):
         mi.patching.sweep(runs)

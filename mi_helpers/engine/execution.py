@@ -96,7 +96,9 @@ def run(
         blocks = [slice(p, p + at_once) for p in range(0, n_prompts, at_once)]
         try:
             parts = [_forward(base, packing, edits, reads.values(), block) for block in blocks]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # on a CPU, memory that runs out has no class of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "CPUAllocator" not in str(error):
+                raise
             raise MemoryError(explained("MI-E06", f"out of memory: {error}")) from error
         found = {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
         results.add([segment.row for segment in packing.segments], found)

@@ -9,6 +9,8 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..errors import explained
+
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 GB = 1e9
 
@@ -74,11 +76,12 @@ def refuse_size(
         if need > free:
             half = parameters * torch.bfloat16.itemsize
             smaller = f"dtype='bfloat16' ({half / GB:.1f} GB), " if kind.itemsize > 2 else ""
-            raise MemoryError(
+            message = (
                 f"{name} has {parameters / 1e9:.2f} billion parameters, {need / GB:.1f} GB in "
                 f"{str(kind).removeprefix('torch.')}, but {free / GB:.1f} GB of {place} are free; "
                 f"take {smaller}a smaller model, or a larger machine"
             )
+            raise MemoryError(explained("MI-E06", message))
 
 
 def n_parameters(directory: Path) -> int:

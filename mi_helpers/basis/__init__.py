@@ -21,22 +21,15 @@ from .degeneracy import (
 from .fitting import Basis, Boundary, fit
 from .interactions import convergence, edge_table, edges, inputs_needed, rewired
 from .jacobians import (
-    JacobianGram,
     activation_gram,
-    integrated_gradients,
     jacobian_gram,
-    pull_back,
-    quadrature,
-    random_signs,
     spectrum,
-    wide,
 )
 from .volume import learning_coefficient, losses_below
 
 __all__ = [
     "Basis",
     "Boundary",
-    "JacobianGram",
     "Stack",
     "ablate_edges",
     "ablate_nodes",
@@ -52,21 +45,16 @@ __all__ = [
     "from_bridge",
     "from_sequential",
     "inputs_needed",
-    "integrated_gradients",
     "jacobian_gram",
     "layers",
     "learning_coefficient",
     "losses_below",
     "modules",
     "needed",
-    "pull_back",
-    "quadrature",
-    "random_signs",
     "ranks",
     "recomputed",
     "rewired",
     "settled",
     "spectrum",
     "synchronised",
-    "wide",
 ]

@@ -98,10 +98,11 @@ def fit(
     ``kind``: Jacobians of the next boundary in its own basis ("local"), of the output ("global"),
     or none ("pca": the baseline, rotation to principal components without scaling).
     ``last``: coordinates of the output.
-    ``threshold``: eigenvalues at or below this share of the largest are dropped, or with
-    ``relative=False`` at or below this number, as in the published runs (1e-15); `Basis.summary`
-    counts the directions that each boundary drops. Below about 1e-15 times the largest eigenvalue
-    of the covariance, which is its rounding, directions of noise are kept.
+    ``threshold``: of the covariance (what is dropped is *silent*) and of the effects (*ignored*)
+    alike, eigenvalues at or below this share of the largest are dropped, or with ``relative=False``
+    at or below this number, as in the published runs (1e-15); `Basis.summary` counts both. Keep it
+    well above the rounding of the activations, or directions of noise are kept: as a share of the
+    largest eigenvalue about 1e-15 in float32 and float64, 1e-7 in float16, 1e-5 in bfloat16.
     ``apart``: trailing features, at every boundary that has a section after it, that are not mixed
     with the others or each other (a norm's scale).
     ``folded``, sections: see :mod:`mi_helpers.engine.stack`; the rest: see
@@ -172,12 +173,15 @@ def _interaction(
     jacobian = jacobian_gram(function, x, **options)
     Cs, pinvs, effects, silent = [], [], [], 0
     for block in _blocks(len(mean), apart):
+        # G = U D U^T: whiten = U D^-1/2, and colour, its inverse on what varies.
         variance, U = spectrum(gram[block, block], threshold, relative)
         whiten, colour = U * variance.rsqrt(), variance.sqrt()[:, None] * U.mT
+        # The Jacobians' Gram matrix in whitened coordinates: V Lambda V^T.
         effect, V = spectrum(
             colour @ jacobian.matrix[block, block] @ colour.mT, threshold, relative
         )
         V = _signed(whiten @ V, V)
+        # C = whiten V Lambda^1/2.
         Cs.append(whiten @ V * effect.sqrt())
         pinvs.append(effect.rsqrt()[:, None] * (V.mT @ colour))
         effects.append(effect)

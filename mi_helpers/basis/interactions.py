@@ -19,7 +19,7 @@ def edges(
     basis: Basis,
     inputs: Float[Tensor, "batch ... feature"],
     *,
-    points: int | Sequence[int] | Literal["data"] = 8,
+    points: int | Literal["data"] | Sequence[int | Literal["data"]] = 8,
     rule: str = "gauss",
     sources: int | None = None,
     outputs: int | None = None,
@@ -36,20 +36,16 @@ def edges(
     not returned.
 
     ``points="data"``: the derivative at the data point in place of the integral, as the published
-    numbers use. Otherwise points of the integral by ``rule``, "gauss" or "midpoint": one number for
-    all sections or one each (a section that is linear along the path needs one); see
-    :func:`convergence`.
+    numbers use. Otherwise points of the integral by ``rule``, "gauss" or "midpoint" (a section that
+    is linear along the path needs one; see :func:`convergence`). One for all sections or one each.
     ``sources``: so many random sign vectors over output positions instead of every position.
     ``outputs``: only the first so many next features. Memory: about ``batch_size * chunk``
     gradients, whatever ``points`` is.
     """
     generator = torch.Generator().manual_seed(seed)
     activations = basis.stack.activations(inputs)
+    each = [points] * (len(activations) - 1) if isinstance(points, int | str) else points
     found = []
-    n_sections = len(activations) - 1
-    at_data = points == "data"
-    one_number = 1 if isinstance(points, str) else points
-    each = [one_number] * n_sections if isinstance(one_number, int) else one_number
     for index, (x, n) in enumerate(zip(activations[:-1], each, strict=True)):
         here, there = basis.boundaries[index], basis.boundaries[index + 1]
         C, n_positions = there.C[:, :outputs], activations[index + 1][0, ..., 0].numel()
@@ -58,24 +54,23 @@ def edges(
             signs = random_signs(sources, (n_positions,), x, generator)
         function = _next_features(basis.stack, index, C, signs)
         total = torch.zeros(C.shape[1], len(here.importance), dtype=torch.float64)
-        for batch in x.split(max(batch_size // max(n, 1), 1)):
+        for batch in x.split(batch_size if n == "data" else max(batch_size // max(n, 1), 1)):
             features = here.encode(batch)
+            # The activation, without what the basis dropped: the path ends there.
             end = here.decode(features)
-            if at_data:
+            if n == "data":
                 one = end.new_ones(len(end), *[1] * (end.ndim - 1))
-                pulled = pull_back(partial(_at, function, one), end, chunk)
+                pulled = pull_back(partial(function, one=one), end, chunk)
             else:
                 pulled = integrated_gradients(function, end, n, rule, chunk)
             for rows, gradients in pulled:
+                # Along each feature: by the chain rule, and times the feature itself.
                 effects = gradients @ here.C_pinv.mT.to(features) * features
+                # Summed over input positions, then squared; rows are (position, next feature).
                 sums = effects.reshape(*effects.shape[:2], -1, effects.shape[-1]).sum(2)
                 total.index_add_(0, rows.cpu() % len(total), wide(sums).pow(2).sum(1).cpu())
         found.append(total / (len(x) * n_positions * (1 if signs is None else len(signs))))
     return found
-
-
-def _at(function: Callable[..., Tensor], one: Tensor, z: Tensor) -> Tensor:
-    return function(z, one)
 
 
 def edge_table(interactions: Sequence[Float[Tensor, "next feature"]]) -> pd.DataFrame:
@@ -132,8 +127,9 @@ def rewired(
 
 def _next_features(
     stack: Stack, index: int, C: Tensor, signs: Float[Tensor, "source pos"] | None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """From activations and the constant to the next boundary's features, positions in front."""
+) -> Callable[..., Tensor]:
+    """From activations and the constant to the next features: [batch, position, feature], or
+    [batch, source, feature] where ``signs`` sum over positions."""
 
     def function(z: Tensor, one: Tensor) -> Tensor:
         y = stack.run(z, index, index + 1, one) @ C.to(z)

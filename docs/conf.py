@@ -82,6 +82,11 @@ def _plain(
     """What reStructuredText would read as markup in a docstring, outside `code`, is text."""
     text: list[str] = []
     for line in lines:
+        if what == "module" and line.startswith("    "):  # code, and no quotation
+            if not text[-1] and not text[-2].startswith("    "):
+                text += [".. code-block:: python", ""]
+            text.append(line)
+            continue
         parts = line.split("`")
         parts[::2] = [re.sub(r"([*|]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
         item = re.match(r" *- ", line)

@@ -2,7 +2,7 @@
 
 Pages are this folder's Markdown, the notebooks with their stored outputs, the scorecard of the
 committed references, and the docstrings of `mi_helpers`. Nothing is executed and nothing comes from
-the network. The assembled sources lie beside the result, in a folder of its name with a dot before.
+the network. It is made in a folder of the result's name with a dot before, which a failure leaves.
 """
 
 import importlib
@@ -30,14 +30,19 @@ ROOMS = ("models", *mi_helpers._ROOMS)
 
 def main(out: Path) -> int:
     """Assemble, build, and return Sphinx's exit code; a warning is an error."""
+    if out.exists() and not (out / "objects.inv").is_file():
+        raise SystemExit(f"{out} is there and is no book; name another folder")
     source = out.with_name(f".{out.name}")
     shutil.rmtree(source, ignore_errors=True)
-    if (out / "objects.inv").is_file():  # an older site, with pages that may be no more
-        shutil.rmtree(out)
     assemble(source)
     options = ["-q", "-W", "--keep-going", "-E", "-j", "auto", "-b", "html", "-c", str(DOCS)]
     options += ["-D", f"html_extra_path={source / 'extra'}", "-d", str(source / "doctrees")]
-    return build_main([*options, str(source / "pages"), str(out)])
+    code = build_main([*options, str(source / "pages"), str(source / "site")])
+    if code == 0:
+        shutil.rmtree(out, ignore_errors=True)  # an older one, with pages that may be no more
+        (source / "site").rename(out)
+        shutil.rmtree(source)
+    return code
 
 
 def assemble(source: Path) -> None:

@@ -1,7 +1,8 @@
 """A notebook's stored outputs as the book shows them.
 
-A figure is its picture, with its plotly form beside it as data, which `style/book.js` draws where a
-reader comes to it. An explorer becomes a file of its own in a frame. All else stays as it is.
+A figure is its picture, with its plotly form in a file beside it, which `style/book.js` draws
+where a reader comes to it. An explorer becomes a file of its own in a frame. All else stays as it
+is.
 """
 
 import base64
@@ -64,16 +65,17 @@ def for_the_book(notebook: Notebook, name: str, extra: Extra) -> Notebook:
 
 
 def figure(data: dict[str, Any], name: str, extra: Extra) -> str:
-    """Picture, words for those who cannot see it, and the interactive form as data."""
+    """Picture, with words for those who cannot see it; the interactive form lies beside it."""
     plot, words = data[PLOTLY], html.escape(describe(data[PLOTLY]))
     image = base64.b64decode("".join(data["image/png"]))
     width, height = struct.unpack(">II", image[16:24])
     address = extra.add(f"figures/{name}.png", image)
-    inert = json.dumps(plot, separators=(",", ":")).replace("<", "\\u003c")
+    # A script, because a page that is opened from its file may read nothing else.
+    inert = json.dumps(plot, separators=(",", ":"))
+    extra.add(f"figures/{name}.js", f"miFigures[document.currentScript.src]={inert}".encode())
     size = f'width="{width}" height="{height}" loading="lazy"'
     picture = f'<img src="{address}" alt="{words}" {size}>'
-    data_of_it = f'<script type="application/json">{inert}</script>'
-    return f'<figure class="mi-figure">{picture}{data_of_it}</figure>'
+    return f'<figure class="mi-figure">{picture}</figure>'
 
 
 def describe(plot: dict[str, Any]) -> str:

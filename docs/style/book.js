@@ -2,29 +2,33 @@
 // Figures are pictures until a reader comes near: then plotly, loaded once, draws them.
 (() => {
   const home = document.currentScript.src;
-  let loading;
-  const plotly = () => (loading ??= new Promise((done, fail) => {
+  window.miFigures = {}; // what the scripts of figures leave, by their addresses
+  const load = (address) => new Promise((done, fail) => {
     const script = document.createElement("script");
-    script.src = new URL("plotly.min.js", home);
-    script.onload = () => done(window.Plotly);
+    script.src = address;
+    script.onload = done;
     script.onerror = fail;
     document.head.append(script);
-  }));
+  });
+  let loading;
+  const plotly = () => (loading ??= load(new URL("plotly.min.js", home)));
 
   const touch = matchMedia("(pointer: coarse)").matches;
 
   async function draw(figure) {
     const picture = figure.querySelector("img");
-    const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
-    const Plotly = await plotly();
+    const address = picture.src.replace(/png$/, "js");
+    await Promise.all([plotly(), load(address)]);
+    const { data, layout } = miFigures[address];
     const own = layout.width ?? 700;
-    // Narrower than its design by a third at most; below that the reader scrolls sideways.
-    const width = Math.max(0.67 * own, Math.min(own, figure.clientWidth));
     const place = document.createElement("div");
     place.setAttribute("role", "group");
     place.setAttribute("aria-label", picture.alt);
     figure.append(place);
-    if (width > figure.clientWidth) figure.tabIndex = 0;
+    // Narrower than its design by a third at most; below that the reader scrolls sideways.
+    const room = place.clientWidth;
+    const width = Math.max(0.67 * own, Math.min(own, room));
+    if (width > room) figure.tabIndex = 0;
     const dragmode = touch ? false : (layout.dragmode ?? "zoom"); // a finger scrolls the page
     const shown = { ...layout, width, dragmode, modebar: { orientation: "v" } };
     const bar = { displaylogo: false, displayModeBar: touch ? false : "hover" };

@@ -138,6 +138,8 @@ def test_each_page_opens_without_a_complaint(site: Path, page: browser.Page) -> 
         faults += [f"{where}: {text}" for text in page.js("window.complaints")]
         broken = "[...document.images].filter(i => i.loading !== 'lazy' && !i.naturalWidth).length"
         faults += [f"{where}: {n} pictures did not load" for n in [page.js(broken)] if n]
+        lists = "document.querySelectorAll('dl:not([role]) > :first-child:not(dt)').length"
+        faults += [f"{where}: {n} lists without terms" for n in [page.js(lists)] if n]
     assert faults == []
 
 

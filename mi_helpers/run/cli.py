@@ -245,7 +245,8 @@ def _work(
     """Run what is to do under a progress bar; each outcome is a line, and where to look another."""
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
-    to_do, told = len(work.to_do(retry)), time.monotonic()
+    to_do = len(work.to_do(retry))
+    told = -SUMMARY_S  # so that the first result has a summary
     work.record_plan()
     try:
         with (
@@ -258,6 +259,8 @@ def _work(
                 if outcome.state == "done":
                     kept = work.folder / "runs" / job.folder / f"{job.path.stem}.ipynb"
                     tqdm.write(f"      to read it: {os.path.relpath(kept)}")
+                    page = work.folder / "scorecard.html"
+                    tqdm.write(f"      its claims: {os.path.relpath(page)}")
                 if time.monotonic() - told > SUMMARY_S:
                     _summarise(work.folder, root)
                     told = time.monotonic()

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -175,6 +176,9 @@ def test_the_command_runs_with_parameters_and_compares_with_the_reference(
     assert saved == here / "papermill_runs/reference/toy/00_good.json"
     assert runs.main(["run", "00", "-p", "N=9", "--name", "nine"]) == 0
     out = capsys.readouterr().out
+    files = re.findall(r"(?:to read it|its claims): (.+)\n", out)
+    assert [Path(file).name for file in files] == ["00_good.ipynb", "scorecard.html"]
+    assert all(Path(file).is_file() for file in files)
     assert "✘ does not hold   00.three  toy  9 [8, 10]" in out
     assert "0 of 1 replications hold, 1 do not, 0 undecided, 0 not applicable\n" in out
     assert "from the reference to this: 1 flip" in out

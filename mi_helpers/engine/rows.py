@@ -214,7 +214,8 @@ def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
     prompts that share theirs. Every prompt then runs from the earliest position of any."""
     model, n_pos = base.model, base.tokens.shape[1]
     site, layer, head, write = line["site"], line["layer"], line["head"], line["write"]
-    at = f"row {row} ({site}, layer {layer}, pos {line['pos']}, head {head})"
+    said = "of each prompt" if isinstance(line["pos"], Tensor) else line["pos"]  # slow to print
+    at = f"row {row} ({site}, layer {layer}, pos {said}, head {head})"
     if not isinstance(write, Write):
         raise ValueError(f"{at}: write must come from patch, zero, mean, add …, got {write!r}")
     layer = _index(layer, model.cfg.n_layers, f"{at}: layer")

@@ -1,6 +1,7 @@
 """Our edge counts on the network of arXiv 2405.10928 that its authors published, beside theirs.
 
-``python -m tests.benchmarks.published_basis NETWORK`` prints one record a line. ``NETWORK``: a
+``python -m tests.benchmarks.published_basis NETWORK`` prints the records that
+``published_basis.json`` holds, one a line. ``NETWORK``: a
 safetensors file with the names and shapes of `ModularAddition`, the trained network of seed 0 of
 ApolloResearch/rib (MIT License), which does not ship. Some ten minutes on one core.
 
@@ -11,6 +12,7 @@ test pairs of 8939 with so many edges kept, and the number their search ended at
 import json
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
 from safetensors.torch import load_file
@@ -36,7 +38,7 @@ def records(path: str) -> Iterator[dict]:
     network.load_state_dict(load_file(path))
     network = network.eval().requires_grad_(False).double()
     train, test = addition_pairs(network.p, 0.3, seed=0)
-    x, inputs = network.embed(train), network.embed(test)
+    single, x = deepcopy(network).float(), network.embed(train)
 
     def right(y: torch.Tensor) -> float:
         return (y[:, 0].argmax(-1) == test[: len(y)].sum(-1) % network.p).double().mean().item()
@@ -46,6 +48,8 @@ def records(path: str) -> Iterator[dict]:
             network.sections(), x, kind=kind, last="identity", threshold=1e-15, relative=False
         )
         E = ib.edges(basis, x, points="data")
+        # As published: basis and edges in float64, ablation in float32.
+        basis, inputs = ib.Basis(single.sections(), basis.boundaries), single.embed(test)
         found = ib.needed(basis, E, inputs, right, partial=True)["edges"]
         for section, where in enumerate(SECTIONS):
             edges, wrong = PUBLISHED[name, where]

@@ -219,14 +219,15 @@ def train_topics(
     again: int = 100,
     batch: int = 128,
     seed: int = 0,
+    extra: int = 32,
 ) -> tuple[TopicModels, Tensor]:
-    """Train with the extra units, take them away, train `again` on the topic to keep alone.
+    """Train with `extra` more units, take them away, train `again` on the topic to keep alone.
 
     Returns the nets, treatment by treatment, and their losses on held-out text,
     [stage, net, keep or forget], at the stages "trained", "ablated" and "trained again".
     """
     seeds = [seed + i for _ in treatments for i in range(n_seeds)]
-    model, held_out = TopicModels(seeds), topic_text(400, seed + 10**6)
+    model, held_out = TopicModels(seeds, extra=extra), topic_text(400, seed + 10**6)
     texts = [topic_text(2000, seed + i) for i in range(n_seeds)]
     columns = [
         torch.stack(column).repeat(len(treatments), 1, *[1] * (column[0].ndim - 1))

@@ -4,8 +4,8 @@ An edge runs from what a part writes (embedding, head, MLP) to what another read
 head, MLP input, output). To remove an edge is to let its reader see the writer's value from the
 corrupted prompt, or zero, or a mean, while all other readers see the real one. In reading order:
 
-1. `graph`: `Graph` names senders, receivers and edges; a `Circuit` is a part of it; `top` and
-   `greedy` make one of scores.
+1. `graph`: `Graph` names senders, receivers and edges; a `Circuit` is a part of it. `choosing`:
+   `top`, `greedy` and `ladder` make circuits of scores, `random_like` a control.
 2. `runs`: `record` runs the prompt pairs once; all that follows takes what it returns.
 3. `attribution`: `attribute` scores every edge, estimated from gradients (`eap`, `eap-ig`) or
    measured (`exact`). `scores`: `head_importance` sums those of a node's edges, `bootstrapped`
@@ -14,17 +14,19 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
    `subnetwork_probing` by training masks.
 5. `evaluation`: `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is
    spelt out; `curve` does so over sizes, `cpr` and `cmd` make one number of that; `completeness`
-   and `minimality` look for missing and idle parts, `random_like` makes a control.
+   and `minimality` look for missing and idle parts.
 6. `drawing`: `draw` shows it. `files`: `save` and `load` in the MIB benchmark's format.
 
-`wiring` runs a model with edges removed, by `blocks` and `mixing`; only 3 to 5 call it.
+`wiring` runs a model with edges removed, by `blocks` and `mixing`; only 3 to 5 call it. What a
+removed edge carries is decided in one place, `CircuitRuns.ablated`; which edges are removed when a
+circuit is evaluated, in `Ablation.overwritten`.
 """
 
 from .attribution import attribute
+from .choosing import SHARES, greedy, ladder, random_like, top
 from .discovery import Discovery, acdc
 from .drawing import draw
 from .evaluation import (
-    SHARES,
     Ablation,
     cmd,
     completeness,
@@ -33,15 +35,13 @@ from .evaluation import (
     evaluate,
     gains,
     greedy_completeness,
-    ladder,
     minimality,
     overlap,
-    random_like,
     roc,
     summary,
 )
 from .files import load, save
-from .graph import Circuit, Graph, greedy, top
+from .graph import Circuit, Graph
 from .probing import Probing, subnetwork_probing
 from .runs import CircuitRuns, record
 from .scores import bootstrapped, head_importance

@@ -10,7 +10,7 @@ every receiver (`gradients`), from them those before the receiver's norm (`_at_r
 product (`_contract`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 
 from ..engine.recording import at_each, each_position
 from ..models.hooks import first, hooked
-from ..models.sites import hook_name
 from .graph import Group
 from .runs import (
     CircuitRuns,
@@ -32,6 +31,7 @@ from .runs import (
     Source,
     Value,
     Weights,
+    batches,
     by_head,
     mlp_norm,
     projections,
@@ -97,7 +97,7 @@ def attribute(
     scores = torch.zeros(n_rows, *graph.exists.shape, dtype=torch.float64)
     clean = runs.clean.resid[0]
     ablated = source("resid_pre", 0).expand_as(clean)
-    for prompts in _batches(len(clean), max_memory // _of_a_pass(runs)):
+    for prompts in batches(len(clean), max_memory // _of_a_pass(runs)):
         for share in shares[method]:  # of the way from the clean to the ablated embeddings
             entering = torch.lerp(clean[prompts], ablated[prompts], share)
             tangent = gradients(runs, entering, function, prompts)
@@ -167,7 +167,7 @@ def gradients(
                 block.mlp.register_forward_pre_hook(split(layer)),
             ]
             for site in ("q", "k", "v"):
-                point = model.hook_dict[hook_name(site, layer)]
+                point = runs.clean.hook(site, layer)
                 stack.enter_context(hooked(point, tape(site, layer)))
         for handle in handles:
             stack.callback(handle.remove)
@@ -193,7 +193,7 @@ def _contract(
     graph, weights, n = runs.graph, projections(runs.model), len(runs.pairs)
     _, n_pos, width = runs.clean.resid[0].shape
     each = (len(graph.senders) + 6 * sum(graph.counts.values())) * n_pos * width * 4
-    for own in _batches(len(range(n)[prompts]), max_memory // each):
+    for own in batches(len(range(n)[prompts]), max_memory // each):
         some = slice(prompts.start + own.start, min(prompts.start + own.stop, prompts.stop))
         base, other = (_part(of, n, some) for of in (runs.clean.activation, source))
         shift = sender_shift(graph, weights, base, other)
@@ -201,7 +201,7 @@ def _contract(
             slopes = _at_receivers(runs, group, tangent, weights, own)
             before = shift[: group.parents]
             if len(scores) == 1:
-                found = (before.flatten(1) @ slopes.flatten(1).T)[None]
+                found = (slopes.flatten(1) @ before.flatten(1).T).T[None]  # few rows first: faster
             else:
                 found = einsum(before, slopes, "u prompt pos d, r prompt pos d -> prompt u r")
             at = some if len(scores) > 1 else slice(None)
@@ -213,12 +213,6 @@ def _of_a_pass(runs: CircuitRuns) -> int:
     _, n_pos, width = runs.clean.resid[0].shape
     numbers = 64 * runs.graph.n_layers * n_pos * width + 2 * runs.model.cfg.d_vocab
     return numbers * runs.clean.resid[0].element_size()
-
-
-def _batches(n: int, size: int) -> Iterator[slice]:
-    """`n` prompts in parts of `size`, of one at least."""
-    size = max(1, size)
-    return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
 def _part(source: Source, n: int, prompts: slice) -> Source:

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .graph import Circuit, Graph, Mask, Ranking, greedy, top
+from .choosing import SHARES, Ranking, ladder
+from .graph import Circuit, Mask
 from .runs import CircuitRuns, Metric, Value
 from .wiring import wire
 
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 MEMORY = 2 * 10**9  # bytes of a batch of prompts
 Circuits = Circuit | Mapping[str, Circuit] | Mapping[float, Circuit]
+Table = pd.DataFrame | Mapping[str, ArrayLike]  # columns by name
 
 
 @dataclass(frozen=True)
@@ -160,20 +161,6 @@ def summary(values: pd.DataFrame, least: float = 0.25) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def ladder(
-    graph: Graph,
-    scores: pd.DataFrame,
-    shares: Sequence[float] = SHARES,
-    ranking: Ranking = "absolute",
-    select: Literal["greedy", "top"] = "greedy",
-) -> dict[float, Circuit]:
-    """Circuits of growing size by the same scores, by the share of all edges asked for; without the
-    edges that lie on no path, so that fewer may be left."""
-    pick = {"greedy": greedy, "top": top}[select]
-    sizes = {share: int(share * len(graph.edges)) for share in shares}
-    return {share: pick(graph, scores, n, ranking).pruned() for share, n in sizes.items()}
-
-
 def curve(
     runs: CircuitRuns,
     scores: pd.DataFrame,
@@ -190,7 +177,7 @@ def curve(
     return table.assign(share=table["circuit"], ranking=ranking).drop(columns="circuit")
 
 
-def cpr(table: pd.DataFrame) -> float:
+def cpr(table: Table) -> float:
     """Circuit performance ratio: the area under faithfulness over the share of edges kept, linear
     in the share, from a table of `share` and `faithfulness`. More is better, without a bound; MIB
     ranks edges by their signed score for it (`ranking="signed"`).
@@ -201,15 +188,15 @@ def cpr(table: pd.DataFrame) -> float:
     return _area(table, lambda x: x)
 
 
-def cmd(table: pd.DataFrame) -> float:
+def cmd(table: Table) -> float:
     """Circuit-model distance: the area under |1 - faithfulness|, as `cpr`. 0 is best; MIB ranks by
     the absolute score for it. Where faithfulness stays between 0 and 1, the two sum to the range of
     shares. Source: Mueller et al. 2025, arXiv 2504.13151 (MIB), section 3."""
     return _area(table, lambda x: np.abs(1 - x))
 
 
-def _area(table: pd.DataFrame, of: Callable[[np.ndarray], np.ndarray]) -> float:
-    x, y = (table[name].to_numpy(float) for name in ("share", "faithfulness"))
+def _area(table: Table, of: Callable[[np.ndarray], np.ndarray]) -> float:
+    x, y = (np.asarray(table[name], float) for name in ("share", "faithfulness"))
     if len(x) < 2 or (np.diff(x) <= 0).any():
         raise ValueError("an area needs two or more increasing shares")
     return float(np.trapezoid(of(y), x))
@@ -283,26 +270,6 @@ def overlap(first: Circuit, second: Circuit, of: Literal["nodes", "edges"] = "no
     """Jaccard overlap of two circuits: what both have, by what either has."""
     a, b = ({*c.nodes} if of == "nodes" else {*c.edges} for c in (first, second))
     return len(a & b) / len(a | b)
-
-
-def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Circuit:
-    """A circuit of random edges, as many into each layer's queries, keys, values, MLP and output as
-    the circuit has, and of each as many from heads and from MLPs (the embedding counts with them);
-    with `same_nodes` drawn from the edges among the circuit's own nodes. Raises ValueError for
-    `same_nodes` of a circuit that is not pruned, whose edges may end at nodes it does not have."""
-    if same_nodes and len(circuit.pruned()) < len(circuit):
-        raise ValueError("prune the circuit first: some of its edges lie on no path")
-    graph, rng = circuit.graph, np.random.default_rng(seed)
-    among = Circuit.between(graph, circuit.nodes).kept if same_nodes else graph.exists
-    kept, cells = torch.zeros_like(graph.exists), dict[tuple, list[tuple[int, int]]]()
-    for u, r in among.nonzero().tolist():
-        layer, *rest = graph.receivers[r].split(".")
-        cells.setdefault((layer, *rest[1:], graph.senders[u][0] == "A"), []).append((u, r))
-    for places in cells.values():
-        n = int(sum(circuit.kept[place] for place in places))
-        for chosen in rng.choice(len(places), n, replace=False):
-            kept[places[chosen]] = True
-    return Circuit(graph, kept)
 
 
 def roc(truth: ArrayLike, scores: ArrayLike) -> tuple[pd.DataFrame, float]:

@@ -8,11 +8,10 @@ grouped-query models belong to key-value heads, and so do their edges.
 Names are as people say them: `"A5.2 -> A7.9.q"`, `"embed -> M0"`, `"M3 -> out"`.
 """
 
-import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from ..engine.recording import Run, record
 
 Mask = Bool[Tensor, "sender receiver"]
-Ranking = Literal["absolute", "signed"]
 
 
 @dataclass(frozen=True)
@@ -268,39 +266,3 @@ class Circuit:
         for u in range(1, len(reached)):
             reached[u] = (reached @ kept[:, self.graph.inputs[u]]).any()
         return Circuit(self.graph, torch.from_numpy(kept & reached[:, None] & receivers))
-
-
-def ranked(scores: pd.DataFrame, ranking: Ranking = "absolute") -> pd.Series:
-    """What edges are ranked by: the size of the score, or with "signed" how far the metric *falls*
-    when the edge is removed, so that edges which hold the answer back come last."""
-    if ranking not in ("absolute", "signed"):
-        raise ValueError(f"ranking is 'absolute' or 'signed', got {ranking!r}")
-    return scores["score"].abs() if ranking == "absolute" else -scores["score"]
-
-
-def top(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute") -> Circuit:
-    """The `n` edges that rank first."""
-    order = ranked(scores, ranking).sort_values(ascending=False, kind="stable").index[:n]
-    return Circuit.of(graph, scores.loc[order, "edge"])
-
-
-def greedy(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute") -> Circuit:
-    """`n` edges grown from the output: each time the first-ranked edge into a node that is in the
-    circuit. Source: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806, section 2."""
-    rank = dict(zip(scores["edge"], -ranked(scores, ranking), strict=True))
-    into: dict[int, list[tuple[float, int, int]]] = {}
-    for edge, (u, r) in graph.number.items():
-        into.setdefault(r, []).append((rank[edge], r, u))
-    kept, opened = torch.zeros_like(graph.exists), {len(graph.receivers) - 1}
-    queue = into[len(graph.receivers) - 1]
-    heapq.heapify(queue)
-    for _ in range(min(n, len(graph.edges))):
-        if not queue:
-            break
-        _, r, u = heapq.heappop(queue)
-        kept[u, r] = True
-        for new in set(graph.inputs[u]) - opened:  # the sender's node is in the circuit now
-            opened.add(new)
-            for entry in into[new]:
-                heapq.heappush(queue, entry)
-    return Circuit(graph, kept)

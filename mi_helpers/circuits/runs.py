@@ -88,8 +88,7 @@ class CircuitRuns:
         """The prompts in batches whose wirings stay below `max_memory` bytes."""
         n, n_pos, width = self.clean.resid[0].shape
         each = 3 * len(self.graph.senders) + len(self.graph.receivers)
-        size = max(1, max_memory // (each * n_pos * width * 4))
-        return [slice(i, i + size) for i in range(0, n, size)]
+        return batches(n, max_memory // (each * n_pos * width * 4))
 
 
 def record(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
@@ -117,6 +116,12 @@ def _light(value: Any) -> Any:
         return None
     stream = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
     return value.new_zeros(1).expand_as(value) if stream and len(value) > 1 else value
+
+
+def batches(n: int, size: int) -> list[slice]:
+    """`n` prompts in parts of `size`, of one at least."""
+    size = max(1, size)
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def rows(value: Any, n: int, prompts: slice) -> Any:

@@ -24,7 +24,7 @@ nothing but rounding, which its norm blows up. Pruned circuits have no such rece
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -99,9 +99,8 @@ class Wiring:
     ) -> None:
         self.graph, self.base, self.calls, self.model = graph, base, calls, base.model
         self.projections = projections(self.model)
-        self.at: Float[Tensor, "prompt pos 1"] | None = (
-            None  # 1 where removed edges carry other values
-        )
+        # `at` is 1 where removed edges carry other values; None: everywhere
+        self.at: Float[Tensor, "prompt pos 1"] | None = None
         shape, device = base.tokens.shape, base.tokens.device
         if pos is not None:
             where = each_position(pos, base.roles, *shape).to(device)
@@ -246,7 +245,7 @@ class Wiring:
         before = [u for u in used if u in old.moved]
         if before:
             values = stack([old.moved[u][:, :, at] for u in before])
-            streams = mix(streams, -change[:, before], self._where(values, at))
+            streams = mix(streams, -change[:, before], self._inside(values, at))
         # Edges that are kept pass on by how much their sender moved just now.
         moved = [
             u for u in step.moved if u < n and (self.at is not None or (share[:, u] < 1).any())
@@ -257,7 +256,7 @@ class Wiring:
                 streams = mix(streams, 1 - gone, values)
             else:
                 streams = mix(streams, torch.ones_like(gone), values)
-                streams = mix(streams, -gone, self._where(values, at))
+                streams = mix(streams, -gone, self._inside(values, at))
         everything = (share == 1).all(1)
         if self.at is None and everything.any():  # the ablated stream itself, without rounding
             whole = rearrange(everything, "row reader -> row reader 1 1 1").to(streams.device)
@@ -288,19 +287,19 @@ class Wiring:
             streams[0].index_add_(0, where, share * beyond[u, :, at])
         return streams
 
-    def _where(self, values: Tensor, at: slice) -> Tensor:
+    def _inside(self, values: Tensor, at: slice) -> Tensor:
         """Values where removed edges carry other ones, zero elsewhere."""
         return values if self.at is None else values * self.at[:, at]
 
     def _own_rows(self, group: Group, todo: list[int], new: State) -> None:
         """Queries, keys and values that are about to be written get rows of their own."""
-        for kind in {self._head(group, r)[0] for r in todo}:
+        for kind in {self._head(r)[0] for r in todo}:
             value = new.heads.get((kind, group.layer), self.base.acts[kind, group.layer][None])
             new.heads[kind, group.layer] = value.repeat(len(new.removed), 1, 1, 1, 1)
 
-    def _head(self, group: Group, receiver: int) -> tuple[str, int]:
+    def _head(self, receiver: int) -> tuple[str, int]:
         """What an input of attention is: "q", "k" or "v", and of which head."""
-        kind, head = self.graph.receivers[receiver].split(".")[:0:-1]
+        _, head, kind = self.graph.receivers[receiver].split(".")
         return kind, int(head)
 
     def _project(
@@ -310,7 +309,7 @@ class Wiring:
         normed = self.model.blocks[group.layer].ln1.original_component(streams)
         for number, receivers in enumerate(same):
             heads: dict[str, list[int]] = {}
-            for kind, head in (self._head(group, r) for r in receivers):
+            for kind, head in (self._head(r) for r in receivers):
                 heads.setdefault(kind, []).append(head)
             for kind, chosen in heads.items():
                 weight, bias = (x[chosen] for x in self.projections[group.layer][kind])
@@ -359,12 +358,6 @@ def wire(
     base = runs.corrupted if restore else runs.clean
     source = runs.clean.activation if restore else runs.ablated(value)
     n = len(base.tokens)
-    own = replace(
-        base,
-        tokens=base.tokens[prompts],
-        roles={name: where[prompts] for name, where in base.roles.items()},
-        resid=[x[prompts] for x in base.resid],
-        acts={key: x[prompts] for key, x in base.acts.items()},
-    )
     calls = map_leaves(lambda v: rows(v, n, prompts), runs.calls)
+    own = base.part(prompts)
     return Wiring(runs.graph, own, calls, lambda *at: rows(source(*at), n, prompts), pos)

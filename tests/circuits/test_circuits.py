@@ -9,8 +9,9 @@ import torch
 
 from mi_helpers import circuits, load_model, patching
 from mi_helpers.circuits import wiring as wiring_room
+from mi_helpers.circuits.choosing import greedy, top
 from mi_helpers.circuits.discovery import receivers_of, senders_of, trials
-from mi_helpers.circuits.graph import Circuit, Graph, greedy, top
+from mi_helpers.circuits.graph import Circuit, Graph
 from mi_helpers.circuits.runs import CircuitRuns, record
 from mi_helpers.circuits.wiring import wire
 from mi_helpers.metrics import logit_diff

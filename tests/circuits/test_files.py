@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from mi_helpers import circuits
+from mi_helpers.circuits.choosing import top
 from mi_helpers.circuits.files import load, save
-from mi_helpers.circuits.graph import Circuit, Graph, top
+from mi_helpers.circuits.graph import Circuit, Graph
 
 
 def scored(graph: Graph) -> pd.DataFrame:

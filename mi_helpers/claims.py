@@ -189,17 +189,20 @@ def claim(
     """
     if not _context:
         raise RuntimeError('call mi.claims.start("00_tour", model=MODEL, seed=SEED) before claim')
-    if kind not in ("replication", "check"):
-        raise ValueError(f"claim {id!r}: kind is 'replication' or 'check', got {kind!r}")
-    absent = _absence(id, needs)
-    if value is None and absent is None:
-        raise ValueError(f"claim {id!r}: value may be None only where the claim does not apply")
-    if null is not None and null[1] is None and absent is None:
-        raise ValueError(f"claim {id!r}: its null may be None only where the claim does not apply")
-    if absent is None and kind == "replication" and not isinstance(value, Estimate):
-        raise ValueError(f"claim {id!r}: a replication needs an interval: use mi.estimate(...)")
-    found = _interval(value)
-    verdict, why = ("not applicable", absent) if absent else _judge(rule, found, null)
+    absent, found = _absence(id, needs), _interval(value)
+    control, level = (null[0], _interval(null[1])) if null else ("", None)
+    verdict: Verdict = "not applicable"
+    why = absent
+    if absent is None:
+        if found is None or (null and level is None):
+            what = "value" if found is None else "its null"
+            raise ValueError(
+                f"claim {id!r}: {what} may be None only where the claim does not apply"
+            )
+        if kind == "replication" and not isinstance(value, Estimate):
+            raise ValueError(f"claim {id!r}: a replication needs an interval: use mi.estimate(...)")
+        verdict, why = _judge(rule, found, control, level)
+    interval = found if found and found.n else None
     record = Record(
         id=id,
         notebook=_context["notebook"],
@@ -208,12 +211,12 @@ def claim(
         source=source,
         kind=kind,
         value=_number(found.value) if found else None,
-        low=_number(found.low) if found and found.n else None,
-        high=_number(found.high) if found and found.n else None,
-        n=found.n or None if found else None,
+        low=_number(interval.low) if interval else None,
+        high=_number(interval.high) if interval else None,
+        n=interval.n if interval else None,
         unit=found.unit if found else "",
         rule=str(rule),
-        null=None if null is None or null[1] is None else f"{null[0]}: {_plainly(null[1])}",
+        null=f"{control}: {_in_words(level)}" if level else None,
         verdict=verdict,
         why=why,
         seed=_context["seed"],
@@ -249,18 +252,14 @@ def _absence(id: str, needs: str | None) -> str | None:
 
 
 def _judge(
-    rule: Rule, found: Estimate | None, null: tuple[str, Estimate | float | None] | None
+    rule: Rule, found: Estimate, control: str, null: Estimate | None
 ) -> tuple[Verdict, str | None]:
     """The verdict, and where it is undecided what would decide."""
-    assert found is not None
     verdict = rule.verdict(found.low, found.high)
     if verdict == "undecided":
         return verdict, _deciding(rule, found)
-    if verdict == "holds" and null is not None:
-        control = _interval(null[1])
-        assert control is not None
-        if rule.verdict(control.low, control.high) != "does not hold":
-            return "undecided", f"the null is not ruled out ({null[0]})"
+    if verdict == "holds" and null and rule.verdict(null.low, null.high) != "does not hold":
+        return "undecided", f"the null is not ruled out ({control})"
     return verdict, None
 
 
@@ -299,6 +298,15 @@ def _keep(record: Record) -> None:
     _records[record["id"]] = record
 
 
+def validated(records: Any) -> list[Record]:
+    """The records, as read from a file; ValueError where they are no list of well-formed ones."""
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError("not a list of records")
+    for record in records:
+        validate(record)
+    return records
+
+
 def validate(record: Record) -> None:
     """Raise ValueError, naming the claim and the fault, unless the record is well-formed."""
 
@@ -325,7 +333,7 @@ def validate(record: Record) -> None:
     if low is not None and high is not None and low > high:
         fail(f"the interval [{low}, {high}] is out of order")
     if record["kind"] not in ("replication", "check"):
-        fail(f"kind must be 'replication' or 'check', got {record['kind']!r}")
+        fail(f"kind is 'replication' or 'check', got {record['kind']!r}")
     if record["verdict"] not in VERDICTS:
         fail(f"verdict must be one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
     if record["verdict"] != "not applicable" and record["value"] is None:
@@ -341,12 +349,15 @@ def verdict(record: Record) -> str:
 
 def measured(record: Record) -> str:
     """`0.83 [0.71, 0.9] nats`, or an empty text where nothing was measured."""
-    if record["value"] is None:
+    value, low, high, n = (record[key] for key in ("value", "low", "high", "n"))
+    if value is None:
         return ""
-    text = digits(record["value"])
-    if record["low"] is not None and record["high"] is not None:
-        text += f" [{digits(record['low'])}, {digits(record['high'])}]"
-    return f"{text} {record['unit']}".rstrip()
+    return f"{_in_words(Estimate(value, low, high, n, ''))} {record['unit']}".rstrip()
+
+
+def _in_words(found: Estimate) -> str:
+    interval = f" [{digits(found.low)}, {digits(found.high)}]" if found.n else ""
+    return digits(found.value) + interval
 
 
 class Rows:
@@ -384,13 +395,6 @@ def _html_row(record: Record) -> str:
     name = f"<code>{html.escape(record['id'])}</code>{kind}<br>{says}"
     cells = (mark, name, html.escape(measured(record)), rule, null, source)
     return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
-
-
-def _plainly(value: Estimate | float) -> str:
-    found = _interval(value)
-    assert found is not None
-    interval = f" [{digits(found.low)}, {digits(found.high)}]" if found.n else ""
-    return digits(found.value) + interval
 
 
 def _plain(value: Any) -> Any:

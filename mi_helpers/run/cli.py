@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -23,9 +23,6 @@ from ..claims import measured, verdict
 from . import execute, plan, provenance, scorecard
 from .plan import Job
 from .sweep import Spread, Sweep, in_turn
-
-if TYPE_CHECKING:
-    from .scorecard import Table
 
 SUMMARY_S = 30.0  # seconds between two scorecards while runs are at work
 
@@ -119,20 +116,15 @@ def _parser() -> argparse.ArgumentParser:
 
     option = add(_scorecard, "scorecard", "put runs side by side as HTML, Markdown and JSON")
     option("runs", nargs="*", metavar="RUN", help="names or folders")
-    option("--paper", metavar="TEXT", help="only claims whose source has this in it")
     option("--out", type=Path, metavar="FOLDER", help="papermill_runs/scorecard")
-    option(
-        "--readme",
-        action="store_true",
-        help="renew the README's summary and times",
-    )
+    option("--readme", action="store_true", help="renew the README's summary and times")
 
     option = add(_diff, "diff", "compare two scorecards claim by claim; code 1 on a flip")
     option("a", metavar="A", help="a run's name, a folder, or a scorecard.json")
     option("b", metavar="B")
-    option = add(
-        _check, "check", "a model's passport: is it right here, and what can it be used for"
-    )
+
+    text = "a model's passport: is it right here, and what can it be used for"
+    option = add(_check, "check", text)
     option("name", nargs="?", metavar="MODEL", help="default: smollm2-135m")
     option("--revision", metavar="R", help="branch, tag or commit on the hub")
     option("--dtype", metavar="T", help="float32, bfloat16 or float16; default: float32")
@@ -292,14 +284,12 @@ def _workers(
         yield in_turn, {"on_cell": show}
 
 
-def _summarise(folder: Path, root: Path) -> "Table":
+def _summarise(folder: Path, root: Path) -> None:
     """Write the scorecard anew from what is in a folder."""
     from . import page
 
     with FileLock(folder / ".plan.lock"):
-        table = scorecard.collect([folder], root)
-        page.write(table, folder)
-    return table
+        page.write(scorecard.collect([folder], root), folder)
 
 
 def _report(work: Sweep, save_reference: bool) -> int:
@@ -330,7 +320,7 @@ def _scorecard(options: argparse.Namespace) -> int:
             return 0
         raise ValueError("name at least one run, such as `reference`")
     folders = list(dict.fromkeys(_named(text, root) for text in options.runs))
-    table = scorecard.collect(folders, root, options.paper)
+    table = scorecard.collect(folders, root)
     files = page.write(table, options.out or root / "papermill_runs" / "scorecard")
     print(f"{scorecard.tally(table.records)}, on {len(table.columns)} models", *files, sep="\n")
     return 0

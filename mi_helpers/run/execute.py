@@ -4,6 +4,7 @@ Papermill can hang after the last cell, so each notebook runs in a process of it
 family is killed at the time limit.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 
 PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
+OUTPUT, CLAIMS, LOG = "running.ipynb", "claims.jsonl", "log"  # what an execution leaves
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
 IDLE_S = 20.0  # a kernel that computes nothing for so long while a cell is out has lost a message
 IDLE_SHARE = 0.03  # of one core: what a kernel and a browser use while they wait
@@ -85,31 +87,25 @@ def _find_one(name: str, known: Mapping[str, Path]) -> Path:
     return known[matches[0]]
 
 
-def count_cells(path: Path) -> int:
-    """How many cells a notebook has."""
-    return len(_cells(path))
-
-
 def execute(
     path: Path,
-    output: Path,
+    folder: Path,
     parameters: Mapping[str, Any],
     *,
     seconds: float,
-    claims: Path,
-    log: Path,
     on_cell: Callable[[int], None] = lambda done: None,
 ) -> Outcome:
-    """Execute a notebook into `output`, cell by cell, for at most `seconds` an attempt.
+    """Execute a notebook, cell by cell, for at most `seconds` an attempt.
 
     A message between papermill and its kernel can be lost; then both wait, for ever. So a kernel
     that computes nothing while a cell is out is given up, once, and the notebook starts again.
 
     Args:
-        claims: the file that `mi.claim` appends to.
-        log: what papermill prints.
+        folder: gets `OUTPUT`, the executed notebook; `CLAIMS`, the records that `mi.claim` appends,
+            one a line; and `LOG`, what papermill prints.
         on_cell: called with the number of cells that are done, when it grows and every second.
     """
+    output, started, restarted = folder / OUTPUT, time.monotonic(), None
     job = {
         # papermill fills {…} in paths, so braces are doubled
         "input_path": str(path).replace("{", "{{").replace("}", "}}"),
@@ -122,16 +118,15 @@ def execute(
         "start_timeout": 180,
         "iopub_timeout": 120,
     }
-    started, restarted = time.monotonic(), None
-    ended = _attempt(job, output, started + seconds, claims, log, on_cell, watch=True)
+    ended = _attempt(job, folder, seconds, on_cell, watch=True)
     if ended == "silent":
         restarted = f"the kernel fell silent {_where(output)}"
         print(f"{path.stem}: {restarted}; starting it again", file=sys.stderr)
         output.unlink(missing_ok=True)
-        claims.unlink(missing_ok=True)
-        late = time.monotonic() + seconds  # a cell that only waits, for a download, needs its time
-        ended = _attempt(job, output, late, claims, log, on_cell, watch=False)
-    error = _error(output, ended, log)
+        (folder / CLAIMS).unlink(missing_ok=True)
+        # a cell that only waits, for a download, needs its time
+        ended = _attempt(job, folder, seconds, on_cell, watch=False)
+    error = _error(folder, ended)
     if error and ended == "late":
         error = f"time limit of {seconds / 60:.3g} min reached {_where(output)}"
     return Outcome(error, time.monotonic() - started, restarted)
@@ -139,22 +134,21 @@ def execute(
 
 def _attempt(
     job: Mapping[str, Any],
-    output: Path,
-    deadline: float,
-    claims: Path,
-    log: Path,
+    folder: Path,
+    seconds: float,
     on_cell: Callable[[int], None],
     watch: bool,
 ) -> str:
     """Run papermill in a process of its own; how it ended: its exit code, "late" or "silent"."""
+    deadline = time.monotonic() + seconds
     environment = {
         "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
         **os.environ,
-        "MI_SCORECARD": str(claims),
+        "MI_SCORECARD": str(folder / CLAIMS),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    with log.open("w", encoding="utf-8") as file:
+    with (folder / LOG).open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
@@ -167,7 +161,7 @@ def _attempt(
             assert process.stdin is not None
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
-            fault = _wait(process, output, deadline, on_cell, watch)
+            fault = _wait(process, folder / OUTPUT, deadline, on_cell, watch)
         finally:
             kill_family(process)
     return fault or f"code {process.returncode}"
@@ -182,82 +176,79 @@ def _wait(
 ) -> str | None:
     """Wait for the process, reporting progress; why it was given up, None where it ended."""
     seen, done, total, told = None, 0, 1, 0.0
-    busy = _Busy(process)
+    since, used = time.monotonic(), _computed(process)
     while process.poll() is None:
-        stamp = output.stat().st_mtime_ns if output.exists() else None
-        if stamp != seen:
-            seen = stamp
-            before, (done, total) = done, _progress(output)
-            told = told if done == before else 0.0
-            busy.restart()
-            if done == total:
-                deadline = min(deadline, time.monotonic() + GRACE)
         now = time.monotonic()
+        stamp = output.stat().st_mtime_ns if output.exists() else None
+        if stamp != seen:  # papermill writes when a cell starts and when it ends
+            seen, before, states = stamp, done, _states(output)
+            done, total = states.count("completed"), len(states) or 1
+            told = told if done == before else 0.0
+            since, used = now, _computed(process)
+            if done == total:
+                deadline = min(deadline, now + GRACE)
         if now - told > 1:
             told = now
             on_cell(done)
         if time.monotonic() > deadline:
             return "late"
-        if watch and done < total and busy.silent() and _where(output).startswith("in cell"):
-            return "silent"
+        if watch and now - since >= IDLE_S:
+            more = _computed(process)
+            idle = abs(more - used) < IDLE_SHARE * (now - since)
+            if idle and done < total and _where(output).startswith("in cell"):
+                return "silent"
+            since, used = now, more
         time.sleep(0.1)
     return None
 
 
-class _Busy:
-    """Whether the kernel of a process computes: the processor time of all its children."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.restart()
-
-    def restart(self) -> None:
-        """Count anew from now."""
-        self.since, self.used = time.monotonic(), self._used()
-
-    def silent(self) -> bool:
-        """True after `IDLE_S` with next to no work; a stretch with work in it starts another."""
-        passed = time.monotonic() - self.since
-        if passed < IDLE_S:
-            return False
-        if abs(self._used() - self.used) < IDLE_SHARE * passed:
-            return True
-        self.restart()
-        return False
-
-    def _used(self) -> float:
-        try:
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            return sum(sum(member.cpu_times()[:2]) for member in family)
-        except psutil.Error:  # one of them ended meanwhile: that is work as well
-            return -time.monotonic()
+def _computed(process: subprocess.Popen[bytes]) -> float:
+    """The processor time of a process's children, the kernel among them, in seconds."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+        return sum(sum(member.cpu_times()[:2]) for member in family)
+    except psutil.Error:  # one of them ended meanwhile: that is work as well
+        return -time.monotonic()
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that is still alive, with its children in whatever session they are."""
     if process.poll() is None:
-        try:
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):
             family = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
         process.kill()
         for member in family:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-            except psutil.NoSuchProcess:
-                continue
         psutil.wait_procs(family, timeout=10)
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
 
 
-def traceback(output: Path, log: Path) -> str:
+def traceback(folder: Path) -> str:
     """All that a failed execution said: the traceback of its cell, else what papermill printed."""
-    outs = [out for cell in _cells(output) for out in cell.get("outputs", [])]
-    lines = [line for o in outs if o["output_type"] == "error" for line in o["traceback"]]
-    said = "\n".join(lines) or log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for _, out in _errors(folder) for line in out["traceback"]]
+    said = "\n".join(lines) or (folder / LOG).read_text(encoding="utf-8", errors="replace")
     return _ANSI.sub("", said).strip()
+
+
+def _error(folder: Path, ended: str) -> str | None:
+    """What went wrong, in a line; None when all cells are done, even if papermill then hung."""
+    if errors := _errors(folder):
+        number, out = errors[0]
+        return _ANSI.sub("", f"cell {number}: {out['ename']}: {out['evalue']}")
+    if set(_states(folder / OUTPUT)) == {"completed"}:
+        return None
+    last = traceback(folder).splitlines()[-1:]
+    return f"papermill ended with {ended}: {''.join(last) or 'it printed nothing'}"
+
+
+def _errors(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The errors among the outputs, each with the number of its cell."""
+    outs = [(n, o) for n, c in enumerate(_cells(folder / OUTPUT), 1) for o in c.get("outputs", [])]
+    return [(number, out) for number, out in outs if out["output_type"] == "error"]
 
 
 def _cells(output: Path) -> list[dict[str, Any]]:
@@ -269,29 +260,12 @@ def _cells(output: Path) -> list[dict[str, Any]]:
     return [c for c in cells if "papermill-error-cell-tag" not in c["metadata"].get("tags", [])]
 
 
-def _status(cell: Mapping[str, Any]) -> str | None:
-    return cell["metadata"].get("papermill", {}).get("status")
-
-
-def _progress(output: Path) -> tuple[int, int]:
-    cells = _cells(output)
-    return sum(_status(cell) == "completed" for cell in cells), len(cells) or 1
+def _states(output: Path) -> list[str | None]:
+    """What papermill notes of each cell: pending, running, completed, failed."""
+    return [cell["metadata"].get("papermill", {}).get("status") for cell in _cells(output)]
 
 
 def _where(output: Path) -> str:
-    cells = _cells(output)
-    running = [n for n, cell in enumerate(cells, 1) if _status(cell) == "running"]
-    return f"in cell {running[-1]} of {len(cells)}" if running else "before the first cell"
-
-
-def _error(output: Path, ended: str, log: Path) -> str | None:
-    """What went wrong, in a line; None when all cells are done, even if papermill then hung."""
-    cells = _cells(output)
-    for number, cell in enumerate(cells, 1):
-        for out in cell.get("outputs", []):
-            if out["output_type"] == "error":
-                return _ANSI.sub("", f"cell {number}: {out['ename']}: {out['evalue']}")
-    if cells and all(_status(cell) == "completed" for cell in cells):
-        return None
-    last = _ANSI.sub("", log.read_text(encoding="utf-8")).strip().splitlines()[-1:]
-    return f"papermill ended with {ended}: {''.join(last) or 'it printed nothing'}"
+    states = _states(output)
+    running = [n for n, state in enumerate(states, 1) if state == "running"]
+    return f"in cell {running[-1]} of {len(states)}" if running else "before the first cell"

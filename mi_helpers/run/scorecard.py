@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..claims import VERDICTS, Record, measured, validate, verdict
+from ..claims import VERDICTS, Record, measured, validated, verdict
 from . import parameters, sweep
 from .plan import natural
 
@@ -190,24 +190,12 @@ def outcome(entries: Sequence[Entry]) -> str:
 # Reading runs
 
 
-def collect(folders: Sequence[Path], root: Path, paper: str | None = None) -> Table:
+def collect(folders: Sequence[Path], root: Path) -> Table:
     """The scorecard of all runs in these folders, compared with the committed references.
 
-    Args:
-        paper: only claims whose source has this text in it.
-
-    Raises:
-        ValueError: a folder without a run, or a damaged record, is named.
+    Raises ValueError that names a folder without a run, or a damaged record.
     """
     runs = _told_apart([run for folder in folders for run in read(folder, root)])
-    if paper is not None:
-        wanted = paper.casefold()
-        runs = [
-            replace(r, records=tuple(c for c in r.records if wanted in c["source"].casefold()))
-            for r in runs
-        ]
-        if not any(run.records for run in runs):
-            raise ValueError(f"no claim has {paper!r} in its source")
     committed = root / "papermill_runs" / "reference"
     expected = [r for run in _inner(committed, root) for r in run.records]
     return Table(runs, {(r["id"], r["model"], r["seed"]): r for r in expected})
@@ -298,16 +286,11 @@ def read_records(path: Path, root: Path) -> list[Record]:
     if path.is_dir():
         return collect([path], root).records
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-            raise ValueError("not a list of records")
-        for record in records:
-            validate(record)
+        return validated(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ValueError(f"no scorecard at {path}") from error
     except ValueError as error:
         raise ValueError(f"{path} is not a scorecard: {error}") from error
-    return records
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ..claims import Record, validate
+from ..claims import Record, validated
 from . import execute, provenance
 from .plan import Job
 
@@ -39,8 +39,9 @@ class Outcome(NamedTuple):
     text: str = ""
 
 
+Outcomes = Iterator[tuple[Job, Outcome]]
 # Calls a function on jobs, wherever, and yields the outcomes as they come.
-Spread = Callable[[Iterable[Job], Callable[[Job], Outcome]], Iterator[tuple[Job, Outcome]]]
+Spread = Callable[[Iterable[Job], Callable[[Job], Outcome]], Outcomes]
 _EDITED = Outcome("edited", "the notebook or the package has changed; start again")
 
 
@@ -67,11 +68,6 @@ class Sweep:
                 folder = self.folder / "runs" / job.folder
                 yield job, folder, read_run(folder / "run.json")
 
-    @property
-    def failures(self) -> dict[str, str]:
-        """The error of each notebook that failed."""
-        return {job.path.stem: run["error"] for job, _, run in self.finished() if run["error"]}
-
     def record_plan(self) -> None:
         """Add these jobs to `plan.json`, in place of earlier ones of the same slots."""
         for name in ("runs", ".locks", ".attempts"):
@@ -81,9 +77,7 @@ class Sweep:
             plan |= {job.slot: job.folder for job in self.jobs}
             write_atomic(self.folder / "plan.json", to_json(plan))
 
-    def work(self, spread: Spread, *, retry: bool = False, **options: Any) -> Iterator[
-        tuple[Job, Outcome]
-    ]:  # fmt: skip
+    def work(self, spread: Spread, *, retry: bool = False, **options: Any) -> Outcomes:
         """Do what is to do, and yield each job with its outcome when it has one.
 
         Args:
@@ -106,7 +100,7 @@ class Sweep:
             pending = busy
 
 
-def in_turn(jobs: Iterable[Job], act: Callable[[Job], Outcome]) -> Iterator[tuple[Job, Outcome]]:
+def in_turn(jobs: Iterable[Job], act: Callable[[Job], Outcome]) -> Outcomes:
     """One after another, in this process."""
     return ((job, act(job)) for job in jobs)
 
@@ -143,7 +137,7 @@ def carry_out(
                 shutil.rmtree(abandoned, ignore_errors=True)  # of a process that was killed
             made_with = made_with or provenance.environment(folder.parents[1])
             with _attempt(job, folder) as attempt:
-                return _execute(job, attempt, folder, minutes, made_with, on_cell)
+                return _execute(job, Path(attempt), folder, minutes, made_with, on_cell)
     except Timeout:
         return Outcome("busy")
 
@@ -157,22 +151,16 @@ def _attempt(job: Job, folder: Path) -> tempfile.TemporaryDirectory:
 
 def _execute(
     job: Job,
-    attempt: str,
+    attempt: Path,
     folder: Path,
     minutes: float,
     made_with: dict[str, Any],
     on_cell: Callable[[Job, int], None],
 ) -> Outcome:
     """Execute into the attempt's folder, and rename what is worth keeping into place."""
-    output, lines, log = (Path(attempt, name) for name in ("running.ipynb", "claims.jsonl", "log"))
+    tell = functools.partial(on_cell, job)
     error, seconds, restarted = execute.execute(
-        job.path,
-        output,
-        job.given,
-        seconds=60 * minutes,
-        claims=lines,
-        log=log,
-        on_cell=functools.partial(on_cell, job),
+        job.path, attempt, job.given, seconds=60 * minutes, on_cell=tell
     )
     if error and any(fault in error for fault in _DISK_FAULTS):
         raise OSError(f"{job}: {error}")
@@ -180,48 +168,39 @@ def _execute(
         return _EDITED
     records: list[Record] = []
     try:
-        records = read_lines(lines) if error is None else []
+        records = read_lines(attempt / execute.CLAIMS) if error is None else []
     except ValueError as fault:
         error = str(fault)
-    said = execute.traceback(output, log) if error else None
-    kept = Path(attempt, "result")
-    kept.mkdir()
-    if output.exists():
-        output.replace(kept / f"{job.path.stem}{'.failed' if error else ''}.ipynb")
+    said = execute.traceback(attempt) if error else None
     more = {"seconds": round(seconds, 1), "restarted": restarted, "records": records}
-    _install(kept, folder, job, error, said, {"made_with": made_with, **more})
+    _install(attempt, folder, job, error=error, traceback=said, made_with=made_with, **more)
     text = error or f"{seconds:.0f} s, {len(records)} claims"
     return Outcome("failed" if error else "done", text)
 
 
 def _edited(job: Job) -> bool:
-    code = job.inputs.get("code")
-    return provenance.cells(job.path) != job.inputs["cells"] or code not in (
-        None,
-        provenance.code(),
-    )
+    cells, code = job.inputs["cells"], job.inputs.get("code")
+    return provenance.cells(job.path) != cells or code not in (None, provenance.code())
 
 
 def fail(job: Job, folder: Path, error: str) -> Outcome:
     """Record a job that brought down whatever worked on it."""
     nothing: dict[str, Any] = {"made_with": {}, "seconds": 0.0, "records": []}
     with _attempt(job, folder) as attempt:
-        kept = Path(attempt, "result")
-        kept.mkdir()
-        _install(kept, folder, job, error, error, nothing)
+        _install(Path(attempt), folder, job, error=error, traceback=error, **nothing)
     return Outcome("failed", error)
 
 
-def _install(
-    kept: Path, folder: Path, job: Job, error: str | None, said: str | None, more: dict[str, Any]
-) -> None:
-    """Write the record, then rename the folder into place: all of it appears, or nothing."""
-    run = {"identity": job.identity, "inputs": job.inputs, "error": error, "traceback": said}
-    write_atomic(kept / "run.json", to_json(run | more))
+def _install(attempt: Path, folder: Path, job: Job, **run: Any) -> None:
+    """Put record and notebook together, and rename them into place: both appear, or nothing."""
+    kept, target = attempt / "result", folder / "runs" / job.folder
+    kept.mkdir()
+    if (output := attempt / execute.OUTPUT).exists():
+        output.replace(kept / f"{job.path.stem}{'.failed' if run['error'] else ''}.ipynb")
+    write_atomic(kept / "run.json", to_json({"identity": job.identity, "inputs": job.inputs} | run))
     kept.chmod(0o755)
-    target = folder / "runs" / job.folder
     if target.exists():  # a failed run that was tried again
-        target.rename(kept.with_name("replaced"))
+        target.rename(attempt / "replaced")
     kept.rename(target)
 
 
@@ -251,14 +230,11 @@ def read_run(file: Path) -> dict[str, Any]:
     """The record of a finished run; ValueError says what is wrong with it."""
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(run, dict):
-            raise ValueError("not a mapping")
         for key, kind in _RUN.items():
-            if not isinstance(run.get(key), kind):
+            if not isinstance(run, dict) or not isinstance(run.get(key), kind):
                 raise ValueError(f"{key} is missing or no {kind.__name__}")
-        for record in run["records"]:
-            validate(record)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        validated(run["records"])
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{file} is not the record of a run: {error}; delete it to run it again"
         ) from error
@@ -268,10 +244,7 @@ def read_run(file: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> list[Record]:
     """The records that one notebook appended to its JSON-lines file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    records = [json.loads(line) for line in text.splitlines()]
-    for record in records:
-        validate(record)
-    return records
+    return validated([json.loads(line) for line in text.splitlines()])
 
 
 def to_json(value: object) -> str:

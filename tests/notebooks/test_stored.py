@@ -29,16 +29,15 @@ def test_a_notebook_says_again_what_is_stored(
     if listed in on_another_processor(time.gmtime().tm_yday):
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # the kernel inherits it
     stored = nbformat.read(listed.path, as_version=4)
-    path, output = tmp_path / listed.path.name, tmp_path / "executed.ipynb"
+    path = tmp_path / listed.path.name
     nbformat.write(with_solutions(nbformat.read(listed.path, as_version=4)), path)
-    claims, log = tmp_path / "claims.jsonl", tmp_path / "log"
-    outcome = execute.execute(path, output, {}, seconds=60 * MINUTES, claims=claims, log=log)
-    assert outcome.error is None, execute.traceback(output, log)
+    outcome = execute.execute(path, tmp_path, {}, seconds=60 * MINUTES)
+    assert outcome.error is None, execute.traceback(tmp_path)
     model = listed.model.replace("/", "--")
     file = FOLDER.parent / "papermill_runs" / "reference" / model / path.with_suffix(".json").name
     reference = sweep.read_run(file)["records"]
-    lines = changed_claims(reference, sweep.read_lines(claims))
-    lines += differences(stored, nbformat.read(output, as_version=4))
+    lines = changed_claims(reference, sweep.read_lines(tmp_path / execute.CLAIMS))
+    lines += differences(stored, nbformat.read(tmp_path / execute.OUTPUT, as_version=4))
     assert not lines, "\n".join(lines)
 
 

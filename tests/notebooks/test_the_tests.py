@@ -236,11 +236,8 @@ def test_a_kernel_whose_reply_is_lost_is_started_again(
     path = tmp_path / "00_lost.ipynb"
     cells = [new_code_cell("x = 3"), new_code_cell(SWALLOW), new_code_cell("print(x)")]
     nbformat.write(new_notebook(cells=cells), path)
-    output = tmp_path / "out.ipynb"
-    outcome = execute.execute(
-        path, output, {}, seconds=120, claims=tmp_path / "claims", log=tmp_path / "log"
-    )
+    outcome = execute.execute(path, tmp_path, {}, seconds=120)
     assert outcome.error is None
     assert outcome.restarted == "the kernel fell silent in cell 2 of 3"
     assert "00_lost: the kernel fell silent" in capsys.readouterr().err
-    assert nbformat.read(output, as_version=4).cells[2].outputs[0].text == "3\n"
+    assert nbformat.read(tmp_path / execute.OUTPUT, as_version=4).cells[2].outputs[0].text == "3\n"

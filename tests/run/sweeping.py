@@ -70,12 +70,10 @@ class Executor:
     def __call__(
         self,
         path: Path,
-        output: Path,
+        folder: Path,
         given: Mapping[str, Any],
         *,
         seconds: float,
-        claims: Path,
-        log: Path,
         on_cell: Callable[[int], None],
     ) -> notebooks.Outcome:
         values = parameters.all_values(path, given)
@@ -83,9 +81,8 @@ class Executor:
         bad = "bad" in path.stem and values["SEED"] == 0 and not self.cured
         out = new_output("error", ename="ValueError", evalue="no", traceback=["line 1", "no"])
         cell = new_code_cell("1", id="one", outputs=[out] if bad else [])
-        output.write_text(writes(new_notebook(cells=[cell])))
-        log.write_text("")
-        claims.write_text(json.dumps(self.record(path.stem, values)) + "\n")
+        (folder / notebooks.OUTPUT).write_text(writes(new_notebook(cells=[cell])))
+        (folder / notebooks.CLAIMS).write_text(json.dumps(self.record(path.stem, values)) + "\n")
         return notebooks.Outcome("cell 1: ValueError: no" if bad else None, 0.01)
 
     def record(self, notebook: str, values: Mapping[str, Any]) -> claims.Record:

@@ -108,7 +108,9 @@ def test_a_run_leaves_whole_outputs_partial_outputs_and_errors(finished: sweep.S
     assert sorted(kept) == ["00_good.ipynb", "01_bad.failed.ipynb", "02_slow.failed.ipynb"]
     names = {path.name for path in finished.folder.iterdir() if path.name[0] != "."}
     assert names == {"plan.json", "runs", "scorecard.html", "scorecard.json", "scorecard.md"}
-    assert finished.failures == {
+    errors = {job.path.stem: run["error"] for job, _, run in finished.finished()}
+    assert errors == {
+        "00_good": None,
         "01_bad": "cell 4: ZeroDivisionError: division by zero",
         "02_slow": "time limit of 30 min reached in cell 4 of 4",
     }
@@ -207,22 +209,22 @@ def test_papermill_hanging_after_the_last_cell_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notebooks, "GRACE", 0.2)
-    output, log = tmp_path / "out.ipynb", tmp_path / "log"
+    output = tmp_path / notebooks.OUTPUT
     done = new_code_cell("1", metadata={"papermill": {"status": "completed"}})
     nbformat.write(new_notebook(cells=[done]), output)
-    log.write_text("")
     process = subprocess.Popen(["sleep", "1000"])
     late = time.monotonic() + 100
     ended = notebooks._wait(process, output, late, lambda done: None, watch=True)
     notebooks.kill_family(process)
     assert ended == "late"
-    assert notebooks._error(output, ended, log) is None
+    assert notebooks._error(tmp_path, ended) is None
 
 
 def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("Traceback\n\x1b[31mDeadKernelError: Kernel died\x1b[0m\n")
-    error = notebooks._error(tmp_path / "absent.ipynb", "code 1", log)
+    (tmp_path / notebooks.LOG).write_text(
+        "Traceback\n\x1b[31mDeadKernelError: Kernel died\x1b[0m\n"
+    )
+    error = notebooks._error(tmp_path, "code 1")
     assert error == "papermill ended with code 1: DeadKernelError: Kernel died"
 
 

@@ -243,19 +243,6 @@ def test_figures_become_small_pictures_with_their_titles(root: Path) -> None:
     assert "<script>alert" not in page
 
 
-def test_a_scorecard_of_one_paper(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(root)
-    assert runs.main(["scorecard", "a0", "b", "--paper", "zhang"]) == 0
-    file = root / "papermill_runs/scorecard/scorecard.json"
-    records = scorecard.read_records(file, root)
-    assert {r["id"] for r in records} == {"00.y"}
-    assert "2 models" in capsys.readouterr().out
-    assert runs.main(["scorecard", "a0", "--paper", "Nobody 1999"]) == 2
-    assert "no claim has 'Nobody 1999' in its source" in capsys.readouterr().err
-
-
 def test_what_holds_no_run_or_is_damaged_is_named(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,9 +25,6 @@ class Modules:
 def modules(
     interactions: Sequence[Float[Tensor, "next feature"]],
     smallest: float | Sequence[float],
-    *,
-    resolution: float = 0.5,
-    iterations: int = 10,
     seed: int = 0,
 ) -> Modules:
     """Leiden communities of the graph whose nodes are the features at every boundary.
@@ -46,17 +43,13 @@ def modules(
             rows.append(((section, j), (section + 1, i), logs[i, j].item()))
     if not rows:
         raise ValueError("no edge is larger than `smallest`")
-    names, found, quality = leiden(rows, resolution=resolution, iterations=iterations, seed=seed)
+    names, found, quality = leiden(rows, resolution=0.5, seed=seed)
     nodes = pd.DataFrame(names, columns=["boundary", "feature"]).assign(module=found)
     return Modules(nodes, quality)
 
 
 def leiden(
-    edges: Sequence[tuple[Node, Node, float]],
-    *,
-    resolution: float = 1.0,
-    iterations: int = 10,
-    seed: int = 0,
+    edges: Sequence[tuple[Node, Node, float]], resolution: float = 1.0, seed: int = 0
 ) -> tuple[list[Node], list[int], float]:
     """Leiden communities of weighted edges: (node, node, weight), a node being a pair of numbers.
 
@@ -70,7 +63,7 @@ def leiden(
     igraph.set_random_number_generator(random.Random(seed))
     try:
         found = graph.community_leiden(
-            "modularity", weights=weights, resolution=resolution, n_iterations=iterations
+            "modularity", weights=weights, resolution=resolution, n_iterations=10
         )
     finally:
         igraph.set_random_number_generator(random)

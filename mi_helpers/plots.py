@@ -59,7 +59,6 @@ def heatmap(
     title: str | None = None,
     zero_centred: bool = True,
     x_title: str | None = None,
-    y_title: str | None = None,
     value_title: str | None = None,
 ) -> go.Figure:
     """A map of `value` over two columns, with one colour scale for all panels; gaps are grey.
@@ -92,7 +91,7 @@ def heatmap(
         label_ticks(figure.update_xaxes, labels, tickangle=-60)
     whole_ticks(figure.update_xaxes, table[x], skip=labels is not None)
     whole_ticks(figure.update_yaxes, table[y])
-    frame_maps(figure, panels, x_title or axis_name(x), y_title or axis_name(y))
+    frame_maps(figure, panels, x_title or axis_name(x), axis_name(y))
     low, high = table[value].min(), table[value].max()
     reach = max(abs(low), abs(high)) or 1.0
     scale = DIVERGING if zero_centred else SEQUENTIAL
@@ -183,6 +182,7 @@ def scatter(
     `text` shows on hover, and beside the ten points that stand out most.
     """
     require_columns(table, x, y, color, text, facet)
+    table = table.reset_index(drop=True)  # rows of one index are different rows
     figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
     styles = line_styles(table, color)
     for number, (cell, panel) in enumerate(panels):
@@ -225,6 +225,7 @@ def histogram(
 ) -> go.Figure:
     """Share of rows by `x`, the bins the same for each value of `color`; log_x: even in log x."""
     require_columns(table, x, color)
+    table = table.reset_index(drop=True)  # rows of one index are different rows
     if log_x and table[x].min() <= 0:
         raise ValueError(f"{x!r} has values of zero or less, which a logarithmic axis cannot show")
     values = np.log10(table[x]) if log_x else table[x]
@@ -256,7 +257,6 @@ def attention(
     tokens: Sequence[str],
     heads: Sequence[str] | None = None,
     title: str | None = None,
-    columns: int = 3,
 ) -> go.Figure:
     """Where each query (row) looks: attention weights, 0 to 1, one panel for each head."""
     if pattern.ndim != 3:
@@ -270,7 +270,7 @@ def attention(
         )
     rows = pd.DataFrame({"head": range(n_heads)})
     side = max(220, n_key * 18)
-    figure, panels = make_panels(rows, "head", side, side, per_row=2 if n_heads == 4 else columns)
+    figure, panels = make_panels(rows, "head", side, side, per_row=2 if n_heads == 4 else 3)
     weights = pattern.detach().float().cpu().numpy()
     weights = np.where(np.triu(np.ones((n_query, n_key), bool), 1), np.nan, weights)
     for head, (cell, _) in enumerate(panels):

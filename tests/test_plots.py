@@ -153,6 +153,15 @@ def test_histogram_counts_shares_in_common_bins():
     assert a.x.tolist() == b.x.tolist() == [i + 0.5 for i in range(10)]
 
 
+def test_rows_of_one_index_are_different_rows():
+    table = pd.concat([pd.DataFrame({"x": [v, v], "y": 0.0, "name": n}) for n, v in ("a0", "b9")])
+    table["x"] = table["x"].astype(float)
+    first, second = plots.histogram(table, "x", "name", bins=2).data
+    assert (list(first.y), list(second.y)) == ([1, 0], [0, 1])
+    first, second = plots.scatter(table, "x", "y", "name", text="name").data
+    assert (list(first.hovertext), list(second.hovertext)) == (["a", "a"], ["b", "b"])
+
+
 def test_histogram_on_a_logarithmic_axis():
     table = pd.DataFrame({"v": [1.0, 10, 100, 1000]})
     (bars,) = plots.histogram(table, "v", bins=3, log_x=True).data

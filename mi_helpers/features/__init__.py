@@ -20,7 +20,6 @@ from .graph import (
     longest_chains,
     modularity_gain,
     rewired,
-    spanning_share,
 )
 from .kinds import (
     alive,
@@ -31,7 +30,6 @@ from .kinds import (
     rate_matched,
     related_share,
     specialised,
-    token_entropy,
     truth,
 )
 from .relations import best, pairs, relative_threshold, totals
@@ -65,9 +63,7 @@ __all__ = [
     "residuals",
     "rewired",
     "sample_bins",
-    "spanning_share",
     "specialised",
-    "token_entropy",
     "totals",
     "truth",
 ]

@@ -57,16 +57,13 @@ class Communities:
         return pd.DataFrame({"features": grouped.size(), "layers": grouped["layer"].nunique()})
 
 
-def communities(joined: pd.DataFrame, resolution: float = 1.0, seed: int = 0) -> Communities:
+def communities(joined: pd.DataFrame, seed: int = 0) -> Communities:
     """Leiden communities of a table of `edges`, by weighted modularity."""
-    ends = [zip(joined[layer], joined[feature], strict=True) for layer, feature in _ENDS]
-    weighted = list(zip(*ends, joined["weight"].tolist(), strict=True))
-    names, found, quality = leiden(weighted, resolution=resolution, seed=seed)
+    rows = joined[["layer", "up", "next", "down", "weight"]].itertuples(index=False)
+    weighted = [((a, up), (b, down), weight) for a, up, b, down, weight in rows]
+    names, found, quality = leiden(weighted, seed=seed)
     nodes = pd.DataFrame(names, columns=["layer", "feature"]).assign(community=found)
     return Communities(nodes, quality)
-
-
-_ENDS = (("layer", "up"), ("next", "down"))
 
 
 def rewired(joined: pd.DataFrame, seed: int = 0, rounds: int = 5) -> pd.DataFrame:
@@ -116,14 +113,6 @@ def modularity_gain(
 
 def _gain(joined: pd.DataFrame, seed: int) -> float:
     return communities(joined).modularity - communities(rewired(joined, seed)).modularity
-
-
-def spanning_share(found: Communities, layers: int, at_least: int = 3) -> float:
-    """The share of nodes whose community has at least `at_least` features and lies in at least
-    `layers` layers."""
-    spans = found.spans()
-    chosen = spans[(spans["layers"] >= layers) & (spans["features"] >= at_least)]
-    return float(chosen["features"].sum() / len(found.nodes))
 
 
 def likeness(

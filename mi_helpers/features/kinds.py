@@ -3,7 +3,7 @@
 Everything here reads the tables of `features.pairs` and the streams they came from.
 
 Source: Balcells et al. 2024, arXiv 2410.08869 (pass-through, gates, disappearing features in the
-next autoencoder's error). Gates on held-out text and equal-sized samples for entropies are ours.
+next autoencoder's error). Gates on held-out text are ours.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..stats import Estimate
 from .firing import Firing
 from .relations import (
-    Threshold,
+    Thresholds,
     best,
     firing_pattern,
     resampled_fires,
@@ -139,7 +139,7 @@ def gates(
 
 def truth(
     candidates: pd.DataFrame, up: Firing, down: Firing, kind: str,
-    thresholds: tuple[Threshold, Threshold] = (0.0, 0.0),
+    thresholds: Thresholds = (0.0, 0.0),
 ) -> pd.DataFrame:  # fmt: skip
     """Each candidate's truth table on a stream, and how well the gate foretells the feature.
 
@@ -216,32 +216,6 @@ def specialised(
     return table[(table["necessity"] >= necessity) & (table["sufficiency"] <= sufficiency)]
 
 
-def token_entropy(
-    firing: Firing, sample: int = 20, draws: int = 10, seed: int = 0
-) -> Float[np.ndarray, "feature"]:
-    """On how many kinds of token each feature fires: entropy over token ids, in bits.
-
-    The entropy of few draws is biased low, so that rare features would look special. So each is
-    that of `sample` firings, the mean over `draws` samples without replacement. A feature that
-    fires less often gets NaN.
-    """
-    if firing.tokens is None:
-        raise ValueError("the stream has no token ids: use features.collect")
-    rng, pattern = np.random.default_rng(seed), firing.values.tocsc()
-    found = np.full(firing.width, np.nan)
-    for feature in range(firing.width):
-        seen = firing.tokens[_tokens(pattern, feature)]
-        if len(seen) >= sample:
-            parts = [rng.choice(seen, sample, replace=False) for _ in range(draws)]
-            found[feature] = np.mean([_entropy(part) for part in parts])
-    return found
-
-
-def _entropy(labels: np.ndarray) -> float:
-    share = np.unique(labels, return_counts=True)[1] / len(labels)
-    return float(-(share * np.log2(share)).sum())
-
-
 # --- Where lost features go ---------------------------------------------------------------------
 
 
@@ -263,11 +237,9 @@ def error_slopes(
         )
     values, found = up.values.tocsc(), np.full(up.width, np.nan)
     rows = (decoder / decoder.norm(dim=1, keepdim=True).clamp_min(1e-12).pow(2)).detach()
-    for feature in range(up.width):
+    for feature in np.flatnonzero(np.diff(values.indptr)):
         span = slice(*values.indptr[feature : feature + 2])
         activation, tokens = values.data[span].astype(np.float64), values.indices[span]
-        if not len(activation):
-            continue
         strong = activation > share * activation.max()
         if strong.sum() < at_least or np.ptp(activation[strong]) == 0:
             continue

@@ -2,7 +2,7 @@
 
 A sparse autoencoder's features are nearly always silent. With k of a layer's features firing on a
 token, a token adds to k_up × k_down pairs, not to width × width of them. So `pairs` takes what
-fires alone (`feature_streams.Firing`), multiplies sparse matrices, and works in blocks of upstream
+fires alone (`Firing`), multiplies sparse matrices, and works in blocks of upstream
 features that fit a memory budget. The sums are exact and in float64.
 
 All that is asked of two layers is that they have seen the same tokens in the same order; widths
@@ -12,7 +12,7 @@ Source: Balcells et al. 2024, arXiv 2410.08869 (Pearson, Jaccard, sufficiency, n
 information; firing thresholds).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 from .firing import Firing
 
 MEMORY = 1 << 29  # bytes for the pairs of one block
-AT_ONCE = 1 << 18  # tokens, or pairs, that are worked on together
+AT_ONCE = 1 << 18  # pairs whose statistics are taken together
 STATISTICS = (
     "pearson", "jaccard", "sufficiency", "necessity", "mutual_information", "cosine",
 )  # fmt: skip
@@ -40,36 +40,29 @@ class Totals(NamedTuple):
     largest: np.ndarray
 
 
-Stream = Firing | Sequence[Firing]  # a long stream may come in chunks, each loaded when asked for
 Threshold = float | np.ndarray
+Thresholds = tuple[Threshold, Threshold]  # of the earlier layer, and of the later one
 
 
-def totals(stream: Stream, threshold: Threshold = 0.0) -> Totals:
+def totals(stream: Firing, threshold: Threshold = 0.0) -> Totals:
     """How often each feature fires (above `threshold`), its sum, sum of squares and maximum."""
-    parts = []
-    for chunk in _chunks(stream):
-        width = chunk.width
-        for low in range(0, max(1, chunk.n_tokens), AT_ONCE):
-            some = chunk.values[low : low + AT_ONCE]
-            of, data = some.indices, some.data.astype(np.float64)
-            fires = np.bincount(of[data > np.broadcast_to(threshold, width)[of]], minlength=width)
-            total, squares = (np.bincount(of, x, width) for x in (data, data**2))
-            largest = some.max(axis=0).toarray().ravel() if len(data) else np.zeros(width)
-            parts.append(Totals(fires, total, squares, largest))
-    fires, total, squares, largest = (np.stack(column) for column in zip(*parts, strict=True))
-    return Totals(fires.sum(0), total.sum(0), squares.sum(0), largest.max(0))
+    width, of, data = stream.width, stream.values.indices, stream.values.data.astype(np.float64)
+    fires = np.bincount(of[data > np.broadcast_to(threshold, width)[of]], minlength=width)
+    total, squares = (np.bincount(of, x, width) for x in (data, data**2))
+    largest = stream.values.max(axis=0).toarray().ravel() if len(data) else np.zeros(width)
+    return Totals(fires, total, squares, largest)
 
 
-def relative_threshold(stream: Stream, share: float = 0.2) -> Float[np.ndarray, "feature"]:
+def relative_threshold(stream: Firing, share: float = 0.2) -> Float[np.ndarray, "feature"]:
     """A threshold for each feature: `share` of its maximum over the stream (the paper's is 0.2)."""
     return share * totals(stream).largest
 
 
 def pairs(
-    up: Stream,
-    down: Stream,
+    up: Firing,
+    down: Firing,
     *,
-    thresholds: tuple[Threshold, Threshold] = (0.0, 0.0),
+    thresholds: Thresholds = (0.0, 0.0),
     min_together: int = 20,
     keep: Mapping[str, float] | None = None,
     decoders: tuple[Float[Tensor, "up d"], Float[Tensor, "down d"]] | None = None,
@@ -87,18 +80,16 @@ def pairs(
     `max_memory` is in bytes and bounds a block of pairs; what is returned comes on top. Raises
     ValueError for streams of unequal lengths and for an unknown statistic.
     """
-    lengths = [[chunk.n_tokens for chunk in _chunks(stream)] for stream in (up, down)]
-    if lengths[0] != lengths[1]:
-        raise ValueError(f"both layers must see the same tokens, got {lengths[0]}, {lengths[1]}")
+    n_tokens = up.n_tokens
+    if n_tokens != down.n_tokens:
+        raise ValueError(
+            f"both layers must see the same tokens, got {n_tokens} and {down.n_tokens}"
+        )
     if unknown := set(keep or ()) - set(STATISTICS):
         raise ValueError(f"keep names {sorted(unknown)}; there are {', '.join(STATISTICS)}")
     if min_together < 1:
         raise ValueError(f"min_together is at least 1, got {min_together}")
-    n_tokens, of_up, of_down = (
-        sum(lengths[0]),
-        totals(up, thresholds[0]),
-        totals(down, thresholds[1]),
-    )
+    of_up, of_down = totals(up, thresholds[0]), totals(down, thresholds[1])
     found = []
     for i, j, together, product in _blocks(up, down, thresholds, min_together, max_memory):
         table = {"up": i, "down": j, "together": together}
@@ -108,9 +99,9 @@ def pairs(
             block = block[np.any([block[name] >= bound for name, bound in keep.items()], axis=0)]
         found.append(block)
     result = pd.concat(found, ignore_index=True)
-    return (
-        result if decoders is None else result.assign(decoder_cosine=_row_cosines(decoders, result))
-    )
+    if decoders is not None:
+        result["decoder_cosine"] = _row_cosines(decoders, result)
+    return result
 
 
 def statistics(
@@ -200,59 +191,26 @@ def _resamples(stream: Firing, n: int, seed: int) -> tuple[sparse.csr_array, np.
 
 
 def _blocks(
-    up: Stream,
-    down: Stream,
-    thresholds: tuple[Threshold, Threshold],
-    min_together: int,
-    max_memory: int,
+    up: Firing, down: Firing, thresholds: Thresholds, min_together: int, max_memory: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs that fire together often enough, of some upstream features at a time."""
-    chunks, width = _chunks(up), _chunks(up)[0].width
-    # A stream in one piece is made ready once; chunks are, one at a time, for each block.
-    ready = [_ready(down, thresholds[1])] if isinstance(down, Firing) else None
-    out = _chunks(down)[0].width
-    size = max(1, min(width, max_memory // (40 * out)))  # bytes of a pair, at worst
-    for low in range(0, width, size):
-        block = slice(low, min(low + size, width))
-        together = np.zeros((block.stop - low, out), np.int32)
-        product = np.zeros(together.shape)
-        level = np.broadcast_to(thresholds[0], width)[block]
-        for k, chunk in enumerate(chunks):
-            some = Firing(chunk.values[:, block], chunk.documents)
-            ones = _ready(some, level)
-            others = ready[0] if ready else _ready(_chunks(down)[k], thresholds[1])
-            _add(together, ones[0], others[0])
-            _add(product, ones[1], others[1])
-        rows = max(1, AT_ONCE // out)  # the statistics of a pair take more than its sums
+    fires = [firing_pattern(s, t).tocsc() for s, t in zip((up, down), thresholds, strict=True)]
+    values = [s.values.astype(np.float64).tocsc() for s in (up, down)]
+    size = max(1, max_memory // (40 * down.width))  # bytes of a pair, at worst
+    for low in range(0, up.width, size):
+        together, product = (
+            (one[:, low : low + size].T @ other).toarray() for one, other in (fires, values)
+        )
+        rows = max(1, AT_ONCE // down.width)  # the statistics of a pair take more than its sums
         for first in range(0, len(together), rows):
             i, j = np.nonzero(together[first : first + rows] >= min_together)
             yield i + low + first, j, together[i + first, j], product[i + first, j]
 
 
-def _add(into: np.ndarray, up: sparse.csr_array, down: sparse.csr_array) -> None:
-    """Add up.T @ down."""
-    found = (up.T.tocsr() @ down).tocoo()
-    into[found.row, found.col] += found.data
-
-
-def _ready(chunk: Firing, threshold: Threshold) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Where features fire, as int32, and their activations as float64, on the same indices."""
-    values = chunk.values
-    parts = values.data.astype(np.float64), values.indices, values.indptr
-    return firing_pattern(chunk, threshold), sparse.csr_array(parts, values.shape)
-
-
-def _chunks(stream: Stream) -> Sequence[Firing]:
-    chunks = [stream] if isinstance(stream, Firing) else stream
-    if not len(chunks):
-        raise ValueError("the stream has no chunk")
-    return chunks
-
-
-def firing_pattern(chunk: Firing, threshold: Threshold) -> sparse.csr_array:
+def firing_pattern(stream: Firing, threshold: Threshold) -> sparse.csr_array:
     """1 where a feature fires, as int32: [token, feature]."""
-    values = chunk.values
-    fires = values.data > np.broadcast_to(threshold, chunk.width)[values.indices]
+    values = stream.values
+    fires = values.data > np.broadcast_to(threshold, stream.width)[values.indices]
     pattern = sparse.csr_array(
         (fires.astype(np.int32), values.indices, values.indptr), values.shape
     )

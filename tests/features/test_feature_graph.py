@@ -41,7 +41,6 @@ def test_planted_communities_are_found(joined):
     groups = nodes.groupby("community")["feature"].agg(lambda x: set(x // SIZE))
     assert sorted(map(tuple, groups)) == [(k,) for k in range(GROUPS)]
     assert (found.spans()["layers"] == LAYERS).all()
-    assert graph.spanning_share(found, LAYERS) == 1
     assert graph.communities(joined).nodes.equals(nodes)
 
 

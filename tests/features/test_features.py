@@ -92,20 +92,19 @@ def test_pairs_equal_a_dense_reference(widths, n_documents, density, min_togethe
     assert_is_reference(table, expected, min_together)
 
 
-def test_blocks_chunks_and_thresholds_change_nothing_but_the_work():
+def test_blocks_and_thresholds_change_nothing_but_the_work():
     up, down = dense_stream(12, 30), dense_stream(12, 17, seed=1)
     streams = gather([up]), gather([down])
     thresholds = (
         features.relative_threshold(streams[0], 0.3),
         features.relative_threshold(streams[1], 0.3),
     )
-    parts = [[s.part(0, 5), s.part(5, 6), s.part(6, 12)] for s in streams]
     flat = [x.flatten(0, 1).double().numpy() for x in (up, down)]
     expected = reference(flat[0], flat[1], thresholds)
     whole = features.pairs(*streams, thresholds=thresholds, min_together=1)
-    chunked = features.pairs(*parts, thresholds=thresholds, min_together=1, max_memory=7 * 40 * 17)
+    blocks = features.pairs(*streams, thresholds=thresholds, min_together=1, max_memory=7 * 40 * 17)
     assert_is_reference(whole, expected, 1)
-    assert_is_reference(chunked, expected, 1)
+    assert_is_reference(blocks, expected, 1)
     assert 0 < len(whole) < len(features.pairs(*streams, min_together=1))
 
 

@@ -22,7 +22,7 @@ from mi_helpers.claims import KEYS, Record
 from mi_helpers.run import cli as runs
 from mi_helpers.run import execute as notebooks
 from mi_helpers.run import parameters, plan, provenance, render, scorecard, sweep
-from tests.run.sweeping import record, write_model
+from tests.run.sweeping import Executor, record, write_model
 
 PARAMETERS = """SEED = 0  # of the prompts
 N: int = 3  # prompts
@@ -172,21 +172,27 @@ def test_weights_are_known_by_their_hash(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_with_parameters_and_compares_with_the_reference(
-    here: Path, finished: sweep.Sweep, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (saved,) = scorecard.save_reference(finished, here)
-    assert saved == here / "papermill_runs/reference/toy/00_good.json"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(provenance, "_device", lambda: "cpu")
+    Executor(monkeypatch)
+    write_notebook(tmp_path / "notebooks/00_good.ipynb", PARAMETERS)
+    assert runs.main(["run", "00", "-p", "N=2", "--name", "two", "--save-reference"]) == 0
+    saved = tmp_path / "papermill_runs/reference/toy/00_good.json"
+    assert sweep.read_run(saved)["inputs"]["parameters"]["N"] == 2
+    capsys.readouterr()
     assert runs.main(["run", "00", "-p", "N=9", "--name", "nine"]) == 0
     out = capsys.readouterr().out
     files = re.findall(r"(?:to read it|its claims): (.+)\n", out)
     assert [Path(file).name for file in files] == ["00_good.ipynb", "scorecard.html"]
     assert all(Path(file).is_file() for file in files)
-    assert "✘ does not hold   00.three  toy  9 [8, 10]" in out
+    assert "✘ does not hold   00.sum  toy  9 [8, 10]" in out
     assert "0 of 1 replications hold, 1 do not, 0 undecided, 0 not applicable\n" in out
     assert "from the reference to this: 1 flip" in out
-    assert "flip  00.three  ✔ holds 3 [2, 4] -> ✘ does not hold 9 [8, 10]" in out
-    assert runs.main(["diff", "first", "nine"]) == 1
-    assert runs.main(["diff", "nine", str(here / "papermill_runs/nine/scorecard.json")]) == 0
+    assert "flip  00.sum  ✔ holds 2 [1, 3] -> ✘ does not hold 9 [8, 10]" in out
+    assert runs.main(["diff", "two", "nine"]) == 1
+    assert runs.main(["diff", "nine", "papermill_runs/nine/scorecard.json"]) == 0
     assert capsys.readouterr().out.endswith("no difference\n")
 
 
@@ -339,14 +345,15 @@ def test_a_full_value_of_another_type_is_refused(tmp_path: Path) -> None:
         given(tmp_path, full=True)
 
 
-def test_full_reaches_the_notebook(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_reaches_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    parameters_cell = PARAMETERS.replace("# prompts", "# prompts; full: 30")
-    write_notebook(tmp_path / "notebooks/00_good.ipynb", parameters_cell, "assert N == 30")
+    monkeypatch.setattr(provenance, "_device", lambda: "cpu")
+    Executor(monkeypatch)
+    cell = PARAMETERS.replace("# prompts", "# prompts; full: 30")
+    write_notebook(tmp_path / "notebooks/00_good.ipynb", cell)
     assert runs.main(["run", "--full", "--name", "full"]) == 0
-    assert "FAILED" not in capsys.readouterr().out
+    (found,) = scorecard.read_records(tmp_path / "papermill_runs/full", tmp_path)
+    assert found["value"] == 30
 
 
 def test_a_model_that_cannot_be_had_stops_the_run_before_it_starts(

@@ -295,14 +295,14 @@ def test_an_sae_may_read_any_hook(trained: Path, site: str) -> None:
     """Trained by the lesson's loop on that hook's activations, then measured and edited there."""
     model, tokens = tiny.bridge("llama"), held_out(trained)
     x = saes.activations(model, tokens, (site, 1))
-    sae = saes.train(x, 64, 8, steps=300, batch=64, hook=f"blocks.1.hook_{site}")
+    sae = saes.train(x, 64, 8, steps=100, batch=64, hook=f"blocks.1.hook_{site}")
     assert saes.place_of(sae) == (site, 1)
     saes.check(model, sae, tokens=tokens)
     assert saes.fit(sae, x)["l0"] == pytest.approx(8, rel=0.02)
     row = saes.quality(model, {"it": sae}, tokens).iloc[0]
     assert row["explained"] > 0.5
     assert row["kl"] > 0
-    frozen = saes.train(x, 64, 8, steps=300, batch=64, frozen=True)
+    frozen = saes.train(x, 64, 8, steps=100, batch=64, frozen=True)
     assert saes.fit(frozen, x)["explained"] < row["explained"]
 
 
@@ -375,7 +375,7 @@ def test_shipped_autoencoders() -> None:
 
 def test_toy_features_are_recovered() -> None:
     toy = saes.toy(features=24, width=16, on=1.0, seed=0)
-    sae = saes.train(toy.draw(50_000), 24, 1, steps=1500, batch=256, learning_rate=3e-3)
+    sae = saes.train(toy.draw(20_000), 24, 1, steps=400, batch=256, learning_rate=3e-3)
     found = float(saes.recovery(sae.W_dec, toy.directions).mean())
     by_pca = saes.Principal(toy.draw(5000), 16).W_dec
     assert found > 0.9 > 0.6 > float(saes.recovery(by_pca, toy.directions).mean())

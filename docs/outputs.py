@@ -143,5 +143,5 @@ def with_heads(text: str) -> str:
     """Claims look like other tables; one that stands alone gets the claims table's column names."""
     text = text.replace('<table class="mi-claims">', '<table class="mi-claims dataframe">')
     head = f"<thead><tr>{_HEADS}</tr></thead>"
-    text = text.replace("<th></th>", "<td></td>")  # the corner of pandas' tables heads nothing
+    text = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", text)  # a corner heads nothing
     return text.replace('dataframe"><tbody>', f'dataframe">{head}<tbody>')

@@ -45,10 +45,15 @@
     toggle.setAttribute("aria-label", "Pages below this one");
   }
 
-  // A signature over several lines is a <dl> without terms: a plain list for those who hear it.
+  // A signature over several lines comes as a <dl> without terms, which is none.
   for (const list of document.querySelectorAll("dt.sig > dl")) {
-    list.setAttribute("role", "list");
-    for (const item of list.children) item.setAttribute("role", "listitem");
+    const lines = document.createElement("div");
+    for (const { childNodes } of list.children) {
+      lines.append(document.createElement("div"));
+      lines.lastChild.append(...childNodes);
+    }
+    lines.className = "sig-lines";
+    list.replaceWith(lines);
   }
 
   const seen = new IntersectionObserver((entries) => {

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import mi_helpers as mi
+from mi_helpers.claims import VERDICTS
 from tests import browser
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
+
+
+def test_each_verdict_has_a_colour_that_can_be_read_on_dark_pages() -> None:
+    css = (ROOT / "docs/style/book.css").read_text(encoding="utf-8")
+    for _, colour in VERDICTS.values():
+        assert f'html[data-theme="dark"] b[style*="{colour}"]' in css
 
 
 class Links(HTMLParser):
@@ -138,7 +145,7 @@ def test_each_page_opens_without_a_complaint(site: Path, page: browser.Page) -> 
         faults += [f"{where}: {text}" for text in page.js("window.complaints")]
         broken = "[...document.images].filter(i => i.loading !== 'lazy' && !i.naturalWidth).length"
         faults += [f"{where}: {n} pictures did not load" for n in [page.js(broken)] if n]
-        lists = "document.querySelectorAll('dl:not([role]) > :first-child:not(dt)').length"
+        lists = "document.querySelectorAll('dl > :first-child:not(dt)').length"
         faults += [f"{where}: {n} lists without terms" for n in [page.js(lists)] if n]
     assert faults == []
 

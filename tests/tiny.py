@@ -69,6 +69,9 @@ _CONFIGS |= {
     "gemma": _GROUPED,
     "glm4": _GROUPED,
     "gpt_oss": {**_WINDOWED, **_EXPERTS},
+    "mpt": dict(_TOKENS, d_model=32, n_heads=4, n_layers=4, max_seq_len=128),
+    "codegen": dict(_GPT, n_ctx=128, rotary_dim=4),
+    "gpt_bigcode": dict(_GPT, multi_query=True),
 }
 ALL_FAMILIES = tuple(_CONFIGS)
 

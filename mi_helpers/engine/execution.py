@@ -208,6 +208,8 @@ class _Pass:
                 return self
             if not isinstance(value, Tensor):
                 return value
+            if self.base.is_shared_bias(value):
+                return value
             if self.base.is_key_bias(value):
                 bias = self._gather_key_bias(value)[: len(hidden)]
                 return bias.flatten(0, 1) if value.ndim == 3 else bias

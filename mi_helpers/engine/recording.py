@@ -109,6 +109,8 @@ class Run:
         n = len(self.tokens)
 
         def own(value: Any) -> Any:
+            if isinstance(value, Tensor) and self.is_shared_bias(value):
+                return value
             if isinstance(value, Tensor) and value.ndim == 3 and self.is_key_bias(value):
                 return value.unflatten(0, (n, -1))[prompts].flatten(0, 1)
             by_prompt = isinstance(value, Tensor) and value.ndim and len(value) == n
@@ -124,6 +126,12 @@ class Run:
         heads = self.model.cfg.n_heads
         shapes = (n_prompts * heads, 1, n_pos), (n_prompts, heads, 1, n_pos)
         return value.shape in shapes and n_pos > 1
+
+    def is_shared_bias(self, value: Tensor) -> bool:
+        """Whether it is MPT's position bias, [head, 1, key]: one for all prompts, with keys counted
+        from the end, so that rows run alone."""
+        alone = not self.packs and self.tokens.shape[1] > 1
+        return alone and value.ndim == 3 and value.shape[:2] == (self.model.cfg.n_heads, 1)
 
     def agrees_before(self, other: "Run") -> int:
         """The number of leading positions at which the two runs are equal, by causality."""
@@ -296,29 +304,12 @@ def unembed(
             bias = None if whole.bias is None else whole.bias[tokens]
             part = partial(torch.nn.functional.linear, weight=whole.weight[tokens], bias=bias)
             stack.enter_context(forward_as(model.unembed, part))
-        output = (flat, None) if _blocks_return_tuples(model) else flat
+        output = (flat, None) if model.blocks_return_tuples else flat
         for block in model.blocks:
             stack.enter_context(forward_as(block, lambda *_, **__: output))
         token = torch.zeros(len(flat), 1, dtype=torch.long, device=resid.device)
         logits = model.original_model(input_ids=token, use_cache=False).logits
     return logits.reshape(*resid.shape[:-1], -1)
-
-
-def _blocks_return_tuples(model: TransformerBridge) -> bool:
-    """Whether the model's loop takes what a block returns apart (BLOOM, Falcon, GPT-J); asked once
-    of the model, on one token."""
-    if "blocks_return_tuples" not in vars(model):
-        kinds: list[bool] = []
-        handle = model.blocks[-1].register_forward_hook(
-            lambda module, args, output: kinds.append(isinstance(output, tuple))
-        )
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device))
-        finally:
-            handle.remove()
-        vars(model)["blocks_return_tuples"] = kinds[0]
-    return bool(vars(model)["blocks_return_tuples"])
 
 
 class _Recorder:

@@ -202,7 +202,11 @@ def parse(base: Run, rows: pd.DataFrame, stop: int) -> tuple[list[list[Edit]], p
     edits: list[list[Edit]] = [[] for _ in numbers]
     alone = ~together.duplicated(keep=False)
     for line, key in zip(rows.to_dict("records"), together, strict=True):
-        edits[numbers[key]] += _edits(base, numbers[key], line, stop)
+        try:
+            edits[numbers[key]] += _edits(base, numbers[key], line, stop)
+        except ValueError as error:
+            where = ", ".join(f"{name} {line[name]}" for name in ("layer", "pos", "head"))
+            raise ValueError(f"row {numbers[key]} ({line['site']}, {where}): {error}") from error
     table = rows.assign(write=[repr(write) for write in rows["write"]])
     table = table[~together.duplicated().to_numpy()].reset_index(drop=True)
     single = dict(zip(together, alone, strict=True))
@@ -214,29 +218,21 @@ def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
     prompts that share theirs. Every prompt then runs from the earliest position of any."""
     model, n_pos = base.model, base.tokens.shape[1]
     site, layer, head, write = line["site"], line["layer"], line["head"], line["write"]
-    said = "of each prompt" if isinstance(line["pos"], Tensor) else line["pos"]  # slow to print
-    at = f"row {row} ({site}, layer {layer}, pos {said}, head {head})"
     if not isinstance(write, Write):
-        raise ValueError(f"{at}: write must come from patch, zero, mean, add …, got {write!r}")
-    layer = _index(layer, model.cfg.n_layers, f"{at}: layer")
-    try:
-        base.hook(site, layer)
-    except ValueError as error:
-        raise ValueError(f"{at}: {error}") from None
+        raise ValueError(f"write must come from patch, zero, mean, add …, got {write!r}")
+    layer = _index(layer, model.cfg.n_layers, "layer")
+    base.hook(site, layer)
     head = None if _absent(head) else head
     if head is not None:
         if site not in HEAD_SITES:
-            raise ValueError(f"{at}: {site} has no heads")
-        head = _index(head, n_heads(model, site), f"{at}: head")
+            raise ValueError(f"{site} has no heads")
+        head = _index(head, n_heads(model, site), "head")
     pos = range(n_pos) if _absent(line["pos"]) else line["pos"]
     if isinstance(pos, range):  # of all prompts alike, padding and all
-        each = torch.tensor([[_index(p, n_pos, f"{at}: position") for p in pos]])
+        each = torch.tensor([[_index(p, n_pos, "position") for p in pos]])
     else:
         pos = [pos] if isinstance(pos, str) or not isinstance(pos, Sequence | Tensor) else pos
-        try:
-            each = each_position(pos, base.roles, *base.tokens.shape)
-        except ValueError as error:
-            raise ValueError(f"{at}: {error}") from None
+        each = each_position(pos, base.roles, *base.tokens.shape)
     varies = bool((each != each[0]).any())
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for prompt, where in enumerate(each.tolist()):
@@ -269,8 +265,8 @@ def _try(base: Run, edit: Edit) -> frozenset[int]:
     for source in edit.write.runs:
         if source.tokens.shape != base.tokens.shape:
             raise ValueError(
-                f"{edit}: it reads a run of shape {tuple(source.tokens.shape)}, prompts by tokens, "
-                f"but edits one of {tuple(base.tokens.shape)}; make the two equal"
+                f"it reads a run of shape {tuple(source.tokens.shape)}, prompts by tokens, but "
+                f"edits one of {tuple(base.tokens.shape)}; make the two equal"
             )
     place, known = edit.place, True
     try:
@@ -280,13 +276,13 @@ def _try(base: Run, edit: Edit) -> frozenset[int]:
     try:
         new = edit.write.new(current, place)
     except (KeyError, RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"{edit}: {error.args[0]}") from error
+        raise ValueError(str(error.args[0])) from error
     if new.shape != current.shape:
         raise ValueError(
-            f"{edit}: it writes shape {tuple(new.shape)}, the activation is {tuple(current.shape)}"
+            f"it writes shape {tuple(new.shape)}, the activation is {tuple(current.shape)}"
         )
     if not new.isfinite().all():
-        raise ValueError(f"{edit}: it writes NaN or infinite values")
+        raise ValueError("it writes NaN or infinite values")
     same = (new == current).transpose(0, 1).flatten(1).all(1).tolist() if known else []
     return frozenset(p for p, idle in zip(place.pos, same, strict=False) if idle)
 

@@ -84,6 +84,9 @@ def run_plainly(model: PreTrainedModel, tokens: Int[Tensor, "1 pos"], name: str)
 def compare(bridge: TransformerBridge, plain: Plain) -> Agreement:
     """The bridge's numbers beside the model's own, layer by layer.
 
+    Notes on the bridge whether its loop takes apart what a block returns (BLOOM, Falcon, GPT-J),
+    which `engine.unembed` has to know.
+
     Raises HookError naming the first layer that differs, and by how much.
     """
     n_layers, points = bridge.cfg.n_layers, bridge.hook_dict
@@ -92,7 +95,11 @@ def compare(bridge: TransformerBridge, plain: Plain) -> Agreement:
     def keep(spot: tuple[str, int]) -> Callable[[Tensor], None]:
         return lambda value: found.update({spot: value})
 
+    def note(module: Any, args: Any, output: Any) -> None:
+        bridge.blocks_return_tuples = isinstance(output, tuple)
+
     with ExitStack() as stack:
+        stack.callback(bridge.blocks[-1].register_forward_hook(note).remove)
         for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
             for layer in range(n_layers):
                 if (name := hook_name(site, layer)) in points:

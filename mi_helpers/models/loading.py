@@ -11,6 +11,9 @@ weights are read by torch's weights-only reader, which runs no code either.
 from __future__ import annotations
 
 import copy
+import json
+import os
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from . import default as default_model
+from .bos import own_bos
 from .catalogue import available_models
 from .hub import DEFAULT, fetch, is_local, split_revision
 
@@ -69,7 +73,6 @@ def load_model(
         HookError: TransformerLens computes another model, or its residual stream has no hooks.
     """
     from . import agreement, support
-    from .bos import own_bos
     from .check import missing_sites
     from .sites import SITES
 
@@ -103,7 +106,22 @@ def load_model(
     bridge.agreement = agreement.compare(bridge, plain)
     bridge.missing_sites = missing_sites(bridge)
     bridge.sites = tuple(site for site in SITES if site not in bridge.missing_sites)
+    _note(bridge)
     return bridge
+
+
+def _note(bridge: TransformerBridge) -> None:
+    """Tells the run that this process belongs to, if any, what was loaded, and its BOS."""
+    if file := os.environ.get("MI_NOTES"):
+        bos = own_bos(bridge.tokenizer)
+        about = {
+            "model": bridge.name,
+            "dtype": str(bridge.cfg.dtype).removeprefix("torch."),
+            "device": str(bridge.cfg.device),
+            "bos": None if bos is None else bridge.tokenizer.convert_ids_to_tokens(bos),
+        }
+        with Path(file).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(about) + "\n")
 
 
 def best_device() -> str:
@@ -152,7 +170,7 @@ def _bridge(
         return TransformerBridge.boot_transformers(
             name, hf_model=model, tokenizer=tokenizer, device=str(place), dtype=model.dtype
         )
-    except (RuntimeError, ValueError, AttributeError, KeyError) as error:
+    except (RuntimeError, ValueError, AttributeError, KeyError, AssertionError) as error:
         raise ValueError(
             f"{known} cannot be bridged by the installed TransformerLens "
             f"({str(error).splitlines()[0][:100]}); load a model of another architecture"
@@ -177,11 +195,26 @@ def _read(
         raise ValueError(
             f"{name} is no causal language model ({config.model_type}); load one, such as GPT-2"
         )
+    safe, pickled = any(directory.glob("*.safetensors")), any(directory.glob("*.bin"))
+    if not (safe or pickled):
+        raise OSError(
+            f"{name} has no weights: there is no .safetensors file and no .bin file beside its "
+            "config.json; save the model there with save_pretrained"
+        )
     refuse_size(directory, dtype, place, name)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype or "float32", attn_implementation="eager", output_loading_info=True,
-        local_files_only=True, weights_only=True, trust_remote_code=False,
-    )  # fmt: skip
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype or "float32", attn_implementation="eager",
+            output_loading_info=True, local_files_only=True, weights_only=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    except (pickle.UnpicklingError, OSError, RuntimeError) as error:
+        if safe:
+            raise
+        raise ValueError(
+            f"{name}: its weights cannot be read without running code that their file may hold; "
+            "save them as safetensors where you trust them"
+        ) from error
     model, report = loaded
     missing = [*sorted(report["missing_keys"]), *map(str, report["mismatched_keys"])]
     if missing:

@@ -18,18 +18,23 @@ from typing import Any, NamedTuple
 import psutil
 
 PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
-OUTPUT, CLAIMS, LOG = "running.ipynb", "claims.jsonl", "log"  # what an execution leaves
+# what an execution leaves
+OUTPUT, CLAIMS, NOTES, LOG = "running.ipynb", "claims.jsonl", "notes.jsonl", "log"
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
 IDLE_S = 20.0  # a kernel that computes nothing for so long while a cell is out has lost a message
 IDLE_SHARE = 0.03  # of one core: what a kernel and a browser use while they wait
 # The job is the first line of stdin. When stdin ends, whoever started this has died, even by
 # `kill -9`, and so it ends as well; its kernel follows.
 _WORKER = """
-import json, os, sys, threading
+import json, os, resource, sys, threading
 import papermill
 job = json.loads(sys.stdin.readline())
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 papermill.execute_notebook(**job)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+peak *= 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+with open(os.environ["MI_NOTES"], "a") as file:
+    file.write(json.dumps({"peak_gb": round(peak / 1e9, 2)}) + "\\n")
 """
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -122,8 +127,8 @@ def execute(
     if ended == "silent":
         restarted = f"the kernel fell silent {_where(output)}"
         print(f"{path.stem}: {restarted}; starting it again", file=sys.stderr)
-        output.unlink(missing_ok=True)
-        (folder / CLAIMS).unlink(missing_ok=True)
+        for file in (output, folder / CLAIMS, folder / NOTES):
+            file.unlink(missing_ok=True)
         # a cell that only waits, for a download, needs its time
         ended = _attempt(job, folder, seconds, on_cell, watch=False)
     error = _error(folder, ended)
@@ -145,6 +150,7 @@ def _attempt(
         "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
         **os.environ,
         "MI_SCORECARD": str(folder / CLAIMS),
+        "MI_NOTES": str(folder / NOTES),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
@@ -225,6 +231,17 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """What an execution noted beside its claims: the models that it loaded, each with dtype, device
+    and BOS, and `peak_gb`, the most memory that its kernel held (None where that is not known)."""
+    file = folder / NOTES
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    found = [json.loads(line) for line in dict.fromkeys(text.splitlines())]
+    peaks = [line["peak_gb"] for line in found if "peak_gb" in line]
+    models = [line for line in found if "model" in line]
+    return {"models": models, "peak_gb": max(peaks, default=None)}
 
 
 def traceback(folder: Path) -> str:

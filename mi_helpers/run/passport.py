@@ -1,11 +1,13 @@
 """`mi check MODEL`: what a model is, whether it is right here, and what it can be used for."""
 
 import json
+import math
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..models.agreement import N_TOKENS, spread_tokens
 from ..tasks.tokens import bos_token
 
 N_PROMPTS = 16
+N_HALF = 8  # of them, for what half precision changes
 GENERATORS: dict[str, Callable[..., tasks.PromptPairs]] = {
     "ioi": tasks.ioi,
     "greater_than": tasks.greater_than,
@@ -27,8 +30,9 @@ GENERATORS: dict[str, Callable[..., tasks.PromptPairs]] = {
     "facts": tasks.facts,
     "docstring": tasks.docstring,
 }
-# Of the default model on two cores of the machine whose times the README lists; `_speed` there.
-DEFAULT_SECONDS_PER_TOKEN = 0.005
+# Of the default model, on the machine whose times and memory the references hold.
+DEFAULT_SECONDS_PER_TOKEN = 0.005  # `_speed` there, with two cores
+DEFAULT_WEIGHTS_GB = 0.54
 GB = 1e9
 
 
@@ -52,7 +56,7 @@ def passport(
     about = _about(model, name, revision)
     about |= {"tasks": found, "speed": _speed(model), "half_precision": {}}
     if model.cfg.dtype == torch.float32:
-        about["half_precision"] = _half_precision(model, name, revision, pairs)
+        about["half_precision"] = _half_precision(model, pairs)
     if root:
         about["notebooks"] = _notebooks(about, root)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
@@ -101,9 +105,9 @@ def _all_tasks(
         except ValueError as error:
             rows.append({"task": task, "does": False, "why": str(error)})
             continue
-        usable = usable or pairs
-        clean = pairs.performance(model).loc["clean"].to_dict()
-        rows.append({"task": task, "does": bool(pairs.does_task(model)), **clean})
+        usable = usable or pairs.part(slice(N_HALF))
+        table, does = pairs.judged(pairs.logit_diffs(model))
+        rows.append({"task": task, "does": does, **table.loc["clean"].to_dict()})
     return rows, usable
 
 
@@ -114,7 +118,7 @@ def _speed(model: TransformerBridge) -> float:
     on_cpu = str(model.cfg.device).startswith("cpu")
     clock = time.process_time if on_cpu else time.perf_counter
     taken = []
-    for _ in range(3):
+    for _ in range(2):
         before = clock()
         model(tokens.to(model.cfg.device))[0, 0, 0].item()
         taken.append(clock() - before)
@@ -123,7 +127,7 @@ def _speed(model: TransformerBridge) -> float:
 
 @torch.no_grad()
 def _half_precision(
-    model: TransformerBridge, name: str, revision: str | None, pairs: tasks.PromptPairs | None
+    model: TransformerBridge, pairs: tasks.PromptPairs | None
 ) -> dict[str, dict[str, Any]]:
     """What 16-bit weights and arithmetic change at the last position, against float32.
 
@@ -137,12 +141,11 @@ def _half_precision(
     exact = model(tokens)[:, -1].float()
     found: dict[str, dict[str, Any]] = {}
     for kind in ("bfloat16", "float16"):
-        try:
-            half = load_model(name, revision=revision, dtype=kind)
-        except ValueError as error:  # it overflows
-            found[kind] = {"why": str(error)}
+        with _in_dtype(model, getattr(torch, kind)):
+            logits = model(tokens)[:, -1].float()
+        if not logits.isfinite().all():
+            found[kind] = {"why": "its logits overflow; use float32"}
             continue
-        logits = half(tokens)[:, -1].float()
         found[kind] = {"kl": kl(logits[None], exact).mean().item()}
         if pairs is not None:
             words = pairs.answers, pairs.wrong
@@ -151,15 +154,32 @@ def _half_precision(
     return found
 
 
+@contextmanager
+def _in_dtype(model: TransformerBridge, kind: torch.dtype) -> Iterator[None]:
+    """The model with its parameters in another dtype, for a while; buffers, such as rotary
+    frequencies, stay as they are."""
+    exact = [(parameter, parameter.data) for parameter in model.parameters()]
+    own = model.cfg.dtype
+    try:
+        model.cfg.dtype = kind
+        for parameter, data in exact:
+            parameter.data = data.to(kind)
+        yield
+    finally:
+        model.cfg.dtype = own
+        for parameter, data in exact:
+            parameter.data = data
+
+
 def _notebooks(about: dict[str, Any], root: Path) -> list[dict[str, Any]]:
-    """What each notebook needs of a model, read from its cells; its time, from the README's.
+    """What each notebook needs of a model, read from its cells; its time and memory, from the run
+    that made its reference (as far as that noted them).
 
     A notebook runs on every model that loads. Where the model lacks what it needs, its claims
     are "not applicable".
     """
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    known = {n: int(m) for n, m in re.findall(r"\[(\d\d_\w+)\].*\| *(\d+) min", text)}
+    stored = (root / "papermill_runs" / "reference").glob("*/[0-9][0-9]_*.json")
+    known = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in stored}
     slower = about["speed"] / DEFAULT_SECONDS_PER_TOKEN
     does = {row["task"]: row["does"] for row in about["tasks"]}
     rows = []
@@ -172,13 +192,16 @@ def _notebooks(about: dict[str, Any], root: Path) -> list[dict[str, Any]]:
         lacks = [f"does not do {task}" for task in used if not does[task]]
         lacks += [f"has no {site}" for site in sites]
         why = "; ".join(lacks) if own else "toy networks alone: the same for every model"
-        minutes = known.get(path.stem)
+        run = known.get(path.stem, {})
+        seconds, peak = run.get("seconds"), run.get("peak_gb")
+        more = about["weights_gb"] - DEFAULT_WEIGHTS_GB if own else 0
         rows.append(
             {
                 "notebook": path.stem,
                 "applies": own and not lacks,
                 "why": why,
-                "minutes": minutes and minutes * (slower if own else 1),
+                "minutes": seconds and seconds / 60 * (slower if own else 1),
+                "memory_gb": peak and max(peak + more, about["weights_gb"]),
             }
         )
     return rows
@@ -199,16 +222,17 @@ def as_text(about: dict[str, Any]) -> str:
         begins,
         f"sites: {', '.join(about['sites'])}",
         *(f"  not {site}: {why}" for site, why in missing.items()),
-        f"largest difference from Hugging Face: residual stream {off['resid']:.1g}, "
-        f"log-probabilities {off['log_probs']:.1g}, sum of the parts {off['parts']:.1g} of the "
-        "largest value",
+        f"computes what Hugging Face does, to {off['resid']:.1g} of the largest value in the "
+        f"residual stream, {off['log_probs']:.1g} in log-probabilities",
     ]
+    if not math.isnan(off["parts"]):
+        lines.append(f"attention and MLPs add up to the stream, to {off['parts']:.1g} of it")
     for kind, found in about["half_precision"].items():
         if "why" in found:
             lines.append(f"in {kind}: {found['why']}")
             continue
         change = found.get("logit_diff")
-        effect = f", logit differences by up to {change:.2g} nats" if change is not None else ""
+        effect = f"; effects below {change:.2g} nats are rounding" if change is not None else ""
         lines.append(f"in {kind}: KL {found['kl']:.1g} nats from float32{effect}")
     lines.append(f"tasks, {N_PROMPTS} prompts each (accuracy with its 95 % interval):")
     for row in about["tasks"]:
@@ -218,11 +242,14 @@ def as_text(about: dict[str, Any]) -> str:
         )
         lines.append(f"  {'yes' if row['does'] else 'no':<4}{row['task']:<14}{said}")
     if "notebooks" in about:
-        lines.append("notebooks, and about how long each takes here, with its default parameters:")
+        lines.append("notebooks that apply; about the time and memory of each here, by default:")
     for row in about.get("notebooks", []):
-        minutes = f"{row['minutes']:.0f} min" if row["minutes"] else ""
+        minutes = f"{math.ceil(row['minutes'])} min" if row["minutes"] else ""
+        memory = f"{row['memory_gb']:.1f} GB" if row["memory_gb"] else ""
         applies = "yes" if row["applies"] else "no"
-        lines.append(f"  {applies:<4}{row['notebook']:<30}{minutes:>8}  {row['why']}".rstrip())
+        lines.append(
+            f"  {applies:<4}{row['notebook']:<28}{minutes:>8}{memory:>8}  {row['why']}".rstrip()
+        )
     lines.append(
         f"{1 / about['speed']:.0f} tokens a second; this check took {about['seconds']:.0f} s and "
         f"at most {about['peak_gb']:.1f} GB of memory"

@@ -172,8 +172,9 @@ def _execute(
     except ValueError as fault:
         error = str(fault)
     said = execute.traceback(attempt) if error else None
-    more = {"seconds": round(seconds, 1), "restarted": restarted, "records": records}
-    _install(attempt, folder, job, error=error, traceback=said, made_with=made_with, **more)
+    more = {"made_with": made_with, **execute.notes(attempt)}
+    more |= {"seconds": round(seconds, 1), "restarted": restarted, "records": records}
+    _install(attempt, folder, job, error=error, traceback=said, **more)
     text = error or f"{seconds:.0f} s, {len(records)} claims"
     return Outcome("failed" if error else "done", text)
 

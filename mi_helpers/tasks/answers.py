@@ -89,6 +89,8 @@ def tokens_of(model: Model, prompt: str, answer: Answer, scored: Scored) -> list
         message = f"the answer {answer!r} is not one token; choose scored='first' or 'all'"
         raise ValueError(explained("MI-E02", message))
     for token in ids:
+        if not isinstance(token, int | float | np.number) or int(token) != token:
+            raise ValueError(f"the answer {token!r} is no text and no token number")
         if not 0 <= token < model.cfg.d_vocab:
             raise ValueError(f"token {token} is outside a vocabulary of {model.cfg.d_vocab}")
     return [int(token) for token in ids]

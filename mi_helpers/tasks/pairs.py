@@ -34,6 +34,7 @@ from .tokens import (
     token_labels,
 )
 
+ACCURATE = 0.75  # least share of prompts with the right answer above the wrong one
 Role = int | str | Sequence[int | str]  # where a role is: see `PromptPairs.from_texts`
 
 
@@ -137,6 +138,8 @@ class PromptPairs:
             return torch.tensor(ids, device=model.cfg.device)
 
         ends = [len(ids) - 1 for ids in clean_ids]
+        if places.get("END", ends) != ends:
+            raise ValueError("END is the last token of each prompt: give this role another name")
         return cls(
             task=task,
             clean=clean,
@@ -267,8 +270,12 @@ class PromptPairs:
         corrupted row is scored with the clean answers: it shows what the corruption takes away.
         Where all tokens of the answers are scored, it is the difference of log-probabilities.
         """
+        return self.judged(self.logit_diffs(model))[0]
+
+    def judged(self, diffs: Mapping[str, np.ndarray]) -> tuple[pd.DataFrame, bool]:
+        """`performance` and `does_task` from what `logit_diffs` gave."""
         rows = {}
-        for run, values in self._logit_diffs(model).items():
+        for run, values in diffs.items():
             mean = estimate(values)
             right = share(int((values > 0).sum()), len(values), over="prompts")
             rows[run] = {
@@ -281,24 +288,25 @@ class PromptPairs:
                 "logit_diff_high": mean.high,
             }
         table = pd.DataFrame.from_dict(rows, orient="index")
-        return table if self.scored == "one" else table.assign(scored=self.scored)
+        clean, moved = table.loc["clean"], estimate(diffs["clean"] - diffs["corrupted"])
+        accurate = clean["accuracy"] >= ACCURATE and clean["accuracy_low"] > 0.5
+        does = bool(accurate and clean["logit_diff_low"] > 0 and moved.low > 0)
+        return table if self.scored == "one" else table.assign(scored=self.scored), does
 
-    def does_task(self, model: Model, min_accuracy: float = 0.75) -> bool:
+    def does_task(self, model: Model) -> bool:
         """True if there is a behaviour here to patch.
 
-        The rule: clean accuracy is at least `min_accuracy` with its 95 % interval above one half,
+        The rule: clean accuracy is at least 0.75 (`ACCURATE`), its 95 % interval above one half,
         and the 95 % intervals of the mean clean logit difference and of the mean difference
         clean minus corrupted are both above zero. An untrained model passes by luck in well under
         1 % of seeds.
         """
-        diffs = self._logit_diffs(model)
-        right = share(int((diffs["clean"] > 0).sum()), len(self), over="prompts")
-        score, moved = estimate(diffs["clean"]), estimate(diffs["clean"] - diffs["corrupted"])
-        accurate = right.value >= min_accuracy and right.low > 0.5
-        return accurate and score.low > 0 and moved.low > 0
+        return self.judged(self.logit_diffs(model))[1]
 
     @torch.no_grad()
-    def _logit_diffs(self, model: Model) -> dict[str, np.ndarray]:
+    def logit_diffs(self, model: Model) -> dict[str, np.ndarray]:
+        """Each prompt's logit difference, in nats, "clean" and "corrupted"."""
+
         def read(tokens: Tensor, pos: Tensor) -> Tensor:
             """Logits [prompt, k, vocab]; of 16 prompts at a time: those of all positions are the
             largest thing in memory."""

@@ -23,6 +23,7 @@ from mi_helpers.models import default as default_model
 from mi_helpers.models.agreement import HookError
 from mi_helpers.models.check import missing_sites
 from mi_helpers.models.sites import hook_name
+from mi_helpers.run import execute
 from tests.tiny import hf_model, tokenizer
 
 TOKENS = torch.tensor([[5, 9, 33, 70, 12, 101]])
@@ -83,6 +84,15 @@ def test_a_directory_loads_without_the_hub(tmp_path: Path, strict_no_network: No
     assert bridge.cfg.n_key_value_heads == 2
     assert bridge.to_tokens("w1 w2").tolist() == [[0, 4, 5]]
     assert load_model(f"{directory}/").name == "my-model"  # as text, too
+
+
+def test_a_run_notes_what_it_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MI_NOTES", str(tmp_path / execute.NOTES))
+    for dtype in (None, "bfloat16", None):
+        load_model(save(tmp_path / "my-model"), dtype=dtype)
+    line = {"model": "my-model", "dtype": "float32", "device": "cpu", "bos": "<s>"}
+    notes = execute.notes(tmp_path)
+    assert notes == {"models": [line, line | {"dtype": "bfloat16"}], "peak_gb": None}
 
 
 def test_a_relative_path_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

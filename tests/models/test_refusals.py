@@ -76,10 +76,20 @@ def test_a_directory_of_another_kind_is_refused(kind: str, tmp_path: Path) -> No
         load_model(tmp_path)
 
 
-def test_an_architecture_that_cannot_be_bridged_is_one_sentence() -> None:
-    grouped = {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
-    model = build("falcon", {**tiny._COMMON, **grouped})
-    with pytest.raises(ValueError, match=r"FalconForCausalLM cannot be bridged by .* another arch"):
+GROUPED_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
+SEVERAL_KEYS = {"multi_query": False}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("falcon", {**tiny._COMMON, **GROUPED_FALCON}),
+        ("gpt_bigcode", {**tiny._GPT, **SEVERAL_KEYS}),
+    ],
+)
+def test_an_architecture_that_cannot_be_bridged_is_one_sentence(kind: str, settings: dict) -> None:
+    model = build(kind, settings)
+    with pytest.raises(ValueError, match=r"ForCausalLM cannot be bridged by .* another arch"):
         tiny.load(model)
     assert model.config.architectures is None
 

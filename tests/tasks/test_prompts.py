@@ -430,6 +430,6 @@ def test_untrained_models_do_not_do_the_task():
     pairs = prompts.ioi(make_model(), n=8)
     rng = np.random.default_rng(0)
     passed = [
-        pairs.does_task(Scripted(pairs, *rng.normal(size=(2, 8)).tolist())) for _ in range(200)
+        pairs.does_task(Scripted(pairs, *rng.normal(size=(2, 8)).tolist())) for _ in range(60)
     ]
-    assert sum(passed) <= 4
+    assert sum(passed) <= 1

@@ -133,22 +133,22 @@ def recomputed(
     )
 
 
-def fewest(score: Callable[[int], float], most: int, target: float) -> int:
+def fewest(score: Callable[[int], float], most: int, target: float, start: int = 1) -> int:
     """A number ``k <= most`` with ``score(k) >= target > score(k - 1)``, by doubling and bisection.
 
-    Where the score is not monotone there are several; doubling from 1 finds a small one. Raises if
-    even ``most`` is not enough.
+    Where the score is not monotone there are several; doubling finds a small one. ``start``: a
+    number below which the score is known to be too low. Raises if even ``most`` is not enough.
     """
-    low, high = 0, 1
-    while high < most and score(high) < target:
-        low, high = high, 2 * high
-    if high >= most:
-        high = most
-        if score(high) < target:
-            raise ValueError(
-                f"the score stays below {target:.4g} even with all {most} kept: the "
-                "basis itself loses something, so lower `threshold` in fit"
-            )
+    # Grow until the score is high enough: low is always too few.
+    low, step = start - 1, 1
+    while (high := min(start - 1 + step, most)) < most and score(high) < target:
+        low, step = high, 2 * step
+    if high == most and score(most) < target:
+        raise ValueError(
+            f"the score stays below {target:.4g} even with all {most} kept: the "
+            "basis itself loses something, so lower `threshold` in fit"
+        )
+    # Halve what is between too few and enough.
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if score(middle) >= target else (middle, high)
@@ -174,25 +174,30 @@ def needed(
     score: Score,
     tolerance: float = 0.001,
     partial: bool = False,
+    first: int = 1024,
 ) -> pd.DataFrame:
     """Fewest edges, and fewest features, that keep the score within ``tolerance`` of the network's.
 
     One row per section: edges of that section, features at its input; each ablated alone.
-    ``partial``: the score is one that `ablate_edges` may give up on early, which saves half the
-    time and changes nothing.
+    ``partial``: the score is one that `ablate_edges` may give up on early. What is too few for the
+    ``first`` inputs alone is then never tried on all, which saves most of the time: put the inputs
+    first on which ablation does harm.
     """
     with torch.no_grad():
         target = score(basis.stack.run(inputs)) - tolerance
-    give_up = target if partial else None
 
     def edges_kept(section: int) -> int:
-        return fewest(
-            lambda k: ablate_edges(
-                basis, interactions, inputs, section, [k], score, give_up=give_up
-            )["score"][0],
-            interactions[section].numel(),
-            target,
-        )
+        def kept(k: int, inputs: Tensor, give_up: float | None = None) -> float:
+            table = ablate_edges(basis, interactions, inputs, section, [k], score, give_up=give_up)
+            return table["score"][0]
+
+        most, start = interactions[section].numel(), 1
+        if partial:
+            # If all others were right: what fails even so fails on all inputs.
+            share = len(inputs[:first]) / len(inputs)
+            start = fewest(lambda k: 1 - share * (1 - kept(k, inputs[:first])), most, target)
+        give_up = target if partial else None
+        return fewest(lambda k: kept(k, inputs, give_up), most, target, start)
 
     def features_kept(section: int) -> int:
         return fewest(

@@ -114,6 +114,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "N_DIGITS": "2",
             "N_TEXTS": "6",
             "N_EDGE_TEXTS": "2",
+            "N_FEATURES": "4",
             "SOURCES": "4",
         },
         families=("gpt2", "gemma2"),

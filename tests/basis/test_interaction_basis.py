@@ -493,9 +493,10 @@ def test_giving_up_early_changes_no_count() -> None:
     assert (early >= whole).all()
     assert ((early >= 0.95) == (whole >= 0.95)).all()
     assert (early > whole).any()
-    pd.testing.assert_frame_equal(
-        ib.needed(basis, E, x, score, 0.05), ib.needed(basis, E, x, score, 0.05, partial=True)
-    )
+    few = ib.needed(basis, E, x, score, 0.05)
+    for first in (1, 7, 1024):
+        found = ib.needed(basis, E, x, score, 0.05, partial=True, first=first)
+        pd.testing.assert_frame_equal(few, found)
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
@@ -508,6 +509,10 @@ def test_fewest_finds_the_step(step: int, extra: int) -> None:
 
     assert ib.fewest(score, step + extra, 1.0) == step
     assert len(calls) <= 2 * math.log2(step + 1) + 3
+    for start in (1, (step + 1) // 2, step):
+        calls.clear()
+        assert ib.fewest(score, step + extra, 1.0, start) == step
+        assert min(calls) >= start
 
 
 def test_fewest_refuses_what_cannot_be_reached() -> None:

@@ -33,8 +33,9 @@ NEAR = 3  # how many times the L0 of its card an SAE may have
 
 
 def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame:
-    """The SAEs known for a model, one a row: `name` (for `load`), `kind` ("local" or "e2e") and
-    `layer`; `k`, if known, is the same for those of about the same sparsity; `l0` if known.
+    """The SAEs known for a model, one a row: `name` (for `load`), `kind` ("local", "e2e",
+    "downstream") and `layer`; `k`, if known, is the same for those of about the same sparsity; `l0`
+    if known.
 
     `source`: a folder written by `data/saes/make.py`, whose table it is; a release of sae-lens, or
     one of its autoencoders as "release/id"; by default the shipped or published ones. Empty where
@@ -79,7 +80,7 @@ def _of_braun_all() -> pd.DataFrame:
     return pd.DataFrame(
         {"name": f"{END_TO_END}/{kind}_similar_l0_layer_{layer}", "kind": kind, "layer": layer,
          "k": "similar L0"}
-        for layer in (2, 6, 10) for kind in ("local", "e2e")
+        for layer in (2, 6, 10) for kind in ("local", "e2e", "downstream")
     )  # fmt: skip
 
 

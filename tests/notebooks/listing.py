@@ -197,8 +197,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "08.or-gate-acdc",
                 "08.or-gate-saturated",
                 "08.eap-ranks",
-                "08.eap-misses",
-                "08.ig-closer",
+                "08.eap-beyond-noise",
                 "08.kl-zero-gradient",
                 "08.acdc-keeps-output",
             }
@@ -216,7 +215,9 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "THRESHOLD": "0.3",
         },
         families=("gpt2", "qwen2"),
-        model_free=frozenset({"09.step-cpr", "09.minimal", "09.incomplete", "09.order-matters"}),
+        model_free=frozenset(
+            {"09.step-cpr", "09.minimal", "09.incomplete-small", "09.order-differs"}
+        ),
     ),
     Listed(
         "10_features_across_layers",

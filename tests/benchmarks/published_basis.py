@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from mi_helpers import basis as ib
 from mi_helpers.toys.networks import ModularAddition, addition_pairs
 
-KINDS = {"LIB": "local", "PCA": "pca"}
+KINDS: dict[str, Literal["local", "pca"]] = {"LIB": "local", "PCA": "pca"}
 SECTIONS = ("attention", "MLP", "unembedding")
 PUBLISHED = {
     ("LIB", "attention"): (133, {164: 9, 148: 10, 140: 9, 136: 10, 134: 11, 133: 11, 132: 14}),

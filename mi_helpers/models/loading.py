@@ -13,16 +13,14 @@ from __future__ import annotations
 import copy
 import json
 import os
-import pickle
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from . import default as default_model
 from .bos import own_bos
 from .catalogue import available_models
+from .directory import no_progress_bars, read_model, read_tokenizer
 from .hub import DEFAULT, fetch, is_local, split_revision
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["DEFAULT", "available_models", "best_device", "fetch", "load_model"]
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def load_model(
@@ -81,11 +77,11 @@ def load_model(
     if isinstance(name, str):
         name, revision = split_revision(name, revision)
     short_name = _short_name(name, revision)
-    with _no_progress_bars():
+    with no_progress_bars():
         if isinstance(name, str | Path):
             directory, place = fetch(name, revision, cache_dir), device or best_device()
-            model = _read(directory, kind, place, short_name)
-            tokenizer = tokenizer or _read_tokenizer(directory)
+            model = read_model(directory, kind, place, short_name)
+            tokenizer = tokenizer or read_tokenizer(directory)
         else:
             model = _take(name, kind, revision, short_name)
             place = device or model.device
@@ -179,60 +175,6 @@ def _bridge(
         model.config.architectures = given
 
 
-def _read(
-    directory: Path, dtype: torch.dtype | None, place: torch.device | str, name: str
-) -> PreTrainedModel:
-    """The model of a directory; refused where it is unsupported, or larger than memory, or weights
-    are missing and would be random instead."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    from .support import refuse_architecture, refuse_size
-
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    refuse_architecture(config, name)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(
-            f"{name} is no causal language model ({config.model_type}); load one, such as GPT-2"
-        )
-    safe, pickled = any(directory.glob("*.safetensors")), any(directory.glob("*.bin"))
-    if not (safe or pickled):
-        raise OSError(
-            f"{name} has no weights: there is no .safetensors file and no .bin file beside its "
-            "config.json; save the model there with save_pretrained"
-        )
-    refuse_size(directory, dtype, place, name)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype or "float32", attn_implementation="eager",
-            output_loading_info=True, local_files_only=True, weights_only=True,
-            trust_remote_code=False,
-        )  # fmt: skip
-    except (pickle.UnpicklingError, OSError, RuntimeError) as error:
-        if safe:
-            raise
-        raise ValueError(
-            f"{name}: its weights cannot be read without running code that their file may hold; "
-            "save them as safetensors where you trust them"
-        ) from error
-    model, report = loaded
-    missing = [*sorted(report["missing_keys"]), *map(str, report["mismatched_keys"])]
-    if missing:
-        raise ValueError(
-            f"{directory.name} does not hold the weights of a {type(model).__name__}: "
-            f"{len(missing)} are missing or of another shape, such as {missing[0]}"
-        )
-    return model
-
-
-def _read_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
-    from transformers import AutoTokenizer
-
-    if not any((directory / file).is_file() for file in _TOKENIZERS):
-        return None
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-
-
 def _take(
     model: PreTrainedModel, dtype: torch.dtype | None, revision: str | None, name: str
 ) -> PreTrainedModel:
@@ -260,7 +202,7 @@ def _fit_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A tokenizer for an embedding of this many rows, marked so that TransformerLens keeps it."""
     if tokenizer is None:
-        tokenizer = cast("PreTrainedTokenizerBase", _read_tokenizer(default_model.fetch(cache_dir)))
+        tokenizer = cast("PreTrainedTokenizerBase", read_tokenizer(default_model.fetch(cache_dir)))
         if len(tokenizer) > rows:
             raise ValueError(
                 f"{name} comes without a tokenizer, and that of {DEFAULT} does not fit: it has "
@@ -297,17 +239,3 @@ def _known_name(name: str | Path | PreTrainedModel, model: PreTrainedModel) -> s
     if isinstance(name, str | Path):
         return default_model.HUB_NAME if str(name) == DEFAULT else str(name)
     return model.name_or_path or model.config.model_type
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Reading weights shows no bar: it takes a moment, and would stay in a notebook's output."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

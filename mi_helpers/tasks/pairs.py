@@ -6,7 +6,6 @@ end, which no token before it can see. `PromptPairs.from_texts` refuses what can
 before any model runs. The tasks that make such pairs are in `prompts.py`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,23 +18,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..errors import explained
 from ..metrics import logit_diff
 from ..stats import estimate, share
 from . import tables
 from .answers import PAD, Answer, Followed, Scored, begin_alike, padded, tokens_of
-from .tokens import (
-    Model,
-    bos_token,
-    compare_tokens,
-    number_duplicates,
-    text_after,
-    token_ids,
-    token_labels,
-)
+from .places import Role, axis_labels, check_lengths, positions_of
+from .tokens import Model, bos_token, text_after, token_ids
 
 ACCURATE = 0.75  # least share of prompts with the right answer above the wrong one
-Role = int | str | Sequence[int | str]  # where a role is: see `PromptPairs.from_texts`
 
 
 @dataclass(frozen=True)
@@ -115,9 +105,10 @@ class PromptPairs:
         clean, corrupted = list(clean), list(corrupted)
         clean_ids = [token_ids(model, text) for text in clean]
         corrupted_ids = [token_ids(model, text) for text in corrupted]
-        _check_lengths(model, clean_ids, corrupted_ids)
+        check_lengths(model, clean_ids, corrupted_ids)
         places = {
-            name: _role(model, clean, clean_ids, role) for name, role in (roles or {}).items()
+            name: positions_of(model, clean, clean_ids, role)
+            for name, role in (roles or {}).items()
         }
         right, other = (
             [tokens_of(model, *pair, scored) for pair in zip(clean, given, strict=True)]
@@ -148,7 +139,7 @@ class PromptPairs:
             corrupted_tokens=tensor(padded(corrupted_ids)),
             answers=tensor([ids[0] for ids in right]),
             wrong=tensor([ids[0] for ids in other]),
-            labels=_labels(model, clean_ids, places),
+            labels=axis_labels(model, clean_ids, places),
             roles={name: tensor(where) for name, where in {**places, "END": ends}.items()},
             scored=scored,
             answer_tokens=right if scored == "all" else [],
@@ -325,55 +316,3 @@ class PromptPairs:
             logits = [read(getattr(self, f"{side}_tokens"), ends)[:, 0] for side in sides]
             found = [logit_diff(x, self.answers, self.wrong) for x in logits]
         return {side: x.double().cpu().numpy() for side, x in zip(sides, found, strict=True)}
-
-
-def _check_lengths(model: Model, clean: list[list[int]], corrupted: list[list[int]]) -> None:
-    for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
-        if len(a) != len(b):
-            message = (
-                f"prompt {i}: the clean prompt has {len(a)} tokens and the corrupted one {len(b)}, "
-                "but patching needs equal lengths"
-            )
-            raise ValueError(f"{explained('MI-E01', message)}:\n{compare_tokens(model, a, b)}")
-
-
-def _role(model: Model, texts: Sequence[str], ids: list[list[int]], role: Role) -> list[int]:
-    """Each prompt's position of a role."""
-    each = [role] * len(texts) if isinstance(role, int | str) else list(role)
-    if len(each) != len(texts):
-        raise ValueError(f"a role needs one position or word per prompt, got {len(each)}")
-    positions = []
-    for i, (text, tokens, where) in enumerate(zip(texts, ids, each, strict=True)):
-        position = _word(model, text, tokens, where, i) if isinstance(where, str) else int(where)
-        if not -len(tokens) <= position < len(tokens):
-            raise ValueError(f"prompt {i}: position {where} of {len(tokens)} tokens")
-        positions.append(position % len(tokens))
-    return positions
-
-
-def _word(model: Model, text: str, tokens: list[int], word: str, prompt: int) -> int:
-    """The position of a word's last token: the length of the text up to the word's end."""
-    word, _, number = word.strip().partition("#")
-    ends = [found.end() for found in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
-    if not number and len(ends) != 1:
-        raise ValueError(
-            f"prompt {prompt}: {word!r} occurs {len(ends)} times in {text!r}"
-            + (f"; write {word}#2 for the second" if ends else "")
-        )
-    if not 1 <= int(number or 1) <= len(ends):
-        raise ValueError(f"prompt {prompt}: {word!r} occurs {len(ends)} times, not {number}")
-    before = token_ids(model, text[: ends[int(number or 1) - 1]])
-    if tokens[: len(before)] != before:
-        raise ValueError(f"prompt {prompt}: no token ends where {word!r} does; give its position")
-    return len(before) - 1
-
-
-def _labels(model: Model, ids: list[list[int]], roles: Mapping[str, list[int]]) -> list[str]:
-    lengths = {len(each) for each in ids}
-    labels = token_labels(model, ids[0])
-    if len(lengths) > 1:  # a position is not the same place in all
-        labels = [str(i) for i in range(max(lengths))]
-    for name, positions in roles.items():
-        if len(set(positions)) == 1:
-            labels[positions[0]] = name
-    return number_duplicates(labels)

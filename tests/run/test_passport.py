@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mi_helpers.models import load_model
 from mi_helpers.run import cli, passport, plan
@@ -47,6 +48,19 @@ def test_it_says_what_the_model_is(saved: Path, about: dict[str, Any]) -> None:
 def test_it_measures_what_half_precision_changes(about: dict[str, Any]) -> None:
     coarse, fine = (about["half_precision"][kind]["kl"] for kind in ("bfloat16", "float16"))
     assert 0 < fine < coarse < 0.1  # 11 bits against 8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_half_precision_is_that_of_a_model_loaded_so(family: str) -> None:
+    tokens = torch.arange(5, 17)[None]
+    model = tiny.load(tiny.hf_model(family))
+    exact = model(tokens)
+    half = load_model(tiny.hf_model(family), tokenizer=tiny.tokenizer(), dtype="bfloat16")(tokens)
+    with passport._in_dtype(model, torch.bfloat16):
+        assert torch.equal(model(tokens), half)
+    assert torch.equal(model(tokens), exact)
+    assert not torch.equal(half.float(), exact)
 
 
 def test_it_says_why_a_task_or_a_notebook_is_out(about: dict[str, Any]) -> None:

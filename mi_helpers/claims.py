@@ -202,7 +202,7 @@ def claim(
         if kind == "replication" and not isinstance(value, Estimate):
             raise ValueError(f"claim {id!r}: a replication needs an interval: use mi.estimate(...)")
         verdict, why = _judge(rule, found, control, level)
-    interval = found if found and found.n else None
+    measured, low, high = map(_number, _ends(found))
     record = Record(
         id=id,
         notebook=_context["notebook"],
@@ -210,13 +210,13 @@ def claim(
         says=says,
         source=source,
         kind=kind,
-        value=_number(found.value) if found else None,
-        low=_number(interval.low) if interval else None,
-        high=_number(interval.high) if interval else None,
-        n=interval.n if interval else None,
+        value=measured,
+        low=low,
+        high=high,
+        n=found.n or None if found else None,
         unit=found.unit if found else "",
         rule=str(rule),
-        null=f"{control}: {_in_words(level)}" if level else None,
+        null=f"{control}: {_in_words(*_ends(level))}" if level else None,
         verdict=verdict,
         why=why,
         seed=_context["seed"],
@@ -285,6 +285,13 @@ def _interval(value: Estimate | float | None) -> Estimate | None:
     return Estimate(number, number, number, 0, "")
 
 
+def _ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    """The value and the ends of its interval, which a plain number has none of."""
+    if found is None:
+        return None, None, None
+    return (found.value, found.low, found.high) if found.n else (found.value, None, None)
+
+
 def _keep(record: Record) -> None:
     """Running a cell again replaces its claim; another claim of the same id is a mistake."""
     scorecard = os.environ.get("MI_SCORECARD")
@@ -349,15 +356,16 @@ def verdict(record: Record) -> str:
 
 def measured(record: Record) -> str:
     """`0.83 [0.71, 0.9] nats`, or an empty text where nothing was measured."""
-    value, low, high, n = (record[key] for key in ("value", "low", "high", "n"))
+    words = _in_words(record["value"], record["low"], record["high"])
+    return f"{words} {record['unit']}".strip()
+
+
+def _in_words(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return ""
-    return f"{_in_words(Estimate(value, low, high, n, ''))} {record['unit']}".rstrip()
-
-
-def _in_words(found: Estimate) -> str:
-    interval = f" [{digits(found.low)}, {digits(found.high)}]" if found.n else ""
-    return digits(found.value) + interval
+    if low is None or high is None:
+        return digits(value)
+    return f"{digits(value)} [{digits(low)}, {digits(high)}]"
 
 
 class Rows:

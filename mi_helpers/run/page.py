@@ -93,6 +93,14 @@ def with_times(readme: str, root: Path) -> str:
 
 
 def _fill(template: str, table: Table, base: Path, **more: Any) -> str:
+    notebooks = list(dict.fromkeys(record["notebook"] for record in table.claims.values()))
+    more |= {"table": table, "base": base, "notebooks": notebooks}
+    return _templates().get_template(template).render(more)
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """The templates, each compiled once."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),
         autoescape=lambda name: str(name).endswith(".html"),
@@ -106,29 +114,31 @@ def _fill(template: str, table: Table, base: Path, **more: Any) -> str:
         "digits": claims.digits,
         "papers": scorecard.papers,
         "outcome": scorecard.outcome,
-        "plain": lambda text: html.escape(" ".join(str(text).split()), quote=False).replace(
-            "|", "\\|"
-        ),
-        "link": lambda run: _link(run, base),
+        "plain": _plain,
+        "link": _link,
         "topic": _topic,
         "axis": _axis,
     }
-    more |= {
-        "table": table,
+    environment.globals |= {
         "classes": _CLASSES,
         "marks": {word: mark for word, (mark, _) in claims.VERDICTS.items()},
         "counts": scorecard.counts,
         "tally": scorecard.tally,
-        "notebooks": list(dict.fromkeys(r["notebook"] for r in table.claims.values())),
     }
-    return environment.get_template(template).render(more)
+    return environment
 
 
-def _link(run: Run, base: Path) -> str | None:
+def _plain(text: object) -> str:
+    """A text for one cell of a Markdown table: in one line, without markup."""
+    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
+
+
+@jinja2.pass_context
+def _link(context: jinja2.runtime.Context, run: Run) -> str | None:
     """The address of a run's executed notebook, from a page in the folder `base`."""
     if run.file is None:
         return None
-    return quote(os.path.relpath(run.file, base).replace(os.sep, "/"))
+    return quote(os.path.relpath(run.file, context["base"]).replace(os.sep, "/"))
 
 
 def _topic(notebook: str) -> str:

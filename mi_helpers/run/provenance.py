@@ -1,5 +1,6 @@
 """What a run was made with, and the hashes that tell whether it has to be done again."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -32,8 +33,11 @@ def environment(root: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The installed versions of the packages that results depend on."""
-    installed = {dist.name for dist in metadata.distributions()}
-    return {name: metadata.version(name) for name in PACKAGES if name in installed}
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def weights(name: str) -> dict[str, str]:

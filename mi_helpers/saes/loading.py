@@ -45,14 +45,16 @@ def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame
         table = pd.read_json(Path(source or SHIPPED) / "quality.json")
         names = [str(Path(source) / name) if source else name for name in table["name"]]
         return table.assign(name=names)
-    gpt2 = is_gpt2(model)
-    if source or gpt2:
-        rows = _of_release(str(source or PUBLISHED))
-    else:
-        rows = pd.DataFrame(columns=["name", "kind", "layer", "k", "l0"])
-    if gpt2 and not source:
-        rows = pd.concat([rows, _of_braun_all()], ignore_index=True)
-    return rows
+    if source:
+        return _of_release(str(source))
+    if not is_gpt2(model):
+        return pd.DataFrame(columns=["name", "kind", "layer", "k", "l0"])
+    of_braun = pd.DataFrame(
+        {"name": f"{END_TO_END}/{kind}_similar_l0_layer_{n}", "kind": kind, "layer": n}
+        for n in (2, 6, 10)
+        for kind in ("local", "e2e", "downstream")
+    )
+    return pd.concat([_of_release(PUBLISHED), of_braun.assign(k="similar L0")], ignore_index=True)
 
 
 def _of_release(source: str) -> pd.DataFrame:
@@ -74,14 +76,6 @@ def _of_release(source: str) -> pd.DataFrame:
             "l0": (about.expected_l0 or {}).get(sae_id),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _of_braun_all() -> pd.DataFrame:
-    return pd.DataFrame(
-        {"name": f"{END_TO_END}/{kind}_similar_l0_layer_{layer}", "kind": kind, "layer": layer,
-         "k": "similar L0"}
-        for layer in (2, 6, 10) for kind in ("local", "e2e", "downstream")
-    )  # fmt: skip
 
 
 def load(
@@ -190,11 +184,10 @@ def _of_braun(name: str) -> "SAE[Any]":
     d_sae, d_in = weights["encoder.weight"].shape
     point = hook_name("resid_pre", int(found[3]))
     about = SAEMetadata(model_name="gpt2", hook_name=point, kind=found[1])
-    sae = StandardSAE(StandardSAEConfig(
-        d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, metadata=about
-    ))  # fmt: skip
-    sae.load_state_dict({
-        "W_enc": weights["encoder.weight"].T, "b_enc": weights["encoder.bias"],
-        "W_dec": weights["decoder.weight"].T, "b_dec": weights["decoder.bias"],
-    })  # fmt: skip
+    config = StandardSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, metadata=about)
+    sae = StandardSAE(config)
+    state = {f"W_{side}": weights[f"{side}oder.weight"].T for side in ("enc", "dec")}
+    sae.load_state_dict(
+        state | {f"b_{side}": weights[f"{side}oder.bias"] for side in ("enc", "dec")}
+    )
     return sae

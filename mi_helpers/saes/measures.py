@@ -81,10 +81,12 @@ def losses(
     places = {name: at or place_of(sae) for name, sae in autoencoders.items()}
     first = at or next(iter(places.values()))
     where = list(range(1, tokens.shape[1]))
-    middle = _mean(model, tokens, first, batch)
+    middle = activations(model, tokens, first, batch).mean(0)
+    # What a run does not keep by itself.
+    sites = {site for site, _ in [*places.values(), first]} - {"resid_pre", "resid_post"}
     parts = []
     for start in range(0, len(tokens), batch):
-        run = engine.record(model, tokens[start : start + batch], sites=_sites(places, first))
+        run = engine.record(model, tokens[start : start + batch], sites=sorted(sites))
         writes = {
             "as it was": engine.patch(run),
             "zero": ordinary_only("zero", torch.zeros_like),
@@ -150,14 +152,3 @@ def activations(
             x = engine.record(model, rows, sites=[site]).activation(site, layer)[:, 1:]
         parts.append(x[ordinary_tokens(x)])
     return torch.cat(parts)
-
-
-def _mean(
-    model: TransformerBridge, tokens: Tensor, at: tuple[str, int], batch: int
-) -> Float[Tensor, "d"]:
-    return activations(model, tokens, at, batch).mean(0)
-
-
-def _sites(places: Mapping[str, tuple[str, int]], first: tuple[str, int]) -> list[str]:
-    """Sites that a run does not keep by itself."""
-    return sorted({site for site, _ in [*places.values(), first]} - {"resid_pre", "resid_post"})

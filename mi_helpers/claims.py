@@ -195,10 +195,8 @@ def claim(
     why = absent
     if absent is None:
         if found is None or (null and level is None):
-            what = "value" if found is None else "its null"
-            raise ValueError(
-                f"claim {id!r}: {what} may be None only where the claim does not apply"
-            )
+            fault = "value and null may be None only where the claim does not apply"
+            raise ValueError(f"claim {id!r}: {fault}")
         if kind == "replication" and not isinstance(value, Estimate):
             raise ValueError(f"claim {id!r}: a replication needs an interval: use mi.estimate(...)")
         verdict, why = _judge(rule, found, control, level)

@@ -337,7 +337,8 @@ def test_published_saes_of_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     name = "apollo-research/e2e-saes-gpt2/e2e_similar_l0_layer_6"
     row = known.set_index("name").loc[name]
     assert (row["kind"], row["layer"]) == ("e2e", 6)
-    assert known.groupby(["layer", "k"])["kind"].agg(set).map({"local", "e2e"}.__eq__).all()
+    kinds = {"local", "e2e", "downstream"}
+    assert known.groupby(["layer", "k"])["kind"].agg(set).map(kinds.__eq__).all()
 
     encoder, decoder = torch.nn.Linear(5, 9), torch.nn.Linear(9, 5)
     weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}

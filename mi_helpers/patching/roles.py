@@ -29,17 +29,15 @@ from .path import direct_effects, path_patch
 from .runs import BaseRuns
 
 SDS = 2.0  # standard deviations over heads, from which an effect is strong (Zhang & Nanda 2023)
-ATTENTION = 0.2  # mean attention on repeated tokens, from which a head is of its kind
+ATTENTION = 0.2  # mean attention from which a head looks at something
 SHARE = 0.01  # of the logit difference: least effect of a path that is kept (Wang et al., 4.3)
-LOOKING = ("name mover", "negative", "subject suppressor")  # writers that look at a name
 Sets = Sequence[BaseRuns]  # one for each template, with the sites z, attn_out, mlp_out, pattern
 
 
-def classes(sets: Sets, seed: int = 0) -> pd.DataFrame:
+def classes(sets: Sets, write: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The circuit, a line for each node: class, head, role, effect (nats of the logit difference by
-    which it was found). `sets` need the roles IO, S1, S1+1, S2 and END; `seed` is of the repeated
-    tokens. A class that the model lacks has no line."""
-    write = writers(sets)
+    which it was found). `sets` need the roles IO, S1, S1+1, S2 and END; `write` is what `writers`
+    found on them; `seed` is of the repeated tokens. A class that the model lacks has no line."""
     found = [write[["class", "effect"]].assign(role="END")]
 
     def add(kind: str, role: str, effects: pd.Series) -> list[str]:
@@ -47,7 +45,7 @@ def classes(sets: Sets, seed: int = 0) -> pd.DataFrame:
         return list(effects.index)
 
     # who steers where they look
-    looking = [name for name in write.index if write["class"][name] in LOOKING]
+    looking = list(write.index[write[["IO", "S1", "S2"]].max(axis=1) > ATTENTION])
     told = falls(sets, "heads", [f"{name}.q" for name in looking], "END")
     steer = strong(told.drop(columns=[name for name in told if name in write.index])).clip(lower=0)
     inhibition = add("S-inhibition", "END", steer[steer > 0])
@@ -83,7 +81,7 @@ def writers(sets: Sets) -> pd.DataFrame:
     table = means.loc[_beyond(means["logit_diff"])].rename(columns={"logit_diff": "effect"})
     heads, places = list(table.index), ["IO", "S1", "S2"]
     if not heads:
-        return table.assign(**{"class": []})
+        return table.reindex(columns=[*table, *places, "copied", "suppressed", "class"])
     seen = pd.concat(attention(runs.clean, heads, places) for runs in sets)
     names = torch.cat([t for runs in sets for t in (runs.pairs.answers, runs.pairs.wrong)])
     copies = copying(sets[0].model, heads, names.unique())

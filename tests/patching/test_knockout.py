@@ -159,7 +159,8 @@ def test_strong_effects_are_those_beyond_two_standard_deviations():
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_classes_name_heads_at_their_roles(family):
-    table = patching.classes([recorded(family)])
+    sets = [recorded(family)]
+    table = patching.classes(sets, patching.writers(sets))
     assert list(table) == ["class", "head", "role", "effect"]
     assert not table.duplicated(["head", "role"]).any()
     assert {*table["role"]} <= {"END", "S2", "S1+1"}

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,18 +139,17 @@ def flip_density(
 
 
 def held_sharpness(run: Run, steps: int = 50, read: str = "post") -> pd.DataFrame:
-    """Sharpness of the paths from each prompt of a run to the next, with nothing held (`free`),
-    with all later attention patterns held at those of α = 0, and with the norms' scales held in the
-    early, middle or late third of the later blocks. `run` must have recorded `pattern`."""
+    """Sharpness of the paths from each prompt of a run to the next, with all later attention
+    `patterns` held at those of α = 0, and with the scales of all later blocks' `norms` held there.
+    `run` must have recorded `pattern`."""
     start, end = chain(run)
     later = range(1, run.model.cfg.n_layers)
-    rows = path_rows(start, end, steps=steps)
-    walks = {"free": walk(start, rows)}
-    walks["patterns"] = walk(start, with_frozen_patterns(rows, start, later))
-    points = line(start, end, steps=steps)
-    for name, blocks in zip(("early", "middle", "late"), np.array_split(later, 3), strict=True):
-        walks[f"{name} norms"] = walk_points(start, points, frozen_norms=blocks.tolist())
-    return pd.DataFrame({name: found.sharpness(read).numpy() for name, found in walks.items()})
+    rows = with_frozen_patterns(path_rows(start, end, steps=steps), start, later)
+    found = {
+        "patterns": walk(start, rows),
+        "norms": walk_points(start, line(start, end, steps=steps), frozen_norms=later),
+    }
+    return pd.DataFrame({name: one.sharpness(read).numpy() for name, one in found.items()})
 
 
 def jacobian_norm(

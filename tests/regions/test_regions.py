@@ -292,13 +292,14 @@ def test_held_sharpness_equals_its_parts(model):
     run = engine.record(model, prompts(4), sites=["pattern"])
     found = region_mechanism.held_sharpness(run, steps=6)
     start, end = regions.chain(run)
-    free = regions.walk(start, regions.path_rows(start, end, steps=6)).sharpness()
-    assert np.allclose(found["free"], free, equal_nan=True)
+    later = range(1, model.cfg.n_layers)
+    rows = regions.with_frozen_patterns(regions.path_rows(start, end, steps=6), start, later)
+    held = regions.walk(start, rows).sharpness()
+    assert np.allclose(found["patterns"], held, equal_nan=True)
     points = region_mechanism.line(start, end, steps=6)
-    late = np.array_split(range(1, model.cfg.n_layers), 3)[-1].tolist()
-    held = region_mechanism.walk_points(start, points, frozen_norms=late).sharpness()
-    assert np.allclose(found["late norms"], held, equal_nan=True)
-    assert list(found) == ["free", "patterns", "early norms", "middle norms", "late norms"]
+    held = region_mechanism.walk_points(start, points, frozen_norms=list(later)).sharpness()
+    assert np.allclose(found["norms"], held, equal_nan=True)
+    assert list(found) == ["patterns", "norms"]
 
 
 def test_paths_in_several_batches_are_the_same(model, monkeypatch):

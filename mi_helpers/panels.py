@@ -96,32 +96,35 @@ def title_axes(
     for cell in {cell["col"]: cell for cell, _ in panels}.values():
         figure.update_xaxes(title=x_title, **cell)
     figure.update_yaxes(title=y_title, col=1)
-    if log_x:
-        figure.update_xaxes(type="log", **log_ticks(figure, "x"))
-    if log_y:
-        figure.update_yaxes(type="log", **log_ticks(figure, "y"))
+    for letter, is_log in (("x", log_x), ("y", log_y)):
+        if is_log:
+            log_axes(figure, letter)
 
 
-def log_ticks(figure: go.Figure, axis: str) -> dict[str, Any]:
-    """Round numbers on a logarithmic axis, so many that the panel of the narrowest range has some:
-    powers of ten, or 1, 2, 5 in each decade, or 1, 1.2, 1.5 and so on."""
-    panels: dict[str, list[np.ndarray]] = {}
+def log_axes(figure: go.Figure, letter: str) -> None:
+    """Make the "x" or "y" axes logarithmic, each with round numbers for the values that it shows;
+    axes that match share theirs."""
+    axes = {name.replace("axis", ""): figure.layout[name] for name in figure.layout
+            if name.startswith(f"{letter}axis")}  # fmt: skip
+    shared = {name: (axis.matches or name) for name, axis in axes.items()}
+    shown: dict[str, list[np.ndarray]] = {}
     for trace in figure.data:
-        values = np.asarray(trace[axis], dtype=float)
-        panels.setdefault(trace[f"{axis}axis"] or axis, []).append(values)
-    spans = []
-    for parts in panels.values():
-        values = np.concatenate(parts)
-        if len(values := values[np.isfinite(values) & (values > 0)]):
-            spans.append(np.log10([values.min(), values.max()]))
-    if not spans:
-        return {}
-    low, high = np.floor(np.min(spans)), np.ceil(np.max(spans))
-    if high - low > 4 or low < -4 or high > 5:
+        values = np.asarray(trace[letter], dtype=float)
+        name = shared[trace[f"{letter}axis"] or letter]
+        shown.setdefault(name, []).append(values[np.isfinite(values) & (values > 0)])
+    for name, axis in axes.items():
+        values = np.concatenate(shown.get(shared[name], [np.zeros(0)]))
+        axis.update(type="log", **(log_ticks(values) if len(values) else {}))
+
+
+def log_ticks(values: np.ndarray) -> dict[str, Any]:
+    """Round numbers for a logarithmic axis: powers of ten, or 1, 2, 5 in each decade, or closer."""
+    low, high = np.log10(values.min()), np.log10(values.max())
+    if np.ceil(high) - np.floor(low) > 4 or low < -4 or high > 5:
         return {"dtick": max(1, round((high - low) / 8)), "exponentformat": "power"}
-    narrowest = max(0.0, min(float(end - start) for start, end in spans))
-    steps = next((some for span, some in _LOG_STEPS if narrowest >= span), _LOG_STEPS[-1][1])
-    ticks = [step * 10.0**decade for decade in np.arange(low, high + 1) for step in steps]
+    steps = next((some for span, some in _LOG_STEPS if high - low >= span), _LOG_STEPS[-1][1])
+    decades = np.arange(np.floor(low), np.ceil(high) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
     return {"tickvals": ticks, "ticktext": [f"{tick:.10g}" for tick in ticks]}
 
 

@@ -7,7 +7,7 @@ Source: Miller, Chughtai & Saunders 2024, arXiv 2407.08734.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from .wiring import wire
 
 MEMORY = 2 * 10**9  # bytes of a batch of prompts
 Circuits = Circuit | Mapping[str, Circuit] | Mapping[float, Circuit]
-Table = pd.DataFrame | Mapping[str, ArrayLike]  # columns by name
+Table: TypeAlias = pd.DataFrame | Mapping[str, ArrayLike]  # columns by name
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def cmd(table: Table) -> float:
 
 
 def _area(table: Table, of: Callable[[np.ndarray], np.ndarray]) -> float:
-    x, y = (np.asarray(table[name], float) for name in ("share", "faithfulness"))
+    x, y = (np.asarray(table[name], dtype=np.float64) for name in ("share", "faithfulness"))
     if len(x) < 2 or (np.diff(x) <= 0).any():
         raise ValueError("an area needs two or more increasing shares")
     return float(np.trapezoid(of(y), x))

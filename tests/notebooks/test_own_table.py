@@ -36,12 +36,13 @@ def test_a_table_goes_through_the_whole_of_01(tmp_path: Path) -> None:
     parameters = {"MODEL": model, "PROMPTS": str(tmp_path / "own.csv")}
     path = FOLDER / "01_activation_patching.ipynb"
     run = runs.run([str(path)], parameters, minutes=10, root=tmp_path)
-    assert run.failures == {}
+    assert [found["error"] for *_, found in run.finished()] == [None]
     records = scorecard.read_records(run.folder / "scorecard.json", tmp_path)
     by_id = {record["id"]: record for record in records}
     for identity in ("01.by-hand", "01.path-by-hand"):  # hooks at each prompt's own END
         assert by_id[identity]["verdict"] == "holds"
-    done = nbformat.read(run.folder / path.name, as_version=4)
+    [executed] = run.folder.rglob(path.name)
+    done = nbformat.read(executed, as_version=4)
     performance = next(
         c for c in done.cells if c.source.endswith("find.performance(model).round(2)")
     )

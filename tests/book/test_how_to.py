@@ -25,7 +25,8 @@ PAGES = sorted((ROOT / "docs" / "how").glob("*.md"))
 BLOCK = re.compile(r"^```(?:(\w+)|\{code-block\} \w+\n:caption: (\S+)\n)\n(.*?)^```$", re.M | re.S)
 SBATCH = """#!/bin/sh
 for script in "$@"; do :; done
-nohup sh "$script" >job.log 2>&1 &
+cp "$script" job.sh  # as SLURM does: whoever submits a script may delete it at once
+nohup sh job.sh >job.log 2>&1 &
 echo $! >>jobs.pid
 echo "Submitted batch job 1"
 """

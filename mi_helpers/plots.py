@@ -59,6 +59,7 @@ def heatmap(
     title: str | None = None,
     zero_centred: bool = True,
     x_title: str | None = None,
+    y_title: str | None = None,
     value_title: str | None = None,
 ) -> go.Figure:
     """A map of `value` over two columns, with one colour scale for all panels; gaps are grey.
@@ -91,7 +92,7 @@ def heatmap(
         label_ticks(figure.update_xaxes, labels, tickangle=-60)
     whole_ticks(figure.update_xaxes, table[x], skip=labels is not None)
     whole_ticks(figure.update_yaxes, table[y])
-    frame_maps(figure, panels, x_title or axis_name(x), axis_name(y))
+    frame_maps(figure, panels, x_title or axis_name(x), y_title or axis_name(y))
     low, high = table[value].min(), table[value].max()
     reach = max(abs(low), abs(high)) or 1.0
     scale = DIVERGING if zero_centred else SEQUENTIAL

@@ -28,13 +28,13 @@ IDLE_SHARE = 0.03  # of one core: what a kernel and a browser use while they wai
 _WORKER = """
 import json, os, resource, sys, threading
 import papermill
+from mi_helpers.run.execute import peak_gb
 job = json.loads(sys.stdin.readline())
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 papermill.execute_notebook(**job)
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-peak *= 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+peak = peak_gb(resource.RUSAGE_CHILDREN)
 with open(os.environ["MI_NOTES"], "a") as file:
-    file.write(json.dumps({"peak_gb": round(peak / 1e9, 2)}) + "\\n")
+    file.write(json.dumps({"peak_gb": round(peak, 2)}) + "\\n")
 """
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -107,7 +107,7 @@ def execute(
 
     Args:
         folder: gets `OUTPUT`, the executed notebook; `CLAIMS`, the records that `mi.claim` appends,
-            one a line; and `LOG`, what papermill prints.
+            one a line; `NOTES`, for `notes`; and `LOG`, what papermill prints.
         on_cell: called with the number of cells that are done, when it grows and every second.
     """
     output, started, restarted = folder / OUTPUT, time.monotonic(), None
@@ -231,6 +231,15 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
+
+
+def peak_gb(who: int) -> float:
+    """The most memory that this process held (`resource.RUSAGE_SELF`), or any one that it started
+    and that has ended (`RUSAGE_CHILDREN`), in GB."""
+    import resource  # which Windows lacks
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(who).ru_maxrss * unit / 1e9
 
 
 def notes(folder: Path) -> dict[str, Any]:

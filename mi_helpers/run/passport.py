@@ -4,7 +4,6 @@ import json
 import math
 import re
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..models import default as default_model
 from ..models import fetch, is_gpt2, load_model
 from ..models.agreement import N_TOKENS, spread_tokens
 from ..tasks.tokens import bos_token
+from . import execute
 
 N_PROMPTS = 16
 N_HALF = 8  # of them, for what half precision changes
@@ -33,6 +33,7 @@ GENERATORS: dict[str, Callable[..., tasks.PromptPairs]] = {
 # Of the default model, on the machine whose times and memory the references hold.
 DEFAULT_SECONDS_PER_TOKEN = 0.0042  # `_speed` there, with two cores
 DEFAULT_WEIGHTS_GB = 0.54
+TOYS = "toy networks alone: the same for every model"
 GB = 1e9
 
 
@@ -59,9 +60,8 @@ def passport(
         about["half_precision"] = _half_precision(model, pairs)
     if root:
         about["notebooks"] = _notebooks(about, root)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return about | {"peak_gb": peak / GB, "seconds": time.monotonic() - started}
+    peak = execute.peak_gb(resource.RUSAGE_SELF)
+    return about | {"peak_gb": peak, "seconds": time.monotonic() - started}
 
 
 def _about(model: TransformerBridge, name: str, revision: str | None) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _notebooks(about: dict[str, Any], root: Path) -> list[dict[str, Any]]:
         sites = [s for s in about["missing_sites"] if re.search(rf"site=[\"']{s}[\"']", code)]
         lacks = [f"does not do {task}" for task in used if not does[task]]
         lacks += [f"has no {site}" for site in sites]
-        why = "; ".join(lacks) if own else "toy networks alone: the same for every model"
+        why = "; ".join(lacks) if own else TOYS
         run = known.get(path.stem, {})
         seconds, peak = run.get("seconds"), run.get("peak_gb")
         more = about["weights_gb"] - DEFAULT_WEIGHTS_GB if own else 0
@@ -246,7 +246,7 @@ def as_text(about: dict[str, Any]) -> str:
     for row in about.get("notebooks", []):
         minutes = f"{math.ceil(row['minutes'])} min" if row["minutes"] else ""
         memory = f"{row['memory_gb']:.1f} GB" if row["memory_gb"] else ""
-        applies = "yes" if row["applies"] else "–" if row["why"].startswith("toy") else "no"
+        applies = "yes" if row["applies"] else "–" if row["why"] == TOYS else "no"
         lines.append(
             f"  {applies:<4}{row['notebook']:<28}{minutes:>8}{memory:>8}  {row['why']}".rstrip()
         )

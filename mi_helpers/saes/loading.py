@@ -186,8 +186,11 @@ def _of_braun(name: str) -> "SAE[Any]":
     about = SAEMetadata(model_name="gpt2", hook_name=point, kind=found[1])
     config = StandardSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, metadata=about)
     sae = StandardSAE(config)
-    state = {f"W_{side}": weights[f"{side}oder.weight"].T for side in ("enc", "dec")}
-    sae.load_state_dict(
-        state | {f"b_{side}": weights[f"{side}oder.bias"] for side in ("enc", "dec")}
-    )
+    state = {
+        "W_enc": weights["encoder.weight"].T,
+        "b_enc": weights["encoder.bias"],
+        "W_dec": weights["decoder.weight"].T,
+        "b_dec": weights["decoder.bias"],
+    }
+    sae.load_state_dict(state)
     return sae

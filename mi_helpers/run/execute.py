@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,10 +29,11 @@ IDLE_SHARE = 0.03  # of one core: what a kernel and a browser use while they wai
 _WORKER = """
 import json, os, resource, sys, threading
 import papermill
+from traitlets.config import Config
 from mi_helpers.run.execute import peak_gb
 job = json.loads(sys.stdin.readline())
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-papermill.execute_notebook(**job)
+papermill.execute_notebook(**job, config=Config(KernelManager=json.loads(os.environ["MI_KERNEL"])))
 peak = peak_gb(resource.RUSAGE_CHILDREN)
 with open(os.environ["MI_NOTES"], "a") as file:
     file.write(json.dumps({"peak_gb": round(peak, 2)}) + "\\n")
@@ -40,7 +42,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Outcome(NamedTuple):
-    """How one execution ended; error is None exactly when every cell was executed.
+    """How one execution ended; error is None exactly when every cell was executed to its end.
 
     `restarted` says where a kernel fell silent, None where none did.
     """
@@ -103,7 +105,9 @@ def execute(
     """Execute a notebook, cell by cell, for at most `seconds` an attempt.
 
     A message between papermill and its kernel can be lost; then both wait, for ever. So a kernel
-    that computes nothing while a cell is out is given up, once, and the notebook starts again.
+    that computes nothing while a cell is out is given up, once, and the notebook starts again. The
+    two speak over socket files: a port is chosen before the kernel binds it, and another process
+    may take it meanwhile.
 
     Args:
         folder: gets `OUTPUT`, the executed notebook; `CLAIMS`, the records that `mi.claim` appends,
@@ -146,15 +150,18 @@ def _attempt(
 ) -> str:
     """Run papermill in a process of its own; how it ended: its exit code, "late" or "silent"."""
     deadline = time.monotonic() + seconds
+    sockets = tempfile.TemporaryDirectory(prefix="mi-", ignore_cleanup_errors=True)
+    files = {"transport": "ipc", "ip": f"{sockets.name}/kernel"}
     environment = {
         "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
         **os.environ,
         "MI_SCORECARD": str(folder / CLAIMS),
         "MI_NOTES": str(folder / NOTES),
+        "MI_KERNEL": json.dumps({} if sys.platform == "win32" else files),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    with (folder / LOG).open("w", encoding="utf-8") as file:
+    with sockets, (folder / LOG).open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
@@ -261,11 +268,15 @@ def traceback(folder: Path) -> str:
 
 
 def _error(folder: Path, ended: str) -> str | None:
-    """What went wrong, in a line; None when all cells are done, even if papermill then hung."""
+    """What went wrong, in a line; None when all cells are done, even if papermill then hung.
+
+    Papermill calls every cell completed when it gives up, those too that never ran.
+    """
     if errors := _errors(folder):
         number, out = errors[0]
         return _ANSI.sub("", f"cell {number}: {out['ename']}: {out['evalue']}")
-    if set(_states(folder / OUTPUT)) == {"completed"}:
+    code = [c for c in _cells(folder / OUTPUT) if c["cell_type"] == "code" and c["source"]]
+    if ended in ("code 0", "late") and code and all(c["execution_count"] for c in code):
         return None
     last = traceback(folder).splitlines()[-1:]
     return f"papermill ended with {ended}: {''.join(last) or 'it printed nothing'}"

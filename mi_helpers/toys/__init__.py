@@ -1,6 +1,6 @@
 """Small networks whose inner structure is known."""
 
-from . import bilinear, gates, gradient_routing, max_of_k
+from . import bilinear, digits, gates, gradient_routing, max_of_k
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
 from .networks import (
@@ -26,6 +26,7 @@ __all__ = [
     "bilinear",
     "block_network",
     "degenerate_mlp",
+    "digits",
     "docstring_network",
     "frequencies",
     "gate_scores",

@@ -126,6 +126,23 @@ def _agree(a: str, b: str) -> bool:
 
 
 def changed_claims(reference: list[Record], measured: list[Record]) -> list[str]:
-    """Lines for the claims whose verdict flipped, or whose value left the stored interval."""
+    """Lines for the claims whose verdict flipped, or whose value left the stored interval.
+
+    A flip to or from undecided counts only where the interval changed: an end that lies on the
+    limit goes over it by a rounding.
+    """
     assert all(record["verdict"] in VERDICTS for record in measured)
-    return [str(change) for change in scorecard.compare(reference, measured)]
+    was, now = ({record["id"]: record for record in records} for records in (reference, measured))
+    return [
+        str(change)
+        for change in scorecard.compare(reference, measured)
+        if change.kind != "flip" or not _on_its_limit(was[change.id], now[change.id])
+    ]
+
+
+def _on_its_limit(a: Record, b: Record) -> bool:
+    """Whether one of two verdicts is undecided, and the intervals agree within 5 % of the width."""
+    x, y = ((record["low"], record["high"]) for record in (a, b))
+    if None in (*x, *y) or "undecided" not in (a["verdict"], b["verdict"]):
+        return False
+    return all(abs(p - q) <= 0.05 * (x[1] - x[0]) for p, q in zip(x, y, strict=True))

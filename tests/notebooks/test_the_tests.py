@@ -202,7 +202,12 @@ def test_a_claim_must_keep_its_verdict_and_its_interval() -> None:
     assert changed_claims([stored, exact], [stored | {"value": 0.71}, exact]) == []
     moved: Any = stored | {"value": 0.5, "low": 0.4, "high": 0.6}
     assert changed_claims([stored], [moved])[0].startswith("moved")
-    assert changed_claims([stored], [stored | {"verdict": "undecided"}])[0].startswith("flip")
+    assert changed_claims([stored], [stored | {"verdict": "does not hold"}])[0].startswith("flip")
+    near, off = (
+        stored | {"verdict": "undecided", "low": low, "high": 0.905} for low in (0.691, 0.68)
+    )
+    assert changed_claims([stored], [near]) == []  # the limit is at 0.7, say
+    assert changed_claims([stored], [off])[0].startswith("flip")
     assert changed_claims([exact], [exact | {"value": 3.2}])[0].startswith("moved")
     assert changed_claims([stored, exact], [stored])[0].startswith("missing")
     assert changed_claims([stored], [stored, exact])[0].startswith("new")

@@ -218,7 +218,7 @@ def test_papermill_hanging_after_the_last_cell_is_no_failure(
 ) -> None:
     monkeypatch.setattr(notebooks, "GRACE", 0.2)
     output = tmp_path / notebooks.OUTPUT
-    done = new_code_cell("1", metadata={"papermill": {"status": "completed"}})
+    done = new_code_cell("1", execution_count=1, metadata={"papermill": {"status": "completed"}})
     nbformat.write(new_notebook(cells=[done]), output)
     process = subprocess.Popen(["sleep", "1000"])
     late = time.monotonic() + 100
@@ -234,6 +234,27 @@ def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Pat
     )
     error = notebooks._error(tmp_path, "code 1")
     assert error == "papermill ended with code 1: DeadKernelError: Kernel died"
+
+
+DIES = "import os, time; time.sleep(0.5); os._exit(1)"  # the cell's start is told, its end is not
+
+
+@pytest.mark.parametrize("cells", [["1", DIES], [DIES, "1"]], ids=["last", "first"])
+def test_a_kernel_that_dies_in_a_cell_is_no_finished_run(cells: list[str], tmp_path: Path) -> None:
+    path = write_notebook(tmp_path / "notebooks/00_dies.ipynb", *cells)
+    outcome = notebooks.execute(path, tmp_path, {}, seconds=60)
+    assert outcome.error is not None
+    assert "Kernel died" in outcome.error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no socket files")
+def test_papermill_and_its_kernel_take_no_port(tmp_path: Path) -> None:
+    """A port is chosen before it is bound, and two notebooks that start at once can share one."""
+    cell = """import ipykernel, json
+connection = json.loads(ipykernel.get_connection_info())
+assert connection["transport"] == "ipc", connection"""
+    path = write_notebook(tmp_path / "notebooks/00_ports.ipynb", cell)
+    assert notebooks.execute(path, tmp_path, {}, seconds=60).error is None
 
 
 @pytest.mark.parametrize(

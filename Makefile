@@ -33,7 +33,7 @@ help:  ## list these targets
 setup: .venv/.installed  ## create .venv from the lock and fetch the default model
 	@$(BIN)/mi fetch
 
-run: setup  ## execute the notebooks and print their scorecard; NOTEBOOKS="00 01" for some of them
+run: setup  ## execute notebooks 00 to 10 and print their scorecard; NOTEBOOKS="00 16" for some, =all for all
 	@$(BIN)/mi run $(NOTEBOOKS) $(ARGS)
 
 test: setup lint  ## lint, types and all tests, the notebooks' stored outputs included

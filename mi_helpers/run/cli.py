@@ -24,6 +24,7 @@ from . import execute, plan, provenance, scorecard
 from .plan import Job
 from .sweep import Spread, Sweep, in_turn
 
+LAST = "10"  # the last notebook of the default run: the main topics; further works are asked for
 SUMMARY_S = 30.0  # seconds between two scorecards while runs are at work
 
 
@@ -50,10 +51,11 @@ def run(
     minutes: float | None = None,
     root: Path | None = None,
 ) -> Sweep:
-    """Execute notebooks, all of them unless named, into a new folder; the finished runs.
+    """Execute notebooks into a new folder; the finished runs.
 
     Args:
-        names: names, beginnings of names, or paths of notebooks.
+        names: names, beginnings of names, or paths of notebooks; none: those numbered up to
+            `LAST`; "all": all.
         parameters: NAME to VALUE, or to several, texts as on the command line.
         full: whether all other parameters take the value that their comment names as full.
         name: the folder under `papermill_runs/`; date and time by default.
@@ -66,7 +68,7 @@ def run(
     """
     root = root or execute.find_root()
     folder = _folder(name or time.strftime("%Y-%m-%d_%H-%M-%S"), root, fresh=True)
-    settings = {"notebooks": names, "parameters": dict(parameters or {})}
+    settings = {"notebooks": _chosen(names, root), "parameters": dict(parameters or {})}
     jobs, notes = plan.make(settings, root, full=full, resumable=False)
     if minutes is None:
         minutes = 24.0 * 60 if full else 30.0
@@ -74,6 +76,16 @@ def run(
     work = Sweep(folder, jobs)
     _work(work, root, minutes)
     return work
+
+
+def _chosen(names: Sequence[str], root: Path) -> Sequence[str]:
+    if list(names) == ["all"]:
+        return ()
+    known = [] if names else [path.stem for path in execute.find((), root)]
+    main = [stem for stem in known if stem[:2] <= LAST]
+    if main and len(main) < len(known):
+        print(f"notebooks up to {LAST}; `all` executes {len(known) - len(main)} more")
+    return names or main
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         return command.add_argument
 
     option = add(_run, "run", "execute notebooks into papermill_runs/RUN and print their scorecard")
-    option("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+    text = f"names or their beginnings, or all; default: 00 to {LAST}"
+    option("notebooks", nargs="*", metavar="NOTEBOOK", help=text)
     option("--full", action="store_true", help="at the papers' scale, for a GPU; --timeout: a day")
     option("--model", metavar="NAME", help="the same as -p MODEL=NAME")
     option("--name", metavar="RUN", help="default: date and time")

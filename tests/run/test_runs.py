@@ -585,3 +585,17 @@ def test_a_draft_runs_only_when_it_is_named(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace("# A title", title))
     assert [path.stem for path in notebooks.find([], tmp_path)] == ["00_good"]
     assert [path.stem for path in notebooks.find(["01"], tmp_path)] == ["01_new"]
+
+
+def test_without_names_the_main_topics_run_and_all_is_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("00_a", "10_b", "16_c"):
+        write_notebook(tmp_path / f"notebooks/{name}.ipynb", "SEED = 0  # of nothing")
+    assert runs._chosen([], tmp_path) == ["00_a", "10_b"]
+    assert capsys.readouterr().out == "notebooks up to 10; `all` executes 1 more\n"
+    assert runs._chosen(["all"], tmp_path) == ()
+    assert runs._chosen(["16"], tmp_path) == ["16"]
+    (tmp_path / "notebooks/00_a.ipynb").unlink()
+    (tmp_path / "notebooks/10_b.ipynb").unlink()
+    assert runs._chosen([], tmp_path) == []  # then all there are

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import axe_core_python
 import pytest
 
 import mi_helpers as mi
@@ -20,6 +21,16 @@ from tests import browser
 
 ROOT = Path(__file__).parents[2]
 needs_browser = pytest.mark.skipif(not browser.available(), reason="no Chrome or Chromium")
+ACCESSIBLE = (  # a page of each kind
+    "index",
+    "notebooks/00_tour",
+    "scorecard",
+    "graph",
+    "reference/engine",
+    "how/own_prompts",
+    "errors/MI-E01",
+    "search",
+)
 COMPLAINTS = """
 window.complaints = [];
 const error = console.error;
@@ -147,6 +158,25 @@ def test_each_page_opens_without_a_complaint(site: Path, page: browser.Page) -> 
         faults += [f"{where}: {n} pictures did not load" for n in [page.js(broken)] if n]
         lists = "document.querySelectorAll('dl > :first-child:not(dt)').length"
         faults += [f"{where}: {n} lists without terms" for n in [page.js(lists)] if n]
+    assert faults == []
+
+
+@needs_browser
+def test_pages_are_accessible(site: Path, page: browser.Page) -> None:
+    """axe-core finds nothing serious on a page of each kind, in either theme."""
+    axe = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    ask = "axe.run(document, {resultTypes: ['violations']}).then(found => found.violations"
+    ask += ".filter(v => ['serious', 'critical'].includes(v.impact))"
+    ask += ".map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.target.join(' ')).join(', ')))"
+    faults = []
+    for name in ACCESSIBLE:
+        for theme in ("light", "dark"):
+            go(page, site / f"{name}.html")
+            page.js("document.head.append(Object.assign(document.createElement('style'), "
+                    "{textContent: '* { transition: none !important }'}))")  # fmt: skip
+            page.js(f"document.documentElement.dataset.theme = {theme!r}")
+            page.js(axe + "; true")
+            faults += [f"{name}, {theme}: {text}" for text in page.js(ask)]
     assert faults == []
 
 

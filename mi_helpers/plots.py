@@ -220,12 +220,16 @@ def histogram(
     x: str,
     color: str | None = None,
     bins: int = 40,
+    facet: str | None = None,
     title: str | None = None,
     x_title: str | None = None,
     log_x: bool = False,
 ) -> go.Figure:
-    """Share of rows by `x`, the bins the same for each value of `color`; log_x: even in log x."""
-    require_columns(table, x, color)
+    """Share of rows by `x`, the bins the same everywhere; log_x: even in log x.
+
+    Shares are of the rows of one panel and colour.
+    """
+    require_columns(table, x, color, facet)
     table = table.reset_index(drop=True)  # rows of one index are different rows
     if log_x and table[x].min() <= 0:
         raise ValueError(f"{x!r} has values of zero or less, which a logarithmic axis cannot show")
@@ -234,20 +238,23 @@ def histogram(
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     if log_x:
         middle, width = 10**middle, np.diff(10**edges)
-    figure, panels = make_panels(table, None, 640, 330)
+    figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
     styles = line_styles(table, color)
-    for name, part in parts_by(table, color):
-        here = values.loc[part.index].dropna()
-        share = np.histogram(here, edges)[0] / max(1, len(here))
-        figure.add_bar(
-            x=middle.astype(np.float32),
-            y=share.astype(np.float32),
-            width=width.astype(np.float32),
-            name=name,
-            marker={"color": styles[name][0], "line": {"width": 0}},
-            opacity=0.6,
-            showlegend=color is not None,
-        )
+    for number, (cell, panel) in enumerate(panels):
+        for name, part in parts_by(panel, color):
+            here = values.loc[part.index].dropna()
+            share = np.histogram(here, edges)[0] / max(1, len(here))
+            figure.add_bar(
+                x=middle.astype(np.float32),
+                y=share.astype(np.float32),
+                width=width.astype(np.float32),
+                name=name,
+                legendgroup=name,
+                marker={"color": styles[name][0], "line": {"width": 0}},
+                opacity=0.6,
+                showlegend=color is not None and number == 0,
+                **cell,
+            )
     figure.update_layout(barmode="overlay", bargap=0)
     title_axes(figure, panels, x_title or axis_name(x), "share of rows", log_x, False)
     return finish(figure, title, legend(color))

@@ -154,6 +154,15 @@ def test_histogram_counts_shares_in_common_bins():
     assert a.x.tolist() == b.x.tolist() == [i + 0.5 for i in range(10)]
 
 
+def test_histograms_side_by_side_share_bins_and_count_their_own_rows():
+    table = pd.DataFrame({"v": [0.0, 1, 1, 10], "kind": list("xyxy"), "part": list("aabb")})
+    figure = plots.histogram(table, "v", color="kind", bins=10, facet="part")
+    ones = {(bars.xaxis, bars.name): int(np.argmax(bars.y)) for bars in figure.data}
+    assert ones == {("x", "x"): 0, ("x", "y"): 1, ("x2", "x"): 1, ("x2", "y"): 9}
+    assert [bars.y.sum() for bars in figure.data] == [1] * 4
+    assert [bars.showlegend for bars in figure.data] == [True, True, False, False]
+
+
 def test_rows_of_one_index_are_different_rows():
     table = pd.concat([pd.DataFrame({"x": [v, v], "y": 0.0, "name": n}) for n, v in ("a0", "b9")])
     table["x"] = table["x"].astype(float)

@@ -3,7 +3,7 @@
 `concept_pairs` turns the shipped word tables into pairs of single tokens of a model; `whiten` gives
 the coordinates in which the causal inner product is the ordinary one; `direction` and `left_out`
 are a concept's direction and how far each pair goes along the direction of the others; `alignment`
-compares all concepts with each other, on words that no two of them share.
+compares all concepts with each other, on different rows of their tables.
 
 Source: Park, Choe & Veitch 2024, arXiv 2311.03658.
 """
@@ -116,23 +116,29 @@ def direction(
 def left_out(
     vectors: Float[Tensor, "token d"], pairs: Int[Tensor, "pair 2"]
 ) -> Float[Tensor, "pair"]:
-    """How far each pair steps along the direction of all the others. Source: section 4, figure 2.
+    """How far each pair steps along the direction of the others. Source: section 4, figure 2.
 
-    Raises ValueError for fewer than two pairs.
+    The others are the pairs without a token of its own: a word that stands in several pairs would
+    bring a part of its step into the direction.
+
+    Raises ValueError where no such pair is left.
     """
-    if len(pairs) < 2:
-        raise ValueError(f"a pair is compared with the others: got {len(pairs)}")
+    shared = (pairs[:, None, :, None] == pairs[None, :, None, :]).flatten(2).any(-1)
+    if shared.all(1).any():
+        raise ValueError(f"each of the {len(pairs)} pairs needs another one of other tokens")
     step = steps(vectors, pairs)
-    others = torch.nn.functional.normalize(step.sum(0) - step, dim=1)
+    others = torch.nn.functional.normalize((~shared).to(step.dtype) @ step, dim=1)
     return (others * step).sum(1)
 
 
 def alignment(vectors: Float[Tensor, "token d"], concepts: list[Concept]) -> pd.DataFrame:
-    """|cos| of every two concepts' directions: columns first, second, cos, related.
+    """|cos| of every two concepts' directions: columns first, second, cos, related, shares.
 
     Concepts are related that come from one table, such as the forms of verbs. Such concepts share
     words, and what shares words is aligned in any space. So each cosine is of directions from
     different rows: the even rows of one and the odd rows of the other, and the other way round.
+    Rows of different tables have nothing to do with each other; `shares` says whether the two
+    concepts have a token in common.
     """
     halves = [
         [direction(vectors, concept.pairs[concept.rows % 2 == half]) for half in (0, 1)]
@@ -143,5 +149,6 @@ def alignment(vectors: Float[Tensor, "token d"], concepts: list[Concept]) -> pd.
         cos = [abs(float(halves[i][half] @ halves[j][1 - half])) for half in (0, 1)]
         first, second = concepts[i], concepts[j]
         related = first.table == second.table
-        table.append((first.name, second.name, sum(cos) / 2, related))
-    return pd.DataFrame(table, columns=["first", "second", "cos", "related"])
+        shares = bool(torch.isin(first.pairs, second.pairs).any())
+        table.append((first.name, second.name, sum(cos) / 2, related, shares))
+    return pd.DataFrame(table, columns=["first", "second", "cos", "related", "shares"])

@@ -40,6 +40,10 @@ class Bilinear:
         T = einsum(self.D, self.L, self.R, "... o h, ... h i, ... h j -> ... o i j")
         return (T + T.mT) / 2
 
+    def rounded(self, per_number: int = 8) -> "Bilinear":
+        """Every weight `on_grid`."""
+        return Bilinear(*(on_grid(weight, per_number) for weight in (self.D, self.L, self.R)))
+
     def __getitem__(self, at: int | tuple[int, ...]) -> "Bilinear":
         return Bilinear(self.D[at], self.L[at], self.R[at])
 
@@ -94,13 +98,14 @@ class Parts:
         return per_number * (self.values.numel() + self.vectors.numel())
 
     def rounded(self, per_number: int = 8) -> "Parts":
-        """Every number at that precision: steps of the largest |number| / 2^(bits - 1)."""
+        """Values and vectors `on_grid`."""
+        return Parts(on_grid(self.values, per_number), on_grid(self.vectors, per_number))
 
-        def grid(x: Tensor) -> Tensor:
-            step = x.abs().amax() / 2 ** (per_number - 1)
-            return (x / step).round() * step
 
-        return Parts(grid(self.values), grid(self.vectors))
+def on_grid(x: Float[Tensor, "*shape"], per_number: int = 8) -> Float[Tensor, "*shape"]:
+    """Every number at that precision: steps of the largest |number| / 2^(bits - 1)."""
+    step = x.abs().amax() / 2 ** (per_number - 1)
+    return (x / step).round() * step
 
 
 def parts(forms: Float[Tensor, "out d d"]) -> Parts:

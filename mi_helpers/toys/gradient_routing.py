@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pandas as pd
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 HALF = 8  # numbers in each half of the code
+READERS = ("decoder", "top half", "bottom half")  # of a code; the halves by their certificates
 WORDS = 16  # words of either topic, and as many that both use
 CONTEXT = 3  # words that the topic model sees
 
@@ -121,6 +123,33 @@ class SplitAutoencoders(nn.Module):
         correlation = torch.tensor([s.correlation for s in self.settings])
         loss = (errors[:, 0] * per_seen).sum(1) + errors[:, 1:].mean(2).sum(1)
         return loss + sparsity * small + correlation * corr.mean((1, 2)), errors
+
+    def redrawn(
+        self, images: Float[Tensor, "image 64"], net: int = 0
+    ) -> Float[Tensor, "which=3 image 64"]:
+        """The images as the decoder and the two certificates of one net draw them again."""
+        with torch.no_grad():
+            codes = self.encoder(images.expand(len(self.seeds), -1, -1))
+            halves = zip(self.certificates, codes.split(HALF, dim=-1), strict=True)
+            read = [self.decoder(codes)] + [certificate(half) for certificate, half in halves]
+        return torch.stack(read)[:, net]
+
+    def held_out_errors(self) -> pd.DataFrame:
+        """Mean absolute error on held-out images: columns setting, seed, reader, digits, error.
+
+        One row for each net, reader (see `READERS`) and group of digits ("0–4", "5–9").
+        """
+        _, (x, y) = digits()
+        n = len(self.seeds)
+        with torch.no_grad():
+            errors = self.losses(x.expand(n, -1, -1), y.expand(n, -1))[1]
+        rows = [
+            (setting.name, seed, reader, group, float(errors[net, which, inside].mean()))
+            for net, (setting, seed) in enumerate(zip(self.settings, self.seeds, strict=True))
+            for which, reader in enumerate(READERS)
+            for group, inside in (("0–4", y < 5), ("5–9", y >= 5))
+        ]
+        return pd.DataFrame(rows, columns=["setting", "seed", "reader", "digits", "error"])
 
 
 def train_split(

@@ -86,8 +86,14 @@ def test_a_left_out_pair_is_compared_with_the_others_alone() -> None:
         assert found == pytest.approx(
             float(direction(vectors, others) @ steps(vectors, pairs)[i]), abs=1e-12
         )
-    with pytest.raises(ValueError, match="compared with the others"):
-        left_out(vectors, pairs[:1])
+    repeats = torch.tensor([[0, 1], [2, 1], [3, 4], [5, 0], [6, 7], [7, 8]])
+    for i, found in enumerate(left_out(vectors, repeats)):
+        apart = [pair for pair in repeats.tolist() if not {*pair} & {*repeats[i].tolist()}]
+        others = direction(vectors, torch.tensor(apart))
+        assert found == pytest.approx(float(others @ steps(vectors, repeats)[i]), abs=1e-12)
+    for alone in (pairs[:1], repeats[:2]):
+        with pytest.raises(ValueError, match="of other tokens"):
+            left_out(vectors, alone)
 
 
 def test_related_concepts_align_only_where_they_share_a_direction() -> None:
@@ -102,6 +108,7 @@ def test_related_concepts_align_only_where_they_share_a_direction() -> None:
     found = alignment(vectors, [one, two, far]).set_index(["first", "second"])
     assert found.loc[("a→b", "a→c"), "cos"] < 0.3
     assert found["related"].tolist() == [True, False, False]
+    assert found["shares"].tolist() == [True, True, True]
     planted = vectors.clone()
     planted[columns + 1] += 2 * random(60, seed=4)
     planted[columns + 2] += 2 * random(60, seed=4)

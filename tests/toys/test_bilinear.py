@@ -77,6 +77,12 @@ def test_rounding_keeps_to_its_grid() -> None:
     steps = (found.rounded(4).vectors / (found.vectors.abs().max() / 8)).flatten()
     assert torch.allclose(steps, steps.round(), atol=1e-9)
     assert torch.allclose(found.rounded(20).vectors, found.vectors, atol=1e-5)
+    layer = random_layer(7)
+    for name in ("D", "L", "R"):
+        exact = getattr(layer, name)
+        steps = getattr(layer.rounded(4), name) / (exact.abs().max() / 8)
+        assert torch.allclose(steps, steps.round(), atol=1e-9)
+        assert torch.allclose(getattr(layer.rounded(20), name), exact, atol=1e-5)
 
 
 def test_all_sums_are_there_and_some_are_trained_on() -> None:

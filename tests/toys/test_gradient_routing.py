@@ -76,6 +76,17 @@ def test_networks_trained_together_do_not_touch_each_other() -> None:
         assert torch.allclose(a[2:], b, atol=1e-6)
 
 
+def test_the_table_of_errors_is_that_of_the_redrawn_images() -> None:
+    nets = SplitAutoencoders([Setting("a"), Setting("b")], 2)
+    table = nets.held_out_errors().set_index(["setting", "seed", "reader", "digits"])["error"]
+    assert len(table) == 2 * 2 * 3 * 2
+    _, (x, y) = routing.digits()
+    for reader, drawn in zip(routing.READERS, nets.redrawn(x, net=3), strict=True):
+        for group, inside in (("0–4", y < 5), ("5–9", y >= 5)):
+            error = float((drawn - x)[inside].abs().mean())
+            assert table["b", 1, reader, group] == pytest.approx(error, abs=1e-5)
+
+
 def test_images_are_split_once_and_scaled() -> None:
     (x, y), (held_out, labels) = routing.digits()
     assert len(x) + len(held_out) == 1797

@@ -35,13 +35,15 @@ class Autoencoder(Protocol):
 def ordinary_tokens(
     resid: Float[Tensor, "*batch d_model"], times: float = EXTREME
 ) -> Bool[Tensor, "*batch"]:
-    """False for tokens whose norm is more than `times` the median norm.
+    """False for tokens whose norm is more than `times` the median norm of their text.
 
+    The last axis but d_model is that of a text's tokens, so that the answer for a text does not
+    depend on which others it is run with; [token, d_model] is one text.
     For everything that takes means, covariances or correlations over tokens (features here;
     baselines of directions and regions as well). `(~ordinary_tokens(x)).sum()` is to be reported.
     """
     norms = resid.norm(dim=-1)
-    return norms <= times * norms.median()
+    return norms <= times * norms.median(dim=-1, keepdim=True).values
 
 
 @torch.no_grad()

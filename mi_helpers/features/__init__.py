@@ -11,7 +11,7 @@ from ..engine.stream import residuals
 from .contexts import cards, levels
 from .effects import ablations, sample_bins
 from .explore import explorer
-from .firing import RandomDirections, adjacent, collect, gather, ordinary
+from .firing import RandomDirections, adjacent, collect, encoded, gather, ordinary
 from .graph import (
     Communities,
     communities,
@@ -45,6 +45,7 @@ __all__ = [
     "collect",
     "communities",
     "edges",
+    "encoded",
     "error_slopes",
     "explorer",
     "flow",

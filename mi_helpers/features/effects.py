@@ -72,7 +72,8 @@ def ablations(
     names = chosen[["up", "down"]].astype(int).to_numpy()
     draws = [np.random.default_rng([seed, *name]) for name in names.tolist()]
     places = [_texts(ups[..., k], downs[..., k], documents, rng) for k, rng in enumerate(draws)]
-    pair = torch.repeat_interleave(torch.arange(len(places)), torch.tensor([*map(len, places)]))
+    lengths = torch.tensor([len(texts) for texts in places], dtype=torch.long)
+    pair = torch.repeat_interleave(torch.arange(len(places)), lengths)
     text = torch.cat([*places, torch.zeros(0, dtype=torch.long)])
     old = downs[text, :, pair]
     new = torch.zeros_like(old)

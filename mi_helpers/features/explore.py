@@ -26,6 +26,7 @@ from .contexts import Card
 ASSETS = Path(__file__).parents[1] / "data" / "graph"
 KINDS = ("passed through", "gate", "appearing", "disappearing")
 _LEVELS = 10  # of activation, for shading
+_LINE = 0.03  # of the first view's height, which a line of words takes
 
 
 @dataclass(frozen=True)
@@ -178,14 +179,19 @@ def _layout(
 
 
 def _first_view(title: str, data: dict[str, Any], named: int = 40) -> go.Figure:
-    """The graph as the page shows it first; the features with the strongest edges carry words."""
+    """The graph as the page shows it first; of the features with the strongest edges at most
+    `named` carry words, none so near another of its column that the two would overlap."""
     nodes, edges = data["nodes"], data["edges"]
     x, y = np.array(nodes["x"]), np.array(nodes["y"])
     ends = np.array([edges["source"], edges["target"]], int).reshape(2, -1)
     gap = np.full(ends.shape[1], np.nan)
     strength = np.zeros(len(x))
     np.maximum.at(strength, ends, np.tile(edges["weights"][0], (2, 1)) if ends.size else 0)
-    shown = np.argsort(-strength, kind="stable")[:named]
+    shown: list[int] = []
+    for n in np.argsort(-strength, kind="stable").tolist():
+        beside = [y[k] for k in shown if nodes["layer"][k] == nodes["layer"][n]]
+        if len(shown) < named and np.abs(y[n] - np.array(beside)).min(initial=1.0) > _LINE:
+            shown.append(n)
     words = [safe_text(nodes["word"][n]) if n in shown else "" for n in range(len(x))]
     colours = [COLOURS[c % len(COLOURS)] if c >= 0 else "#AAAAAA" for c in nodes["community"]]
     figure = go.Figure()
@@ -199,6 +205,7 @@ def _first_view(title: str, data: dict[str, Any], named: int = 40) -> go.Figure:
     ticks = [f"layer {layer}" for layer in data["layers"]]
     figure.update_xaxes(tickvals=data["columns"], ticktext=ticks, showgrid=False, zeroline=False)
     figure.update_yaxes(visible=False)
+    title = f"{safe_text(title)}<br><sup>{safe_text(data['about'])}</sup>"
     return figure.update_layout(title=title, width=1000, height=640, showlegend=False)
 
 

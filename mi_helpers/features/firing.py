@@ -165,8 +165,7 @@ def collect(
         streams = residuals(model, batch, saes)
         kept.append(ordinary(streams).cpu())
         for boundary, sae in saes.items():
-            some = sae.encode(streams[boundary])[kept[-1]]
-            parts[boundary].append(sparse.csr_array(some.float().cpu().numpy()))
+            parts[boundary].append(_fires(sae, streams[boundary], kept[-1]))
     counted = torch.cat(kept)
     ids = tokens[:, 1:].cpu()[counted].numpy()
     documents = counted.nonzero()[:, 0].numpy()
@@ -174,6 +173,30 @@ def collect(
         boundary: Firing(sparse.vstack(found, format="csr"), documents, ids)
         for boundary, found in parts.items()
     }
+
+
+@torch.no_grad()
+def encoded(
+    stream: Float[Tensor, "document pos d_model"],
+    sae: Autoencoder,
+    tokens: Int[Tensor, "document pos+1"],
+    counted: Bool[Tensor, "document pos"],
+    batch_size: int = 8,
+) -> Firing:
+    """What `collect` gives for one boundary, from a stream of `residuals` that was kept: the model
+    is not run again. `counted` says which tokens count (`ordinary`)."""
+    counted = counted.cpu()
+    batches = zip(stream.split(batch_size), counted.split(batch_size), strict=True)
+    parts = [_fires(sae, x, kept) for x, kept in batches]
+    documents = counted.nonzero()[:, 0].numpy()
+    return Firing(
+        sparse.vstack(parts, format="csr"), documents, tokens[:, 1:].cpu()[counted].numpy()
+    )
+
+
+def _fires(sae: Autoencoder, stream: Tensor, counted: Tensor) -> sparse.csr_array:
+    """What fires on the tokens that count: [token, feature]."""
+    return sparse.csr_array(sae.encode(stream)[counted].float().cpu().numpy())
 
 
 def ordinary(

@@ -145,8 +145,9 @@ def truth(
 
     Columns beside down, a, b: p_both, p_one (the larger of a alone and b alone for AND, the
     smaller for OR), p_neither: how often the downstream feature fires in each case, NaN where a
-    case does not occur; fires; gate: the Jaccard similarity of the feature and the gate of its
-    inputs; single: that of the feature and its better input.
+    case does not occur; fires, the number of tokens on which it does, and texts, that of
+    documents; gate: the Jaccard similarity of the feature and the gate of its inputs; single: that
+    of the feature and its better input.
     """
     if kind not in _GATES:
         raise ValueError(f"kind is 'and' or 'or', got {kind!r}")
@@ -164,11 +165,13 @@ def truth(
             "p_one": max(ones) if kind == "and" else min(ones),
             "p_neither": (len(of_d) - _together(of_d, either)) / outside if outside else np.nan,
             "fires": len(of_d),
+            "texts": len(np.unique(down.documents[of_d])),
             "gate": _jaccard(of_d, both if kind == "and" else either),
             "single": max(_jaccard(of_d, of_a), _jaccard(of_d, of_b)),
         }
         rows.append({"down": d, "a": a, "b": b, **row})
-    columns = ["down", "a", "b", "p_both", "p_one", "p_neither", "fires", "gate", "single"]
+    columns = ["down", "a", "b", "p_both", "p_one", "p_neither", "fires", "texts"]
+    columns += ["gate", "single"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -124,6 +124,12 @@ def test_the_first_view_is_the_picture_of_the_page():
     assert len(points.x) == len(nodes)
     assert len(lines.x) == 3 * made.edges
     assert "<img" not in "".join(points.text)
+    named = [(x, y) for x, y, word in zip(points.x, points.y, points.text, strict=True) if word]
+    for layer in (0, 1.1):
+        heights = np.sort([y for x, y in named if abs(x - layer) < 0.2])
+        assert (np.diff(heights) > 0.029).all()
+    about = feature_explorer.explorer(nodes, joined, cards, about="<b> r ≥ 0.4")
+    assert about.first_view.layout.title.text.endswith("<br><sup>&lt;b&gt; r ≥ 0.4</sup>")
 
 
 def test_edges_to_features_that_are_not_shown_are_left_out(tmp_path):

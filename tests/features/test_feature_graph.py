@@ -124,6 +124,9 @@ def test_ablation_on_a_step_that_is_known():
     expected = [1, one / (one + two), 3 * two / (one + 3 * two), 0, np.nan]
     np.testing.assert_allclose(found["drop"], np.array(expected, float), atol=1e-5)
     assert found["tokens"].tolist() == [30, 30, 30, 30, 0]
+    nothing = feature_effects.ablations(lambda x: x @ mix.T, saes, stream, chosen[:0])
+    assert list(nothing.columns) == list(found.columns)
+    assert len(nothing) == 0
 
 
 def test_ablation_through_a_model_is_a_hooked_forward():

@@ -128,7 +128,7 @@ def test_truth_table_by_hand():
     firing = gather([up.T[None]]), gather([down.T[None]])
     row = kinds.truth(pd.DataFrame({"down": [0], "a": [0], "b": [1]}), *firing, "and").iloc[0]
     assert row[["p_both", "p_one", "p_neither"]].tolist() == [1 / 2, 0, 1 / 2]
-    assert row[["fires", "gate", "single"]].tolist() == [2, 1 / 3, 1 / 4]
+    assert row[["fires", "texts", "gate", "single"]].tolist() == [2, 1, 1 / 3, 1 / 4]
 
 
 def test_specialised_features_are_found(table):

@@ -14,7 +14,9 @@ from mi_helpers.features.firing import (
     RandomDirections,
     adjacent,
     collect,
+    encoded,
     gather,
+    ordinary,
 )
 from mi_helpers.models.hooks import hooked
 from tests import tiny
@@ -278,6 +280,30 @@ def test_tokens_of_extreme_norm_are_left_out_of_all_layers():
     x = torch.ones(3, 4, 5)
     x[1, 2] *= 6
     assert (~ordinary_tokens(x)).nonzero().tolist() == [[1, 2]]
+
+
+def test_what_is_left_out_of_a_text_does_not_depend_on_the_others():
+    """Texts of norm 1, 10 and 100: a token of 6 times its text's norm is extreme, whatever runs
+    beside it."""
+    x = torch.ones(3, 4, 5) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
+    x[0, 2] *= 6
+    together = ordinary_tokens(x)
+    assert (~together).nonzero().tolist() == [[0, 2]]
+    assert together.equal(torch.stack([ordinary_tokens(text) for text in x]))
+
+
+def test_encoded_is_collect_without_another_run():
+    model = tiny.bridge("gpt2")
+    tokens = torch.randint(3, tiny.D_VOCAB, (5, 7), generator=torch.Generator().manual_seed(0))
+    sae = Random(6)
+    streams = residuals(model, tokens, [1, 2])
+    counted = ordinary(streams)
+    counted[3, 2] = False
+    found = encoded(streams[1], sae, tokens, counted, batch_size=2)
+    whole = collect(model, {1: sae}, tokens)[1].where(counted.flatten().numpy())
+    np.testing.assert_allclose(found.values.toarray(), whole.values.toarray(), atol=1e-5)
+    assert found.documents.tolist() == whole.documents.tolist()
+    assert found.tokens.tolist() == whole.tokens.tolist()
 
 
 def test_random_directions_let_the_largest_fire():

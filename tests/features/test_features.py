@@ -303,7 +303,7 @@ def test_encoded_is_collect_without_another_run():
     whole = collect(model, {1: sae}, tokens)[1].where(counted.flatten().numpy())
     np.testing.assert_allclose(found.values.toarray(), whole.values.toarray(), atol=1e-5)
     assert found.documents.tolist() == whole.documents.tolist()
-    assert found.tokens.tolist() == whole.tokens.tolist()
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
 
 
 def test_random_directions_let_the_largest_fire():

@@ -254,8 +254,8 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "18.sound",
                 "18.cheaper-is-looser",
                 "18.scores-rank-one",
-                "18.faithful-is-tighter",
-                "18.errors-compound",
+                "18.faithful-by-rows",
+                "18.errors-dependent",
             }
         ),
     ),
@@ -266,10 +266,10 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model="toys",
         model_free=frozenset(
             {
-                "19.own-half",
+                "19.own-beyond-other",
                 "19.other-half",
                 "19.penalties",
-                "19.filtering-generalises",
+                "19.filtering-leaves-more",
                 "19.absorption",
                 "19.rest-kept",
             }

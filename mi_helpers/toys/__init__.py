@@ -1,6 +1,14 @@
 """Small networks whose inner structure is known."""
 
-from . import bilinear, digits, gates, gradient_routing, max_of_k
+from . import (
+    bilinear,
+    digits,
+    gates,
+    gradient_routing,
+    identifiability,
+    interventions,
+    max_of_k,
+)
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
 from .networks import (
@@ -32,6 +40,8 @@ __all__ = [
     "gate_scores",
     "gates",
     "gradient_routing",
+    "identifiability",
+    "interventions",
     "linear_network",
     "linear_transformer",
     "load_arrays",

@@ -1,0 +1,191 @@
+"""When must learned latents be the true ones? Sparse decoders, and what such notebooks share.
+
+In `sparse_world` each feature reads few latents; `train_vae` learns with a decoder that has to be
+sparse, or with a plain one. `matched` compares learned latents with true ones.
+
+All networks of one call train side by side, [net, ...], each on random numbers of its own seed.
+
+Source: Moran et al. 2022, arXiv 2110.10804, and the authors' code, for sizes and losses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import relu
+from tqdm.auto import tqdm
+
+Layers = list[Tensor]  # weights [net, in, out] and biases [net, 1, out] in turn
+
+
+class Draws:
+    """A stream of random numbers for each seed, so that a network ignores those beside it."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def normal(self, *shape: int) -> Float[Tensor, "net ..."]:
+        return torch.stack([torch.randn(shape, generator=stream) for stream in self.streams])
+
+    def uniform(self, *shape: int) -> Float[Tensor, "net ..."]:
+        """Between -1 and 1."""
+        drawn = [torch.rand(shape, generator=stream) for stream in self.streams]
+        return 2 * torch.stack(drawn) - 1
+
+    def order(self, n: int) -> Int[Tensor, "net n"]:
+        return torch.stack([torch.randperm(n, generator=stream) for stream in self.streams])
+
+    def rotation(self, *shape: int) -> Float[Tensor, "net ... row column"]:
+        """Orthonormal columns."""
+        return torch.linalg.qr(self.normal(*shape)).Q
+
+    def layers(self, *sizes: int) -> Layers:
+        """Weights and biases of an `mlp`, as `nn.Linear` starts them."""
+        made = []
+        for n_in, n_out in pairwise(sizes):
+            for shape in ((n_in, n_out), (1, n_out)):
+                made.append((self.uniform(*shape) / n_in**0.5).requires_grad_())
+        return made
+
+
+def mlp(layers: Layers, x: Float[Tensor, "net n in"]) -> Float[Tensor, "net n out"]:
+    """ReLU between the layers, none after the last."""
+    for number in range(0, len(layers), 2):
+        x = (relu(x) if number else x) @ layers[number] + layers[number + 1]
+    return x
+
+
+def matched(
+    found: Float[Tensor, "n latent"], true: Float[Tensor, "n true"]
+) -> tuple[float, Int[np.ndarray, "true"]]:
+    """Mean |correlation| of each true latent with a found one of its own, and which one that is.
+
+    The pairs are those with the largest sum. Known as MCC.
+    """
+    both = np.corrcoef(found.T.numpy(), true.T.numpy())
+    size = np.abs(both[: found.shape[1], found.shape[1] :])
+    rows, columns = linear_sum_assignment(-size)
+    return float(size[rows, columns].mean()), rows[columns.argsort()]
+
+
+def residual(
+    of: Float[Tensor, "net n out"], given: Float[Tensor, "net n in"]
+) -> tuple[Float[Tensor, "net n out"], Float[Tensor, "net in_and_1 out"]]:
+    """What least squares leave of `of`, and the coefficients (the constant last)."""
+    given = torch.cat([given, torch.ones_like(given[..., :1])], -1)
+    coefficients = torch.linalg.lstsq(given, of).solution
+    return of - given @ coefficients, coefficients
+
+
+# Sparse decoding
+
+# Which of the two latents each of the seven features reads.
+SUPPORT = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [1, 1]]).bool()
+
+
+def sparse_world(
+    rho: float, seeds: Sequence[int], n: int = 1000
+) -> tuple[Float[Tensor, "net n 2"], Float[Tensor, "net n 7"]]:
+    """Two latents of correlation `rho`, and noisy features of them: (z, x). Source: section 4."""
+    draw = Draws(seeds)
+    one, other = draw.normal(n, 2).unbind(-1)
+    two = rho * one + (1 - rho**2) ** 0.5 * other
+    clean = one, 2 * one, 3 * one**2, 4 * two, 5 * two, 6 * two.sin(), 7 * one * two
+    return torch.stack([one, two], -1), torch.stack(clean, -1) + 0.5 * draw.normal(n, 7)
+
+
+@dataclass
+class VAE:
+    """x_j = head_j(generator(z ∘ W_j)): `W` says how much of each latent feature j may read.
+
+    None for W is the plain decoder, in which every feature reads all. `slab` is the probability
+    that an entry of W is one of the few large ones.
+    """
+
+    encoder: Layers
+    generator: Layers
+    heads: Float[Tensor, "net feature hidden"]
+    bias: Float[Tensor, "net 1 feature"]
+    log_sigma: Float[Tensor, "net feature"]
+    W: Float[Tensor, "net feature latent"] | None
+    slab: Float[Tensor, "net feature latent"]
+
+    def encode(self, x: Float[Tensor, "net n feature"]) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of each latent, both [net, n, latent]."""
+        mean, log_var = mlp(self.encoder, x).chunk(2, -1)
+        return mean, log_var
+
+    def decode(self, z: Float[Tensor, "net n latent"]) -> Float[Tensor, "net n feature"]:
+        read = z[:, :, None] if self.W is None else z[:, :, None] * self.W[:, None]
+        hidden = relu(mlp(self.generator, rearrange(read, "net n j k -> net (n j) k")))
+        hidden = rearrange(hidden, "net (n j) h -> net n j h", n=z.shape[1])
+        return (hidden * self.heads[:, None]).sum(-1) + self.bias
+
+
+SPIKE, SLAB = 10.0, 1.0  # rates of the two exponential priors on |W|
+
+
+def slab_probability(
+    W: Float[Tensor, "net feature latent"], share: Float[Tensor, "net 1 latent"]
+) -> Float[Tensor, "net feature latent"]:
+    """That an entry is of the slab, where a `share` of its column is: the code's E step."""
+    slab, spike = share * (-SLAB * W.abs()).exp(), (1 - share) * (-SPIKE * W.abs()).exp()
+    return slab / (slab + spike)
+
+
+def train_vae(
+    x: Float[Tensor, "net n feature"],
+    seeds: Sequence[int],
+    sparse: bool,
+    n_latents: int = 5,
+    hidden: int = 50,
+    epochs: int = 200,
+    batch: int = 100,
+) -> VAE:
+    """A VAE for each data set. Sizes, losses and their weights are those of the authors' code."""
+    draw, d = Draws(seeds), x.shape[-1]
+    spread = x.std(1)
+    vae = VAE(
+        encoder=draw.layers(d, hidden, hidden, 2 * n_latents),
+        generator=draw.layers(n_latents, hidden, hidden),
+        heads=(draw.uniform(d, hidden) / hidden**0.5).requires_grad_(),
+        bias=(draw.uniform(1, d) / hidden**0.5).requires_grad_(),
+        log_sigma=spread.log().requires_grad_(),
+        W=draw.normal(d, n_latents).requires_grad_() if sparse else None,
+        slab=torch.full((len(x), d, n_latents), 0.5),
+    )
+    share = (draw.uniform(1, n_latents) + 1) / 2
+    vae.generator[1] = torch.zeros(len(x), 1, hidden)  # the first layer has no bias
+    # The noise's prior is an inverse gamma; .584 is the 10 % quantile of χ² with 3 degrees.
+    prior = spread.quantile(0.05, dim=1, keepdim=True) ** 2 * 0.584 / 3
+    weights = [*vae.encoder, *vae.generator, vae.heads, vae.bias, vae.log_sigma]
+    weights += [] if vae.W is None else [vae.W]
+    optimiser = torch.optim.Adam([w for w in weights if w.requires_grad], lr=0.01)
+    for _ in tqdm(range(epochs), "sparse decoders" if sparse else "plain decoders", leave=False):
+        for rows in draw.order(x.shape[1]).split(batch, dim=1):
+            seen = x.gather(1, repeat(rows, "net n -> net n d", d=d))
+            mean, log_var = vae.encode(seen)
+            z = mean + (log_var / 2).exp() * draw.normal(*mean.shape[1:])
+            error = (vae.decode(z) - seen) / vae.log_sigma.exp()[:, None]
+            loss = error.square().mean((1, 2)) / 2
+            loss = loss + (mean**2 + log_var.exp() - 1 - log_var).mean((1, 2)) / 2
+            noise = (batch + 5) * vae.log_sigma + 1.5 * prior * (-2 * vae.log_sigma).exp()
+            loss = loss + noise.sum(1) / batch
+            if vae.W is not None:
+                rate = SLAB * vae.slab + SPIKE * (1 - vae.slab)
+                loss = loss + (rate * vae.W.abs()).sum((1, 2)) / batch
+            optimiser.zero_grad()
+            loss.sum().backward()  # networks do not touch each other
+            optimiser.step()
+            if vae.W is not None:
+                vae.slab = slab_probability(vae.W.detach(), share)
+                share = vae.slab.sum(1, keepdim=True) / (2 * d - 1)
+    for weight in weights:
+        weight.requires_grad_(False)
+    return vae

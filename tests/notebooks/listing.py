@@ -276,6 +276,33 @@ NOTEBOOKS: tuple[Listed, ...] = (
         ),
     ),
     Listed(
+        "21_identifiability",
+        changed={
+            "SEED": "1",
+            "N_SEEDS": "2",
+            "N_WORLDS": "2",
+            "N_CAUSAL": "2",
+            "EPOCHS": "3",
+            "STEPS": "20",
+            "CAUSAL_STEPS": "20",
+        },
+        families=(),
+        model="toys",
+        model_free=frozenset(
+            {
+                "21.sparse-over-vae",
+                "21.sparse-over-vae-free",
+                "21.support",
+                "21.affine",
+                "21.extrapolates",
+                "21.needs-condition",
+                "21.near-oracle",
+                "21.right-guess",
+                "21.right-latents",
+            }
+        ),
+    ),
+    Listed(
         "23_same_computation",
         changed={"SEED": "1", "N_NETS": "4", "N_INPUTS": "20000"},
         families=(),

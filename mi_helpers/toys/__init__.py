@@ -8,6 +8,7 @@ from . import (
     identifiability,
     interventions,
     max_of_k,
+    patterning,
 )
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
@@ -46,6 +47,7 @@ __all__ = [
     "linear_transformer",
     "load_arrays",
     "max_of_k",
+    "patterning",
     "squared_change",
     "tracr_pairs",
     "tracr_program",

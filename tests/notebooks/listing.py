@@ -303,6 +303,26 @@ NOTEBOOKS: tuple[Listed, ...] = (
         ),
     ),
     Listed(
+        "22_patterning",
+        changed={"SEED": "1", "N_NETS": "2", "CHAINS": "2", "DRAWS": "20", "STEPS": "30"},
+        families=(),
+        model="toys",
+        model_free=frozenset(
+            {
+                "22.sampler-known",
+                "22.chi-known",
+                "22.sums",
+                "22.expressed",
+                "22.speeds",
+                "22.delays",
+                "22.signs",
+                "22.each-source",
+                "22.repeats-held",
+                "22.beyond-repeats",
+            }
+        ),
+    ),
+    Listed(
         "23_same_computation",
         changed={"SEED": "1", "N_NETS": "4", "N_INPUTS": "20000"},
         families=(),

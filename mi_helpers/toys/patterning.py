@@ -1,0 +1,253 @@
+"""Which data makes a network learn what: susceptibilities to a mixture of sources, by sampling.
+
+Two-layer attention-only networks read four kinds of sequences (`SOURCES`), each with a weight in
+the loss. Around a trained network, `draws` samples parameters that are nearly as good. How the
+losses of the sources vary together there says how the samples would answer to other weights
+(`susceptibilities`), and so which weights to take for a wanted answer (`shift`).
+
+Parameters are flat, [net, parameter], and all is written for several networks at once.
+
+Source: Wang & Murfet 2026, arXiv 2601.13548; the networks and their data are ours.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from einops import rearrange, reduce, repeat
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy, embedding, pad
+from tqdm.auto import tqdm
+
+SOURCES = ("bigrams", "repeats", "echoes", "skip trigrams")
+MIXTURE = torch.tensor([0.2, 0.4, 0.2, 0.2])
+VOCAB, LENGTH, WIDTH, HEADS, SIZE = 16, 24, 16, 2, 8  # SIZE: of a head; there are two layers
+EVERY = 10  # steps between two scores
+SHAPES = {
+    "E": (VOCAB, WIDTH),
+    "QKV": (2, HEADS, WIDTH, 3 * SIZE),
+    "O": (2, HEADS, SIZE, WIDTH),
+    "bias": (2, HEADS, LENGTH),  # on the attention score of a token so many positions back
+    "U": (WIDTH, VOCAB),
+}
+
+
+def sequences(n: int, generator: torch.Generator) -> Int[Tensor, "source n pos"]:
+    """`n` sequences of each source.
+
+    - bigrams: a Markov chain, always the same one;
+    - repeats: a random segment of 5 to 10 different tokens, over and over: needs induction;
+    - echoes: seven of the tokens 0 to 3, over and over: looking seven back is enough;
+    - skip trigrams: a key stands first, and after each token 15 follows the key's partner.
+    """
+    pos = torch.arange(LENGTH)
+    table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
+    chain = [torch.randint(VOCAB, (n,), generator=generator)]
+    for _ in pos[1:]:
+        following = (3 * table).softmax(-1)[chain[-1]]
+        chain.append(torch.multinomial(following, 1, generator=generator)[:, 0])
+    period = torch.randint(5, 11, (n, 1), generator=generator)
+    repeats = torch.rand(n, VOCAB, generator=generator).argsort(-1).gather(1, pos % period)
+    echoes = torch.randint(4, (n, 7), generator=generator)[:, pos % 7]
+    skip = torch.randint(8, 15, (n, LENGTH), generator=generator)
+    key = torch.randint(4, (n, 1), generator=generator)
+    turn = (pos - torch.randint(1, 4, (n, 1), generator=generator)) % 3
+    skip = torch.where((turn == 1) & (pos > 1), key + 4, skip)
+    skip = torch.where(pos == 0, key, torch.where(turn == 0, 15, skip))
+    return torch.stack([torch.stack(chain, 1), repeats, echoes, skip])
+
+
+# The networks
+
+
+def start(seeds: Sequence[int]) -> Float[Tensor, "net parameter"]:
+    """Untrained networks: weights N(0, 1 / rows), biases zero."""
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = {k: torch.randn(s, generator=generator) / s[-2] ** 0.5 for k, s in SHAPES.items()}
+        drawn["bias"].zero_()
+        rows.append(torch.cat([x.flatten() for x in drawn.values()]))
+    return torch.stack(rows)
+
+
+def unpack(w: Float[Tensor, "net parameter"]) -> dict[str, Tensor]:
+    """Views of the matrices in `SHAPES`, each with a leading net."""
+    ends = list(accumulate(torch.Size(shape).numel() for shape in SHAPES.values()))
+    parts = w.tensor_split(ends[:-1], 1)
+    return {k: part.unflatten(1, s) for (k, s), part in zip(SHAPES.items(), parts, strict=True)}
+
+
+def forward(
+    w: Float[Tensor, "net parameter"], tokens: Int[Tensor, "net seq pos"]
+) -> tuple[Float[Tensor, "net seq pos vocab"], Float[Tensor, "net layer seq head query key"]]:
+    """Logits, and where each head looks. Attention adds to the stream; no norm, no MLP."""
+    p, (nets, seqs, length) = unpack(w), tokens.shape
+    own = tokens + VOCAB * torch.arange(nets)[:, None, None]  # rows of all nets
+    x = rearrange(embedding(own, p["E"].flatten(0, 1)), "n s t d -> n (s t) d")
+    back = torch.arange(length)[:, None] - torch.arange(length)
+    patterns = []
+    for layer in range(2):
+        qkv = x @ rearrange(p["QKV"][:, layer], "n h d e -> n d (h e)")
+        q, k, v = rearrange(qkv, "n (s t) (h c e) -> c n s h t e", t=length, c=3, h=HEADS)
+        bias = p["bias"][:, layer][..., back.clamp_min(0)].masked_fill(back < 0, -torch.inf)
+        patterns.append((q @ k.mT / SIZE**0.5 + bias[:, None]).softmax(-1))
+        read = rearrange(patterns[-1] @ v, "n s h t e -> n (s t) (h e)")
+        x = x + read @ rearrange(p["O"][:, layer], "n h e d -> n (h e) d")
+    return (x @ p["U"]).unflatten(1, (seqs, length)), torch.stack(patterns, 1)
+
+
+def losses(
+    w: Float[Tensor, "net parameter"], tokens: Int[Tensor, "net source seq pos"]
+) -> Float[Tensor, "net source"]:
+    """Mean cross-entropy of the next token, in nats."""
+    logits, _ = forward(w, rearrange(tokens[..., :-1], "n k s t -> n (k s) t"))
+    each = cross_entropy(logits.flatten(0, 2), tokens[..., 1:].flatten(), reduction="none")
+    return reduce(each, "(n k rest) -> n k", "mean", n=len(w), k=tokens.shape[1])
+
+
+def known(repeats: Int[Tensor, "seq pos"]) -> Bool[Tensor, "seq query key"]:
+    """For each query, the keys that follow an earlier copy of its token: where induction looks."""
+    same = repeats[:, :, None] == repeats[:, None]
+    return pad(same, (1, -1)).tril()
+
+
+def in_context(
+    w: Float[Tensor, "net parameter"], repeats: Int[Tensor, "seq pos"]
+) -> Float[Tensor, "net"]:
+    """Loss where induction cannot know the next token minus loss where it can, / log VOCAB."""
+    logits, _ = forward(w, repeat(repeats[:, :-1], "s t -> n s t", n=len(w)))
+    target = repeat(repeats[:, 1:], "s t -> (n s t)", n=len(w))
+    loss = cross_entropy(logits.flatten(0, 2), target, reduction="none").view(len(w), -1)
+    can = known(repeats).any(-1)[:, :-1].flatten()
+    return (loss[:, ~can].mean(1) - loss[:, can].mean(1)) / torch.tensor(VOCAB).log()
+
+
+def train(
+    mixtures: Float[Tensor, "net source"], seeds: Sequence[int], steps: int, settle: int = 0
+) -> tuple[Float[Tensor, "net parameter"], Float[Tensor, "check net"]]:
+    """Networks trained on the sources' losses, each with its weight; their scores on the way.
+
+    Nets of one seed start alike and read the same sequences: only the weights differ. Adam at .02,
+    8 fresh sequences of each source a step; the rate falls to 0 over `settle` steps more, without
+    scores. A score is `in_context` on held-out sequences, every `EVERY` steps from 0 on.
+    """
+    w = start(seeds).requires_grad_()
+    optimiser = torch.optim.Adam([w], lr=0.02, betas=(0.9, 0.98))
+    data = {seed: torch.Generator().manual_seed(1000 + seed) for seed in seeds}
+    probe, scores = sequences(32, torch.Generator().manual_seed(7))[1], []
+    for step in tqdm(range(steps + settle), "training", leave=False):
+        if step % 50 == 0:  # sequences for 50 steps at once
+            blocks = {seed: sequences(400, g).unflatten(1, (50, 8)) for seed, g in data.items()}
+        if step % EVERY == 0 and step < steps:
+            with torch.no_grad():
+                scores.append(in_context(w, probe))
+        if step >= steps:
+            optimiser.param_groups[0]["lr"] = 0.02 * (1 - (step - steps) / settle)
+        tokens = torch.stack([blocks[seed][:, step % 50] for seed in seeds])
+        (mixtures * losses(w, tokens)).sum().backward()  # nets do not touch each other
+        optimiser.step()
+        optimiser.zero_grad()
+    return w.detach(), torch.stack(scores)
+
+
+def crossing(scores: Float[Tensor, "check *net"], level: float = 0.5) -> Float[Tensor, "*net"]:
+    """Steps until a score is above `level`, linear between checks; where never, all the steps."""
+    over = torch.cat([scores, torch.full_like(scores[:1], torch.inf)]) > level
+    after = over.int().argmax(0).clamp_min(1)
+    low, high = (torch.cat([scores, scores[-1:]]).gather(0, i[None])[0] for i in (after - 1, after))
+    part = ((level - low) / (high - low)).clamp(0, 1).nan_to_num(0)
+    return EVERY * (after - 1 + part)
+
+
+def trained() -> dict[str, Tensor]:
+    """Eight networks and what other mixtures do to them; made by data/patterning/make.py.
+
+    `w` [net parameter], the `scores` [check net] of their training, and `shifted`, the scores with
+    the mixture moved .15 towards (0) or away from (1) one source, [check net source direction].
+    """
+    return load_file(Path(__file__).parents[1] / "data" / "patterning" / "nets.safetensors")
+
+
+# Sampling around a network
+
+
+def roles(w: Float[Tensor, "net parameter"]) -> Int[Tensor, "net layer"]:
+    """The first layer's previous-token head and the second's induction head, by attention."""
+    repeats = sequences(64, torch.Generator().manual_seed(8))[1]
+    patterns = forward(w, repeat(repeats, "s t -> n s t", n=len(w)))[1]
+    previous = reduce(patterns[:, 0].diagonal(-1, -2, -1), "n s h q -> n h", "mean")
+    induction = reduce(patterns[:, 1] * known(repeats)[:, None], "n s h q k -> n h", "sum")
+    return torch.stack([previous.argmax(1), induction.argmax(1)], 1)
+
+
+def parameters_of(heads: Int[Tensor, "net layer"]) -> Float[Tensor, "net parameter"]:
+    """1 for the parameters of one head in each layer, 0 for all others."""
+    found = torch.zeros(len(heads), sum(torch.Size(shape).numel() for shape in SHAPES.values()))
+    net = torch.arange(len(heads))
+    for name in ("QKV", "O", "bias"):
+        for layer in range(2):
+            unpack(found)[name][net, layer, heads[:, layer]] = 1
+    return found
+
+
+def draws(
+    batch_loss: Callable[[Float[Tensor, "chain parameter"], int], Float[Tensor, "chain"]],
+    losses: Callable[[Float[Tensor, "chain parameter"]], Float[Tensor, "chain source"]],
+    start: Float[Tensor, "chain parameter"],
+    *,
+    n_beta: float,
+    step_size: float,
+    steps: int,
+    gamma: float = 0.0,
+    free: Float[Tensor, "*chain parameter"] | float = 1.0,
+    burn_in: int = 20,
+    every: int = 1,
+    seed: int = 0,
+) -> Float[Tensor, "draw chain source"]:
+    """Losses at samples of parameters, less those at the start: Langevin dynamics on batches.
+
+    Density: exp(-n_beta loss(w) - gamma |w - start|² / 2). A step follows its slope on a batch,
+    `batch_loss(w, step)`, by half the `step_size`, and adds noise of that variance. `free` is 1
+    for parameters that move and 0 for those that stay. `losses` are kept `every` so many steps,
+    after `burn_in`. Source: Welling & Teh 2011 (SGLD); Lau et al. 2023.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    w, kept = start, []
+    for step in tqdm(range(1, burn_in + steps + 1), "sampling", leave=False):
+        w = w.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(batch_loss(w, step).sum(), w)
+        noise = torch.randn(w.shape, generator=generator, dtype=w.dtype)
+        with torch.no_grad():
+            drift = n_beta * slope + gamma * (w - start)
+            w = w + free * (step_size**0.5 * noise - step_size / 2 * drift)
+            if step > burn_in and step % every == 0:
+                kept.append(losses(w))
+    return torch.stack(kept) - losses(start).detach()
+
+
+def susceptibilities(
+    found: Float[Tensor, "draw *chain source"], mixture: Float[Tensor, "source"], n_beta: float
+) -> Float[Tensor, "*chain source"]:
+    """d λ / d h_k: how the learning coefficient λ = n_beta E[loss] of the samples changes as the
+    mixture h moves towards source k: -n_beta² Cov(loss, loss_k - loss). Source: 2601.13548."""
+    loss = found @ mixture
+    beyond = found - loss[..., None]
+    return -(n_beta**2) * (beyond * (loss - loss.mean(0))[..., None]).sum(0) / (len(found) - 1)
+
+
+def shift(
+    chi: Float[Tensor, "observable source"],
+    wanted: Float[Tensor, "observable"],
+    held: Sequence[int] = (),
+) -> Float[Tensor, "source"]:
+    """The shortest change of the mixture with the `wanted` response: χ⁺ wanted.
+
+    It sums to zero and leaves the sources in `held` as they are: rows of χ that must answer 0.
+    Source: 2601.13548, dh = χ⁺ dμ.
+    """
+    rows = torch.cat([chi, torch.ones(1, chi.shape[1]), torch.eye(chi.shape[1])[list(held)]])
+    return torch.linalg.pinv(rows) @ pad(wanted, (0, len(rows) - len(wanted)))

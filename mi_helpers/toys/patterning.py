@@ -166,7 +166,7 @@ def crossing(scores: Float[Tensor, "check *net"], level: float = 0.5) -> Float[T
 def trained() -> dict[str, Tensor]:
     """Eight networks and what other mixtures do to them; made by data/patterning/make.py.
 
-    `w` [net parameter], the `scores` [check net] of their training, and `shifted`, the scores with
+    `w` [net parameter], their `seeds` [net], the `scores` [check net], and `shifted`: scores with
     the mixture moved .15 towards (0) or away from (1) one source, [check net source direction].
     """
     return load_file(Path(__file__).parents[1] / "data" / "patterning" / "nets.safetensors")

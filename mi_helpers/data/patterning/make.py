@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ...toys.patterning import MIXTURE, train
 
-STEPS, SETTLE, LENGTH = 700, 200, 0.15  # LENGTH: of a shift of the mixture
+FIRST, STEPS, SETTLE, LENGTH = 8, 700, 200, 0.15  # FIRST: seed; LENGTH: of a mixture's shift
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,21 +21,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--nets", type=int, default=8)
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args(argv)
-    w, scores = train(
-        MIXTURE.expand(args.nets, -1), range(args.nets), args.steps, SETTLE * args.steps // STEPS
-    )
+    seeds = range(FIRST, FIRST + args.nets)
+    settle = SETTLE * args.steps // STEPS
+    w, scores = train(MIXTURE.expand(args.nets, -1), seeds, args.steps, settle)
 
     # The mixture towards each source and away from it, all by the same length.
     sources = len(MIXTURE)
     towards = torch.nn.functional.normalize(torch.eye(sources) - MIXTURE, dim=1) * LENGTH
     mixtures = MIXTURE + torch.stack([towards, -towards], 1)  # source direction source
     rows = repeat(mixtures, "k two h -> (n k two) h", n=args.nets)
-    seeds = [net for net in range(args.nets) for _ in range(2 * sources)]
-    _, shifted = train(rows, seeds, args.steps)
+    _, shifted = train(rows, [seed for seed in seeds for _ in range(2 * sources)], args.steps)
     shifted = rearrange(shifted, "c (n k two) -> c n k two", n=args.nets, two=2)
 
     args.out.mkdir(parents=True, exist_ok=True)
     made = {"w": w, "scores": scores, "shifted": shifted.contiguous()}
+    made["seeds"] = torch.tensor(list(seeds))
     save_file(made, args.out / "nets.safetensors")
 
 

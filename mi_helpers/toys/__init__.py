@@ -8,7 +8,9 @@ from . import (
     identifiability,
     interventions,
     max_of_k,
+    node_masks,
     patterning,
+    sparse_weights,
 )
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
@@ -47,7 +49,9 @@ __all__ = [
     "linear_transformer",
     "load_arrays",
     "max_of_k",
+    "node_masks",
     "patterning",
+    "sparse_weights",
     "squared_change",
     "tracr_pairs",
     "tracr_program",

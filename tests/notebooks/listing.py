@@ -276,6 +276,30 @@ NOTEBOOKS: tuple[Listed, ...] = (
         ),
     ),
     Listed(
+        "20_sparse_weights",
+        changed={"SEED": "1", "N_NETS": "2", "STEPS": "60", "N_PROMPTS": "60"},
+        families=(),
+        model="toys",
+        model_free=frozenset(
+            {
+                "20.sparsity-costs",
+                "20.fewer-edges",
+                "20.fewer-edges-bracket",
+                "20.fewer-edges-early",
+                "20.fewer-edges-cut",
+                "20.circuit-needed",
+                "20.ablation-is-free",
+                "20.ablation-localises",
+                "20.less-sparse",
+                "20.specialised",
+                "20.soft-gates-tell",
+                "20.hard-gates-tell-less",
+                "20.soft-leaks",
+                "20.hard-holds",
+            }
+        ),
+    ),
+    Listed(
         "21_identifiability",
         changed={
             "SEED": "1",

@@ -1,0 +1,284 @@
+"""Twins of a tiny transformer on code-like text: dense, weight-sparse and self-ablating.
+
+Twins start from the same weights and see the same text. `train` makes them: with `largest`, which
+zeroes all but the largest weights, or with `self_ablate`, a second pass in which a `gate` leaves a
+few units on. What part of them does a task is for `node_masks` to find.
+
+Sources: Gao et al. 2025, arXiv 2511.13653 (weight sparsity, tasks), without its activation sparsity
+and attention sinks; Ferrao et al. 2025, arXiv 2505.00509 (self-ablation, the "global" form). Sizes
+and text are ours.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss, normalize
+from tqdm.auto import tqdm
+
+LETTERS = "abcdefgh"
+VOCABULARY = "\n=,'\"()[]" + LETTERS
+LENGTH = 16  # characters that a network sees
+PAIRS = {  # a task: close what was opened
+    "quote": (("'", "'"), ('"', '"')),
+    "bracket": (("(", ")"), ("[", "]")),
+}
+KINDS = ("dense", "sparse", "self-ablating", "soft")
+KEPT = 4  # units of each attention layer and each MLP that a gate leaves on
+Hook = Callable[[str, Tensor], Tensor]
+
+
+def unchanged(name: str, x: Tensor) -> Tensor:
+    """The hook that does nothing."""
+    return x
+
+
+# Text and tasks
+
+
+def opened(rng: random.Random, task: str, opener: str) -> str:
+    """A line of code up to where it has to be closed, such as `a='bcd` or `a[b,c`."""
+    name, letters = rng.choice(LETTERS), rng.choices(LETTERS, k=rng.randint(1, 4))
+    return name + (
+        "=" + opener + "".join(letters) if task == "quote" else opener + ",".join(letters[:3])
+    )
+
+
+def line(rng: random.Random) -> str:
+    """A whole line of either task."""
+    task = rng.choice(list(PAIRS))
+    opener, closer = rng.choice(PAIRS[task])
+    return opened(rng, task, opener) + closer + "\n"
+
+
+def encode(text: str) -> list[int]:
+    """Characters as places in `VOCABULARY`. ValueError for a character that is not in it."""
+    return [VOCABULARY.index(character) for character in text]
+
+
+def texts(n: int, seed: int) -> Int[Tensor, "text pos"]:
+    """n times the first `LENGTH` + 1 characters of random lines."""
+    rng = random.Random(seed)
+    return torch.tensor(
+        [encode("".join(line(rng) for _ in range(5))[: LENGTH + 1]) for _ in range(n)]
+    )
+
+
+class Prompts(NamedTuple):
+    """Texts whose character at `last` is to be followed by a closing one; padded behind it."""
+
+    tokens: Int[Tensor, "prompt pos"]
+    other: Int[Tensor, "prompt pos"]  # the same texts, opened the other way
+    last: Int[Tensor, "prompt"]
+    right: Int[Tensor, "prompt"]  # the closing character
+    wrong: Int[Tensor, "prompt"]  # that of the other way
+
+
+def prompts(n: int, seed: int, task: str = "quote") -> Prompts:
+    """n prompts of a task: up to two whole lines, then one that is to be closed."""
+    rng = random.Random(seed)
+    rows: list[tuple[list[int], list[int], int, int, int]] = []
+    while len(rows) < n:
+        before = "".join(line(rng) for _ in range(rng.randint(0, 2)))
+        (opener, right), (other, wrong) = rng.sample(PAIRS[task], 2)
+        asked = opened(rng, task, opener)
+        pad = LENGTH - len(before + asked)
+        if pad >= 0:
+            both = (before + asked + "\n" * pad, before + asked.replace(opener, other) + "\n" * pad)
+            text, otherwise = map(encode, both)
+            closing = VOCABULARY.index(right), VOCABULARY.index(wrong)
+            rows.append((text, otherwise, LENGTH - pad - 1, *closing))
+    return Prompts(*map(torch.tensor, zip(*rows, strict=True)))
+
+
+# The networks
+
+
+def rms(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+    """x over its root mean square."""
+    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+class Twins(nn.Module):
+    """`n_nets` transformers side by side: RMS norm, no biases, ReLU; equal seeds, equal starts.
+
+    A hook gets the name and the value [net, batch, pos, unit] of each place, and its answer takes
+    the value's place: "embed"; in each layer "read" (what attention reads), "q", "k", "v", "z"
+    (what the heads gathered), "attn" (what they write), "mlp_read", "neuron", "mlp"; "final".
+    """
+
+    def __init__(self, n_nets: int, d: int = 32, layers: int = 2, seed: int = 0) -> None:
+        super().__init__()
+        self.d, self.layers, self.heads = d, layers, 2
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(n_nets)]
+
+        def weight(rows: int, columns: int, scale: float | None = None) -> nn.Parameter:
+            drawn = torch.stack([torch.randn(rows, columns, generator=g) for g in generators])
+            return nn.Parameter(drawn * (scale or rows**-0.5))
+
+        self.W_E, self.W_pos = weight(len(VOCABULARY), d, 0.5), weight(LENGTH, d, 0.5)
+        shapes = {"Q": (d, d), "K": (d, d), "V": (d, d), "O": (d, d)}
+        shapes |= {"in": (d, 4 * d), "out": (4 * d, d)}
+        self.W = nn.ParameterDict(
+            {
+                f"{name}{at}": weight(*shape)
+                for at in range(layers)
+                for name, shape in shapes.items()
+            }
+        )
+        self.W_U = weight(d, len(VOCABULARY))
+        self.W_gate = weight(d, layers * 5 * d)  # a relevance for each unit, for self-ablation
+
+    def forward(
+        self, tokens: Int[Tensor, "*net batch pos"], hook: Hook = unchanged
+    ) -> Float[Tensor, "net batch pos vocabulary"]:
+        """Logits; tokens without the first dimension go to all nets."""
+        n, (batch, length) = len(self.W_E), tokens.shape[-2:]
+        embedded = self.W_E[torch.arange(n)[:, None, None], tokens.expand(n, batch, length)]
+        x = hook("embed", embedded + self.W_pos[:, None, :length])
+        future = torch.ones(length, length).triu(1).bool()
+        for at in range(self.layers):
+            read = hook(f"read{at}", rms(x))
+            q, k, v = (
+                rearrange(
+                    hook(f"{name.lower()}{at}", read @ self.W[f"{name}{at}"][:, None]),
+                    "net b pos (h c) -> net b h pos c",
+                    h=self.heads,
+                )
+                for name in "QKV"
+            )
+            scores = (q @ k.mT / k.shape[-1] ** 0.5).masked_fill(future, -torch.inf)
+            z = rearrange(scores.softmax(-1) @ v, "net b h pos c -> net b pos (h c)")
+            x = x + hook(f"attn{at}", hook(f"z{at}", z) @ self.W[f"O{at}"][:, None])
+            read = hook(f"mlp_read{at}", rms(x))
+            neurons = hook(f"neuron{at}", (read @ self.W[f"in{at}"][:, None]).relu())
+            x = x + hook(f"mlp{at}", neurons @ self.W[f"out{at}"][:, None])
+        return hook("final", rms(x)) @ self.W_U[:, None]
+
+    def record(self, tokens: Int[Tensor, "*net batch pos"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits, and the value of every place."""
+        found: dict[str, Tensor] = {}
+        logits = self(tokens, lambda name, x: found.setdefault(name, x))
+        return logits, found
+
+
+def text_loss(
+    logits: Float[Tensor, "net batch pos vocabulary"],
+    tokens: Int[Tensor, "*net batch pos_and_next"],
+) -> Float[Tensor, "net"]:
+    """Mean cross-entropy of the next character, in nats."""
+    after = tokens.expand(len(logits), *tokens.shape[-2:])[..., 1:]
+    losses = cross_entropy(logits.flatten(0, 2), after.flatten(), reduction="none")
+    return reduce(losses.view(after.shape), "net b pos -> net", "mean")
+
+
+# Weight sparsity and self-ablation
+
+
+def largest(weight: Float[Tensor, "net i o"], share: float) -> Float[Tensor, "net i o"]:
+    """Each matrix with zeros for all but `share` of its weights, the largest by size."""
+    flat = weight.flatten(1)
+    kept = flat.abs().topk(max(1, round(share * flat.shape[1])), dim=1).indices
+    return torch.zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).view_as(weight)
+
+
+def gate(
+    relevance: Float[Tensor, "*shape unit"], k: int, soft: bool = False
+) -> Float[Tensor, "*shape unit"]:
+    """1 for the k most relevant units and 0 for the others, with the gradient of the soft gate.
+
+    The soft gate, which `soft` asks for, is a sigmoid centred between the k-th and the next score,
+    in units of their distance, rescaled to sum k. Source: 2505.00509 and its authors' code.
+    """
+    top, order = relevance.topk(k + 1, dim=-1)
+    inside, outside = top[..., k - 1 : k], top[..., k:]
+    smooth = ((relevance - (inside + outside) / 2) / (inside - outside + 1e-12)).sigmoid()
+    smooth = k * smooth / smooth.sum(-1, keepdim=True)
+    hard = torch.zeros_like(relevance).scatter(-1, order[..., :k], 1.0)
+    return smooth if soft else hard - smooth.detach() + smooth
+
+
+def gates_of(
+    model: Twins, final: Float[Tensor, "net batch pos d"], soft: bool = False
+) -> dict[str, Float[Tensor, "net batch pos unit"]]:
+    """The gates of each layer's "z" and "neuron", from what a clean pass ends in."""
+    relevance = (final @ model.W_gate[:, None]).split([model.d, 4 * model.d] * model.layers, -1)
+    units = [f"{name}{at}" for at in range(model.layers) for name in ("z", "neuron")]
+    return {name: gate(x, KEPT, soft) for name, x in zip(units, relevance, strict=True)}
+
+
+def self_ablate(
+    model: Twins, tokens: Tensor, soft: bool = False, gates_from: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the clean and of the ablated pass, and the distance of their residual streams.
+
+    The clean pass ends in a relevance for each "z" and "neuron" of all layers. In the second pass
+    the gates multiply these; its keys and values are the clean ones. The distance is the mean
+    squared one of streams of unit length. `gates_from`: texts whose clean pass gives the gates.
+    """
+    logits, clean = model.record(tokens)
+    final = clean["final"] if gates_from is None else model.record(gates_from)[1]["final"]
+    gates = gates_of(model, final, soft)
+    distances = []
+
+    def ablate(name: str, x: Tensor) -> Tensor:
+        if name[0] in "kv":
+            return clean[name]
+        if name.startswith("read") or name == "final":
+            distances.append(mse_loss(normalize(x, dim=-1), normalize(clean[name], dim=-1)))
+        return x * gates[name] if name in gates else x
+
+    return logits, model(tokens, ablate), torch.stack(distances).mean()
+
+
+def train(
+    kind: str, n_nets: int, steps: int = 800, share: float = 0.1, batch: int = 48, seed: int = 0
+) -> Twins:
+    """Twins of one of the `KINDS`, by AdamW with a rate that falls as a cosine.
+
+    "sparse": after each step only the largest `share` of every matrix stays; the share falls from 1
+    through the first half. "self-ablating", or "soft" with soft gates: both passes' losses and the
+    distance, added.
+    """
+    model, gated = Twins(n_nets, seed=seed), kind in ("self-ablating", "soft")
+    optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    text = torch.stack([texts(4000, seed + i) for i in range(n_nets)])
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(n_nets)]
+    for step in tqdm(range(steps), kind, leave=False):
+        rows = [torch.randint(text.shape[1], (batch,), generator=g) for g in generators]
+        tokens = text[torch.arange(n_nets)[:, None], torch.stack(rows)]
+        if gated:
+            clean, ablated, distance = self_ablate(model, tokens[..., :-1], kind == "soft")
+            losses = text_loss(clean, tokens) + text_loss(ablated, tokens) + distance
+        else:
+            losses = text_loss(model(tokens[..., :-1]), tokens)
+        optimiser.zero_grad()
+        losses.sum().backward()
+        grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        length = torch.stack([reduce(g.square(), "net i o -> net", "sum") for g in grads]).sum(0)
+        for grad in grads:  # of each net no longer than 1
+            grad /= length.sqrt().clamp_min(1)[:, None, None]
+        optimiser.step()
+        schedule.step()
+        if kind == "sparse":
+            now = 1 - (1 - share) * min(1, 2 * (step + 1) / steps)
+            for weight in model.parameters():
+                weight.data = largest(weight.data, now)
+    return model.requires_grad_(False)
+
+
+def trained(kind: str, n_nets: int = 5) -> Twins:
+    """The first of five twins of one of the `KINDS`; made by data/sparse_weights/make.py."""
+    stored = load_file(Path(__file__).parents[1] / "data" / "sparse_weights" / "nets.safetensors")
+    own = {name: x[:n_nets] for name, x in stored.items() if name.startswith(f"{kind}/")}
+    own = {name.removeprefix(f"{kind}/"): x for name, x in own.items()}
+    model = Twins(len(own["W_E"]))
+    model.load_state_dict(own, strict=False)  # W_gate is stored for the kinds that use it
+    return model.requires_grad_(False)

@@ -43,7 +43,15 @@ class Actions(NamedTuple):
         return 2 * (one.sin() + two.cos()) * math.exp(-0.5)
 
 
-SLOPE = 0.35  # of the bent half of each leaky ReLU in a mixing
+def bend(u: Tensor) -> Tensor:
+    """The y with y + y³ = u, by Cardano: smooth, so that no volume jumps, and odd, so that no sign
+    of a start is the wrong one."""
+    return 2 / 3**0.5 * ((1.5 * 3**0.5 * u).asinh() / 3).sinh()
+
+
+def unbend(y: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `bend`, and the log of its slope."""
+    return y + y**3, (1 + 3 * y.square()).log()
 
 
 def action_world(seeds: Sequence[int], n: int = 10_000) -> Actions:
@@ -52,7 +60,7 @@ def action_world(seeds: Sequence[int], n: int = 10_000) -> Actions:
     a, M, v = draw.uniform(n, 2), 1.5 * draw.rotation(2, 2), draw.normal(n, 2)
     z = x = a @ M.mT + v
     for _ in range(2):
-        x = leaky_relu(x @ draw.rotation(2, 2) + draw.uniform(1, 2) / 2, SLOPE)
+        x = leaky_relu(x @ draw.rotation(2, 2) + draw.uniform(1, 2) / 2, 0.35)
     y = 2 * (z[..., 0].sin() + z[..., 1].cos()) + v.sum(-1) + 0.2 * draw.normal(n)
     return Actions(a, z, x @ draw.rotation(10, 2).mT, y, M)
 
@@ -173,7 +181,7 @@ def causal_world(
 ) -> tuple[Float[Tensor, "net 3 n 2"], Float[Tensor, "net 3 n 2"]]:
     """v₂ = 2 tanh(1.5 v₁) + noise, seen as it is, with v₁ set, with v₂ set: (v, x).
 
-    x is a rotation, a leaky ReLU and another rotation of v.
+    x is a rotation of v, bent, and rotated again.
     """
     draw = Draws(seeds)
     first, second = draw.normal(3, n, 2).unbind(-1)
@@ -181,7 +189,7 @@ def causal_world(
     caused = 2 * (1.5 * first).tanh() + 0.5 * second
     caused[:, 2] = second[:, 2]
     v = torch.stack([first, caused], -1)
-    bent = leaky_relu(v @ draw.rotation(1, 2, 2) + draw.uniform(1, 1, 2) / 2, SLOPE)
+    bent = bend(2 * v @ draw.rotation(1, 2, 2) + draw.uniform(1, 1, 2))
     return v, bent @ draw.rotation(1, 2, 2)
 
 
@@ -189,9 +197,9 @@ def causal_world(
 class CausalModel:
     """Unmixes x and says how likely it is; one row of every tensor for each model.
 
-    z = leaky⁻¹(x W₁ + b₁) W₂ + b₂, with leaky⁻¹ the inverse of the mixing's. The first latent is
-    N(0, 1), the second N(f(first), σ²) with f a small tanh network, or f = 0 without an edge. A
-    latent that was set has a mean and a spread of its own in that environment.
+    z = unbend(x W₁ + b₁) W₂ + b₂. The first latent is N(0, 1), the second N(f(first), σ²) with f a
+    small tanh network, or f = 0 without an edge. A latent that was set has a mean and a spread of
+    its own in that environment.
     """
 
     W: Float[Tensor, "model 2 row column"]
@@ -230,11 +238,10 @@ class CausalModel:
     ) -> tuple[Float[Tensor, "model env n 2"], Float[Tensor, "model env n"]]:
         """The latents, and log |det dz/dx|."""
         envs = x.shape[1]
-        bent = torch.baddbmm(
-            self.b[:, 0], rearrange(x, "model e n d -> model (e n) d"), self.W[:, 0]
-        )
-        z = torch.baddbmm(self.b[:, 1], leaky_relu(bent, 1 / SLOPE), self.W[:, 1])
-        volume = (bent < 0).sum(-1) * math.log(1 / SLOPE)
+        rows = rearrange(x, "model e n d -> model (e n) d")
+        unbent, log_slope = unbend(torch.baddbmm(self.b[:, 0], rows, self.W[:, 0]))
+        z = torch.baddbmm(self.b[:, 1], unbent, self.W[:, 1])
+        volume = log_slope.sum(-1)
         volume = volume + self.W.det().abs().log().sum(1, keepdim=True)
         z = rearrange(z, "model (e n) d -> model e n d", e=envs)
         return z, rearrange(volume, "model (e n) -> model e n", e=envs)
@@ -268,8 +275,8 @@ def fit(
     x: Float[Tensor, "net 3 n 2"],
     guesses: Sequence[Guess],
     seeds: Sequence[int],
-    starts: int = 3,
-    steps: int = 800,
+    starts: int = 6,
+    steps: int = 400,
     batch: int = 128,
 ) -> Fitted:
     """Maximum likelihood under each guess, on the first half of the rows; the rest is held out.

@@ -1,6 +1,7 @@
 """Small networks whose inner structure is known."""
 
 from . import (
+    abstraction,
     bilinear,
     digits,
     gates,
@@ -32,6 +33,7 @@ __all__ = [
     "BlockNetwork",
     "ModularAddition",
     "Trainer",
+    "abstraction",
     "addition_accuracy",
     "addition_pairs",
     "bilinear",

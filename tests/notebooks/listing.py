@@ -244,6 +244,32 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"16.causal-is-invariant", "16.same-for-all-prompts"}),
     ),
     Listed(
+        "17_causal_abstraction",
+        changed={
+            "SEED": "1",
+            "N_PAIRS": "300",
+            "STEPS": "20",
+            "N_INPUTS": "40",
+            "N_PROMPTS": "8",
+        },
+        families=("gpt2", "llama"),
+        model_free=frozenset(
+            {
+                "17.known",
+                "17.first-layer",
+                "17.second-layer",
+                "17.beyond-units",
+                "17.boundless-keeps",
+                "17.boundless-small",
+                "17.combined-two-states",
+                "17.combined-sums-alone",
+                "17.states-told",
+                "17.stopped-early",
+                "17.illusion",
+            }
+        ),
+    ),
+    Listed(
         "18_compact_proofs",
         changed={"SEED": "1", "N_NETS": "5", "N_EXACT": "1", "STEPS": "300"},
         families=(),

@@ -120,6 +120,8 @@ def test_whole_answers_are_scored_by_their_log_probability() -> None:
     difference = expected["answer_logit"] - expected["wrong_logit"]
     np.testing.assert_allclose(table_of["logit_diff"], difference, atol=1e-5)
     assert set(table_of["scored"]) == {"all"}
+    with pytest.raises(ValueError, match="make the pairs with scored='first'"):
+        patching.gaussian(model, pairs, [1])
     # a single token's is the logit difference itself
     one = PromptPairs.from_table(model, table(), scored="one").performance(model)
     whole = PromptPairs.from_table(model, table(), scored="all").performance(model)

@@ -127,31 +127,48 @@ def in_context(
 
 
 def train(
-    mixtures: Float[Tensor, "net source"], seeds: Sequence[int], steps: int, settle: int = 0
+    mixtures: Float[Tensor, "net source"],
+    seeds: Sequence[int],
+    steps: int,
+    settle: int = 0,
+    level: float = torch.inf,
 ) -> tuple[Float[Tensor, "net parameter"], Float[Tensor, "check net"]]:
     """Networks trained on the sources' losses, each with its weight; their scores on the way.
 
     Nets of one seed start alike and read the same sequences: only the weights differ. Adam at .02,
     8 fresh sequences of each source a step; the rate falls to 0 over `settle` steps more, without
-    scores. A score is `in_context` on held-out sequences, every `EVERY` steps from 0 on.
+    scores. A score is `in_context` on held-out sequences, every `EVERY` steps from 0 on. A net
+    stops once its score is above `level`, and keeps that score.
     """
-    w = start(seeds).requires_grad_()
+    found, last, at = start(seeds), torch.zeros(len(seeds)), torch.arange(len(seeds))
+    w = found.clone().requires_grad_()  # of the nets that go on, which are those in `at`
     optimiser = torch.optim.Adam([w], lr=0.02, betas=(0.9, 0.98))
     data = {seed: torch.Generator().manual_seed(1000 + seed) for seed in seeds}
     probe, scores = sequences(32, torch.Generator().manual_seed(7))[1], []
     for step in tqdm(range(steps + settle), "training", leave=False):
-        if step % 50 == 0:  # sequences for 50 steps at once
-            blocks = {seed: sequences(400, g).unflatten(1, (50, 8)) for seed, g in data.items()}
         if step % EVERY == 0 and step < steps:
-            with torch.no_grad():
-                scores.append(in_context(w, probe))
+            if len(at):
+                last[at] = in_context(w.detach(), probe)
+            scores.append(last.clone())
+            if (last[at] > level).any():
+                found[at], on = w.detach(), last[at] <= level
+                at, old = at[on], optimiser.state.pop(w, {})
+                w = found[at].requires_grad_()
+                optimiser = torch.optim.Adam([w], lr=0.02, betas=(0.9, 0.98))
+                optimiser.state[w] = {k: v[on] if v.ndim else v for k, v in old.items()}
+        if not len(at):
+            continue
+        going = [seeds[i] for i in at.tolist()]
+        if step % 50 == 0:  # sequences for 50 steps at once
+            blocks = {k: sequences(400, data[k]).unflatten(1, (50, 8)) for k in sorted({*going})}
         if step >= steps:
             optimiser.param_groups[0]["lr"] = 0.02 * (1 - (step - steps) / settle)
-        tokens = torch.stack([blocks[seed][:, step % 50] for seed in seeds])
-        (mixtures * losses(w, tokens)).sum().backward()  # nets do not touch each other
+        tokens = torch.stack([blocks[seed][:, step % 50] for seed in going])
+        (mixtures[at] * losses(w, tokens)).sum().backward()  # nets do not touch each other
         optimiser.step()
         optimiser.zero_grad()
-    return w.detach(), torch.stack(scores)
+    found[at] = w.detach()
+    return found, torch.stack(scores)
 
 
 def crossing(scores: Float[Tensor, "check *net"], level: float = 0.5) -> Float[Tensor, "*net"]:
@@ -166,8 +183,10 @@ def crossing(scores: Float[Tensor, "check *net"], level: float = 0.5) -> Float[T
 def trained() -> dict[str, Tensor]:
     """Eight networks and what other mixtures do to them; made by data/patterning/make.py.
 
-    `w` [net parameter], their `seeds` [net], the `scores` [check net], and `shifted`: scores with
-    the mixture moved .15 towards (0) or away from (1) one source, [check net source direction].
+    `w` [net parameter], their `seeds` [net], the `scores` [check net], and scores with the mixture
+    moved by .15, each net until it passes one half: `shifted` towards (0) or away from (1) one
+    source, [check net source direction], and `drawn`, along (0) or against (1) the random
+    `directions` [net draw source], [check net draw direction].
     """
     return load_file(Path(__file__).parents[1] / "data" / "patterning" / "nets.safetensors")
 

@@ -204,6 +204,21 @@ def test_networks_differ_by_seed_and_mixture_alone() -> None:
     assert torch.equal(patterning.start([1, 1])[0], patterning.start([1])[0])
 
 
+def test_a_network_stops_above_the_level_and_the_others_go_on() -> None:
+    mixed = patterning.MIXTURE.expand(2, -1)
+    ends = patterning.train(mixed, [0, 1], 11)[1]
+    assert ends.shape == (2, 2)
+    level = float(ends[1].sort().values.mean())  # one of the two is above it at the second check
+    w, scores = patterning.train(mixed, [0, 1], 19, level=level)
+    assert torch.allclose(scores, ends, atol=1e-4)
+    first = int(ends[1].argmax())
+    for net, steps in ((first, 10), (1 - first, 19)):
+        assert torch.allclose(w[net], patterning.train(mixed[:1], [net], steps)[0][0], atol=1e-4)
+    all_stop = patterning.train(mixed, [0, 1], 35, level=-1.0)
+    assert torch.equal(all_stop[0], patterning.start([0, 1]))
+    assert torch.equal(all_stop[1], scores[:1].expand(4, -1))
+
+
 def test_crossings_are_found_between_checks() -> None:
     columns = [[0.0, 0.4, 0.6, 0.2], [0.6, 0.7, 0.8, 0.9], [0.0, 0.1, 0.2, 0.3]]
     found = patterning.crossing(torch.tensor(columns).T)
@@ -230,7 +245,8 @@ def test_the_shipped_networks_can_be_made_again(tmp_path: Path) -> None:
     assert (tmp_path / "nets.safetensors").is_file()
     made = patterning.trained()
     assert made["w"].shape == (8, 2656)
-    assert made["shifted"].shape == (70, 8, 4, 2)
+    assert made["shifted"].shape == made["drawn"].shape == (150, 8, 4, 2)
+    assert made["directions"].sum(-1).abs().max() < 1e-6
     held_out = patterning.sequences(64, torch.Generator().manual_seed(11))
     assert (patterning.in_context(made["w"], held_out[1]) > 0.9).all()
     # Where the roles say: the heads look at the previous token, and after earlier copies.

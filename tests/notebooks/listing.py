@@ -344,11 +344,12 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "21.sparse-over-vae-free",
                 "21.support",
                 "21.affine",
+                "21.affine-over-plain",
                 "21.extrapolates",
                 "21.needs-condition",
                 "21.near-oracle",
                 "21.right-guess",
-                "21.right-latents",
+                "21.right-latents-free",
             }
         ),
     ),

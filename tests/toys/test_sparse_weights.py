@@ -113,6 +113,15 @@ def test_gates_leave_few_units_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.allclose(g.sum(-1), torch.tensor(float(KEPT))) for g in given)
 
 
+def test_a_reader_gets_out_of_gates_what_is_in_them() -> None:
+    text = sparse_weights.texts(40, 0)
+    after = one_hot(text[:, 1:], len(VOCABULARY)).float()
+    gates = torch.stack([after, torch.ones_like(after)])  # all there is to know, and nothing
+    found = sparse_weights.readable(gates, 9 * after.expand_as(gates), text)
+    assert found[0] > 0.9
+    assert abs(found[1]) < 0.1
+
+
 def test_masks_keep_or_replace() -> None:
     model, asked = Twins(2, d=4).requires_grad_(False), sparse_weights.prompts(6, 0)
     means = node_masks.averages(model, sparse_weights.texts(9, 1)[:, :-1])
@@ -205,5 +214,7 @@ def test_the_shipped_networks_can_be_made_again(tmp_path: Path) -> None:
         assert (kept < 0.11).all(), name
         assert (dense.W[name] != 0).float().mean() > 0.9
     asked = sparse_weights.prompts(50, 1)
-    for kind in sparse_weights.KINDS:
+    other = sparse_weights.trained("other dense")
+    assert not torch.allclose(other.W_U, dense.W_U, atol=0.1)
+    for kind in make.SETS:
         assert node_masks.task_loss(sparse_weights.trained(kind, 2), asked).mean() < 0.3

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, reduce
+from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -105,6 +105,13 @@ def rms(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
 
 
+def product(
+    x: Float[Tensor, "net batch pos i"], weight: Float[Tensor, "net i o"]
+) -> Float[Tensor, "net batch pos o"]:
+    """What each net's own matrix makes of its values."""
+    return einsum(x, weight, "net batch pos i, net i o -> net batch pos o")
+
+
 class Twins(nn.Module):
     """`n_nets` transformers side by side: RMS norm, no biases, ReLU; equal seeds, equal starts.
 
@@ -147,7 +154,7 @@ class Twins(nn.Module):
             read = hook(f"read{at}", rms(x))
             q, k, v = (
                 rearrange(
-                    hook(f"{name.lower()}{at}", read @ self.W[f"{name}{at}"][:, None]),
+                    hook(f"{name.lower()}{at}", product(read, self.W[f"{name}{at}"])),
                     "net b pos (h c) -> net b h pos c",
                     h=self.heads,
                 )
@@ -155,11 +162,11 @@ class Twins(nn.Module):
             )
             scores = (q @ k.mT / k.shape[-1] ** 0.5).masked_fill(future, -torch.inf)
             z = rearrange(scores.softmax(-1) @ v, "net b h pos c -> net b pos (h c)")
-            x = x + hook(f"attn{at}", hook(f"z{at}", z) @ self.W[f"O{at}"][:, None])
+            x = x + hook(f"attn{at}", product(hook(f"z{at}", z), self.W[f"O{at}"]))
             read = hook(f"mlp_read{at}", rms(x))
-            neurons = hook(f"neuron{at}", (read @ self.W[f"in{at}"][:, None]).relu())
-            x = x + hook(f"mlp{at}", neurons @ self.W[f"out{at}"][:, None])
-        return hook("final", rms(x)) @ self.W_U[:, None]
+            neurons = hook(f"neuron{at}", product(read, self.W[f"in{at}"]).relu())
+            x = x + hook(f"mlp{at}", product(neurons, self.W[f"out{at}"]))
+        return product(hook("final", rms(x)), self.W_U)
 
     def record(self, tokens: Int[Tensor, "*net batch pos"]) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits, and the value of every place."""
@@ -208,7 +215,7 @@ def gates_of(
     model: Twins, final: Float[Tensor, "net batch pos d"], soft: bool = False
 ) -> dict[str, Float[Tensor, "net batch pos unit"]]:
     """The gates of each layer's "z" and "neuron", from what a clean pass ends in."""
-    relevance = (final @ model.W_gate[:, None]).split([model.d, 4 * model.d] * model.layers, -1)
+    relevance = product(final, model.W_gate).split([model.d, 4 * model.d] * model.layers, -1)
     units = [f"{name}{at}" for at in range(model.layers) for name in ("z", "neuron")]
     return {name: gate(x, KEPT, soft) for name, x in zip(units, relevance, strict=True)}
 

@@ -321,7 +321,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "20.soft-gates-tell",
                 "20.hard-gates-tell-less",
                 "20.soft-leaks",
-                "20.hard-holds",
             }
         ),
     ),

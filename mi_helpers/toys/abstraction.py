@@ -5,7 +5,8 @@ if its variables can be *interchanged*: put what holds a variable in a source in
 into the run of a base input, and the network answers as the causal model does after the same
 exchange. The share of (base, source) pairs for which it does so is the interchange accuracy.
 
-- `equality_pairs` and `sum_pairs` draw pairs with the causal model's answers after the exchange;
+- `equality_pairs`, `rival_pairs` and `sum_pairs` draw pairs with a causal model's answers after the
+  exchange;
 - `interchange` makes the exchange in a subspace, `hits` says which answers are right after it;
 - `align` learns the subspaces (DAS), `align_boundless` how large one has to be as well;
 - `explained` chooses for each input which of several causal models explains it.
@@ -129,6 +130,22 @@ def equality_pairs(n: int, generator: Generator) -> Pairs:
     return base, source, equality_answers(of_base, of_source)
 
 
+def rival_pairs(n: int, generator: Generator) -> Pairs:
+    """A rival story of the same task, in which w itself is copied and compared with x later.
+
+    Variables: w; y; none. With w from the source the answer is whether that w equals the base's x,
+    and whether this agrees with y = z. The source's w is the base's x in half of the pairs (its y
+    the base's z likewise); its own x and z are drawn as in `equality`. Source: the control
+    "identity of the first argument", after arXiv 2303.02536.
+    """
+    (base, of_base), (source, of_source) = equality(n, generator), equality(n, generator)
+    matches = torch.rand(n, 2, generator=generator) < 0.5
+    b, s = base.unflatten(1, (4, -1)), source.unflatten(1, (4, -1))
+    s[:, ::2] = torch.where(matches[..., None], b[:, 1::2], s[:, ::2])
+    s[:, 1::2] = torch.where(of_source[..., None], s[:, ::2], s[:, 1::2])
+    return base, s.flatten(1), equality_answers(of_base, matches)
+
+
 # Causal models of x + y + z, each with the digits of its inner sum.
 SUMS = {"(x + y) + z": (0, 1), "x + (y + z)": (1, 2), "(x + z) + y": (0, 2)}
 
@@ -142,11 +159,17 @@ def hot(numbers: Int[Tensor, "n 3"]) -> Float[Tensor, "n 30"]:
     return one_hot(numbers, 10).flatten(1).float()
 
 
-def sum_pairs(inner: Sequence[int]) -> Draw:
-    """Pairs whose variable is the sum of the digits `inner`; the task is x + y + z."""
+def sum_pairs(inner: Sequence[int], among: Int[Tensor, "input 3"] | None = None) -> Draw:
+    """Pairs whose variable is the sum of the digits `inner`; the task is x + y + z.
+
+    `among`: the inputs that bases and sources are drawn from; default: all of them.
+    """
 
     def draw(n: int, generator: Generator) -> Pairs:
-        base, source = torch.randint(10, (2, n, 3), generator=generator)
+        if among is None:
+            base, source = torch.randint(10, (2, n, 3), generator=generator)
+        else:
+            base, source = among[torch.randint(len(among), (2, n), generator=generator)]
         changed = base.clone()
         changed[:, list(inner)] = source[:, list(inner)]
         return hot(base), hot(source), torch.stack([changed.sum(1), base.sum(1)])
@@ -227,15 +250,17 @@ def align_boundless(
     batch: int = 256,
     lr: float = 0.02,
     seed: int = 0,
+    start: float = 0.5,
 ) -> Float[Tensor, "net d d"]:
     """Boundless DAS of the first variable: a rotation, its rows beyond the learned boundary zero.
 
     Row i takes part by sigmoid((boundary - i - 1/2) / T) while T falls from 2 to 0.1; a boundary at
-    the layer's end would cost `penalty`. Source: arXiv 2305.08809, section 3.
+    the layer's end would cost `penalty`. It starts at the share `start` of the layer.
+    Source: arXiv 2305.08809, section 3.
     """
     d = nets.weights[layer].shape[-1]
     free, generator = _start(nets, d, seed), Generator().manual_seed(seed)
-    boundary = torch.full((len(free), 1), d / 2).requires_grad_()
+    boundary = torch.full((len(free), 1), d * start).requires_grad_()
 
     def part(done: float) -> Tensor:
         return ((boundary - torch.arange(d) - 0.5) / (2 * 0.05**done)).sigmoid()

@@ -256,14 +256,14 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset(
             {
                 "17.known",
-                "17.first-layer",
+                "17.first-layer-both",
                 "17.second-layer",
                 "17.beyond-units",
                 "17.boundless-keeps",
                 "17.boundless-small",
                 "17.combined-two-states",
                 "17.combined-sums-alone",
-                "17.states-told",
+                "17.states-told-unseen",
                 "17.stopped-early",
                 "17.illusion",
             }

@@ -106,6 +106,34 @@ def test_equality_inputs_and_answers() -> None:
     assert abstraction.equality_answers(base, source)[:, 0].tolist() == [1, 0, 0]
 
 
+def test_a_network_that_copies_w_passes_the_rival_story_alone() -> None:
+    """Units ±w, ±x, ±y, ±z; then ±(w - x), ±(y - z); then the sums of the distances."""
+    base, source, answers = abstraction.rival_pairs(2000, generator())
+    (w, x, y, z), (w2, x2, y2, z2) = (a.unflatten(1, (4, 4)).unbind(1) for a in (base, source))
+    same = [(a == b).all(1) for a, b in ((w, x), (y, z), (w2, x), (y2, z), (w2, x2), (y2, z2))]
+    assert all(0.45 < one.float().mean() < 0.55 for one in same)
+    assert torch.equal(answers[0], (same[2] == same[1]).long())
+    assert torch.equal(answers[1], (same[0] == same[3]).long())
+    assert torch.equal(answers[2], (same[0] == same[1]).long())
+    one = torch.eye(4)
+    apart = torch.cat([one, -one, -one, one])  # of w⁺, w⁻, x⁺, x⁻: [16 in, 4 out]
+    first = torch.cat([torch.cat([one, -one], 1)[None]] * 4)
+    weights = [torch.block_diag(*first), torch.block_diag(*[torch.cat([apart, -apart], 1)] * 2)]
+    weights += [
+        torch.block_diag(*[torch.ones(8, 1)] * 2) @ torch.tensor([[1.0, -1, 1], [-1, 1, 1]])
+    ]
+    weights += [torch.tensor([[1.0, 0], [1, 0], [-0.9, 0]])]
+    biases = [torch.zeros(1, 1, w.shape[1]) for w in weights[:-1]] + [torch.tensor([[[-0.05, 0]]])]
+    nets, units = Networks([w[None] for w in weights], biases), torch.eye(32)[None]
+    copied = [units[:, :8], units[:, 16:24]]
+    rival, story = (
+        abstraction.hits(nets, 0, copied, draw(2000, generator())).float().mean(-1)
+        for draw in (abstraction.rival_pairs, abstraction.equality_pairs)
+    )
+    assert (rival > 0.95).all()
+    assert (story < 0.6).all()
+
+
 def test_sums_are_those_of_the_exchanged_digits() -> None:
     def digits(x: Tensor) -> Tensor:
         return x.unflatten(1, (3, 10)).argmax(-1)
@@ -115,6 +143,9 @@ def test_sums_are_those_of_the_exchanged_digits() -> None:
         for b, s, changed, same in zip(digits(base), digits(source), *answers, strict=True):
             assert changed == sum(s[i] if i in inner else b[i] for i in range(3))
             assert same == b.sum()
+    few = abstraction.digits()[[3, 500, 999]]
+    drawn = torch.cat([digits(x) for x in abstraction.sum_pairs((0, 1), few)(50, generator())[:2]])
+    assert torch.equal(drawn.unique(dim=0), few)
     base, source, answers = abstraction.two_state_pairs(200, generator())
     b, s = digits(base), digits(source)
     assert torch.equal(b[:, 0] < 5, s[:, 0] < 5)
@@ -151,6 +182,10 @@ def test_boundless_rows_take_part_wholly_or_not_at_all() -> None:
     nets, draw = Networks.random([0], (16, 6, 2)), abstraction.equality_pairs
     dear = abstraction.align_boundless(nets, 0, draw, penalty=99, steps=300, lr=0.1)
     assert (dear == 0).all()
+    still = abstraction.align_boundless(nets, 0, draw, steps=1, lr=1e-4, start=0.5)
+    assert still.norm(dim=-1).round().sum() == 3  # one step moves the boundary by 1e-4 units
+    still = abstraction.align_boundless(nets, 0, draw, steps=1, lr=1e-4, start=0.2)
+    assert still.norm(dim=-1).round().sum() == 1
 
 
 def test_each_input_gets_the_story_of_its_block() -> None:

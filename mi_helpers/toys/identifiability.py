@@ -11,11 +11,13 @@ Source: Moran et al. 2022, arXiv 2110.10804, and the authors' code, for sizes an
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import relu
@@ -126,6 +128,39 @@ class VAE:
         hidden = relu(mlp(self.generator, rearrange(read, "net n j k -> net (n j) k")))
         hidden = rearrange(hidden, "net (n j) h -> net n j h", n=z.shape[1])
         return (hidden * self.heads[:, None]).sum(-1) + self.bias
+
+
+# What data/identifiability/make.py trained: at each correlation and seed, one of each kind.
+RHOS, KINDS, SEEDS = (0.0, 0.4, 0.8), {"sparse decoder": True, "VAE": False}, range(1000, 1012)
+LAYERS = {"encoder": 6, "generator": 4}  # tensors of each `mlp`
+
+
+def named(vae: VAE) -> dict[str, Tensor]:
+    """The tensors of a VAE by name, for a file."""
+    found = {f"{part}.{i}": t for part in LAYERS for i, t in enumerate(getattr(vae, part))}
+    rest = {name: getattr(vae, name) for name in ("heads", "bias", "log_sigma", "W", "slab")}
+    return found | {name: tensor for name, tensor in rest.items() if tensor is not None}
+
+
+def trained_vaes(n: int = len(SEEDS)) -> dict[tuple[float, str], VAE]:
+    """The shipped networks of the first `n` of `SEEDS`, by correlation and kind.
+
+    Single networks depend on the last digit of every step of their training, so that another
+    processor trains others. Each saw the first 500 rows of `sparse_world(rho, SEEDS)`.
+    Raises ValueError when fewer ship.
+    """
+    if n > len(SEEDS):
+        raise ValueError(f"networks of {len(SEEDS)} seeds ship, not {n}; train more: train_vae")
+    file = Path(__file__).parents[1] / "data" / "identifiability" / "vaes.safetensors"
+    tensors = {name: tensor[:n] for name, tensor in load_file(file).items()}
+
+    def one(rho: float, kind: str) -> VAE:
+        prefix = f"{rho} {kind} "
+        of = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        layers = {part: [of.pop(f"{part}.{i}") for i in range(k)] for part, k in LAYERS.items()}
+        return VAE(**layers, **({"W": None} | of))  # type: ignore[arg-type]
+
+    return {(rho, kind): one(rho, kind) for rho in RHOS for kind in KINDS}
 
 
 SPIKE, SLAB = 10.0, 1.0  # rates of the two exponential priors on |W|

@@ -1,11 +1,13 @@
 """Sparse decoders and moved latents against loops, exact identities and known answers."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from mi_helpers.data.identifiability import make
 from mi_helpers.toys import identifiability as toys
 from mi_helpers.toys import interventions as moves
 
@@ -211,3 +213,26 @@ def test_fitting_keeps_the_best_start() -> None:
     assert torch.isfinite(two.likelihood).all()
     alone = moves.fit(x[1:], guesses, [1], starts=1, steps=5)
     assert torch.allclose(alone.likelihood[0], one.likelihood[1], atol=1e-4)
+
+
+def test_the_shipped_networks_are_whole_and_learned_something() -> None:
+    shipped = toys.trained_vaes(2)
+    assert set(shipped) == {(rho, kind) for rho in toys.RHOS for kind in toys.KINDS}
+    for (rho, kind), vae in shipped.items():
+        z, x = toys.sparse_world(rho, toys.SEEDS[:2])
+        assert (vae.W is not None) == toys.KINDS[kind]
+        left = (vae.decode(vae.encode(x)[0]) - x)[:, 500:].square().mean((1, 2))
+        assert (left < 0.3 * x[:, 500:].var(1).mean(1)).all()
+    with pytest.raises(ValueError, match="12 seeds ship, not 13"):
+        toys.trained_vaes(13)
+
+
+def test_the_maker_writes_what_the_loader_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.main(["--out", str(tmp_path / "data/identifiability"), "--nets", "1", "--epochs", "1"])
+    monkeypatch.setattr(toys, "__file__", str(tmp_path / "toys/identifiability.py"))
+    vae = toys.trained_vaes(1)[0.8, "sparse decoder"]
+    _, x = toys.sparse_world(0.8, toys.SEEDS[:1])
+    again = toys.train_vae(x[:, :500], toys.SEEDS[:1], True, epochs=1)
+    torch.testing.assert_close(toys.named(vae), toys.named(again))

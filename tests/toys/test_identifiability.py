@@ -219,10 +219,10 @@ def test_the_shipped_networks_are_whole_and_learned_something() -> None:
     shipped = toys.trained_vaes(2)
     assert set(shipped) == {(rho, kind) for rho in toys.RHOS for kind in toys.KINDS}
     for (rho, kind), vae in shipped.items():
-        z, x = toys.sparse_world(rho, toys.SEEDS[:2])
+        _, x = toys.sparse_world(rho, toys.SEEDS[:2])
         assert (vae.W is not None) == toys.KINDS[kind]
         left = (vae.decode(vae.encode(x)[0]) - x)[:, 500:].square().mean((1, 2))
-        assert (left < 0.3 * x[:, 500:].var(1).mean(1)).all()
+        assert (left < 0.5 * x[:, 500:].var(1).mean(1)).all()
     with pytest.raises(ValueError, match="12 seeds ship, not 13"):
         toys.trained_vaes(13)
 

@@ -331,7 +331,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "N_SEEDS": "2",
             "N_WORLDS": "2",
             "N_CAUSAL": "2",
-            "EPOCHS": "3",
             "STEPS": "20",
             "CAUSAL_STEPS": "20",
         },

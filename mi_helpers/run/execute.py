@@ -34,9 +34,10 @@ from mi_helpers.run.execute import peak_gb
 job = json.loads(sys.stdin.readline())
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 papermill.execute_notebook(**job, config=Config(KernelManager=json.loads(os.environ["MI_KERNEL"])))
-peak = peak_gb(resource.RUSAGE_CHILDREN)
+peak, used = peak_gb(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_CHILDREN)
+note = {"peak_gb": round(peak, 2), "cpu_s": round(used.ru_utime + used.ru_stime, 1)}
 with open(os.environ["MI_NOTES"], "a") as file:
-    file.write(json.dumps({"peak_gb": round(peak, 2)}) + "\\n")
+    file.write(json.dumps(note) + "\\n")
 """
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -251,13 +252,14 @@ def peak_gb(who: int) -> float:
 
 def notes(folder: Path) -> dict[str, Any]:
     """What an execution noted beside its claims: the models that it loaded, each with dtype, device
-    and BOS, and `peak_gb`, the most memory that its kernel held (None where that is not known)."""
+    and BOS; `peak_gb`, the most memory that its kernel held; and `cpu_s`, the processor time that
+    it used (None where these are not known)."""
     file = folder / NOTES
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     found = [json.loads(line) for line in dict.fromkeys(text.splitlines())]
-    peaks = [line["peak_gb"] for line in found if "peak_gb" in line]
+    used = next((line for line in found if "peak_gb" in line), {})
     models = [line for line in found if "model" in line]
-    return {"models": models, "peak_gb": max(peaks, default=None)}
+    return {"models": models, "peak_gb": used.get("peak_gb"), "cpu_s": used.get("cpu_s")}
 
 
 def traceback(folder: Path) -> str:

@@ -193,7 +193,7 @@ def _notebooks(about: dict[str, Any], root: Path) -> list[dict[str, Any]]:
         lacks += [f"has no {site}" for site in sites]
         why = "; ".join(lacks) if own else TOYS
         run = known.get(path.stem, {})
-        seconds, peak = run.get("seconds"), run.get("peak_gb")
+        seconds, peak = run.get("cpu_s") or run.get("seconds"), run.get("peak_gb")
         more = about["weights_gb"] - DEFAULT_WEIGHTS_GB if own else 0
         rows.append(
             {

@@ -43,7 +43,7 @@ class Run:
     Attributes:
         source: the name of the folder that it was read from.
         file: the executed notebook, None where it is not kept.
-        seconds: how long it ran.
+        seconds: how long it ran on one core, other work not counted, where that is known.
         variant: what tells it from other runs of its notebook and model but for the seed.
     """
 
@@ -229,7 +229,15 @@ def _read_one(file: Path, source: str, root: Path) -> Run:
     if file.name != "run.json" and stored.is_file():  # a reference: `mi render` made both
         own = parameters.all_values(stored, {}).get("MODEL")
         kept = stored if own in (given.get("MODEL"), None) else None
-    return Run(source, name, given, tuple(run["records"]), run["error"], kept, run["seconds"])
+    return Run(
+        source,
+        name,
+        given,
+        tuple(run["records"]),
+        run["error"],
+        kept,
+        run.get("cpu_s") or run["seconds"],
+    )
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

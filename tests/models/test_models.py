@@ -92,7 +92,7 @@ def test_a_run_notes_what_it_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_model(save(tmp_path / "my-model"), dtype=dtype)
     line = {"model": "my-model", "dtype": "float32", "device": "cpu", "bos": "<s>"}
     notes = execute.notes(tmp_path)
-    assert notes == {"models": [line, line | {"dtype": "bfloat16"}], "peak_gb": None}
+    assert notes == {"models": [line, line | {"dtype": "bfloat16"}], "peak_gb": None, "cpu_s": None}
 
 
 def test_a_relative_path_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,7 @@ def notes(folder: Path) -> dict[str, Any]:
     file = folder / NOTES
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     found = [json.loads(line) for line in dict.fromkeys(text.splitlines())]
-    used = next((line for line in found if "peak_gb" in line), {})
+    used: dict[str, float] = next((line for line in found if "peak_gb" in line), {})
     models = [line for line in found if "model" in line]
     return {"models": models, "peak_gb": used.get("peak_gb"), "cpu_s": used.get("cpu_s")}
 

@@ -142,7 +142,8 @@ def changed_claims(reference: list[Record], measured: list[Record]) -> list[str]
 
 def _on_its_limit(a: Record, b: Record) -> bool:
     """Whether one of two verdicts is undecided, and the intervals agree within 5 % of the width."""
-    x, y = ((record["low"], record["high"]) for record in (a, b))
-    if None in (*x, *y) or "undecided" not in (a["verdict"], b["verdict"]):
+    ends = [(a["low"], b["low"]), (a["high"], b["high"])]
+    if "undecided" not in (a["verdict"], b["verdict"]) or a["low"] is None or a["high"] is None:
         return False
-    return all(abs(p - q) <= 0.05 * (x[1] - x[0]) for p, q in zip(x, y, strict=True))
+    near = 0.05 * (a["high"] - a["low"])
+    return all(None not in end and abs(end[0] - end[1]) <= near for end in ends)  # type: ignore[operator]

@@ -24,8 +24,8 @@ def of_rows(layers: list[list[list[float]]], last: list[float], n: int = 1) -> N
 
 def equality_by_hand(n: int = 1) -> Networks:
     """Units w - x, x - w, y - z, z - y; class 0 where exactly one pair is equal."""
-    first = [[1.0, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, -1], [0, 0, -1, 1]]
-    second = [[1.0, 1, -1, -1], [-1, -1, 1, 1], [1, 1, 1, 1]]
+    first: list[list[float]] = [[1, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, -1], [0, 0, -1, 1]]
+    second: list[list[float]] = [[1, 1, -1, -1], [-1, -1, 1, 1], [1, 1, 1, 1]]
     return of_rows([first, second, [[1, 1, -0.9], [0, 0, 0]]], [-0.05, 0], n)
 
 

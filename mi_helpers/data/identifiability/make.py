@@ -6,6 +6,7 @@ About three minutes on one core. Writes OUT/vaes.safetensors, 2 MB in size.
 import argparse
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from ...toys.identifiability import KINDS, RHOS, SEEDS, named, sparse_world, train_vae
@@ -17,7 +18,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--nets", type=int, default=len(SEEDS), help="at each correlation")
     parser.add_argument("--epochs", type=int, default=200)
     args = parser.parse_args(argv)
-    seeds, tensors = SEEDS[: args.nets], {}
+    seeds = SEEDS[: args.nets]
+    tensors: dict[str, torch.Tensor] = {}
     for rho in RHOS:
         _, x = sparse_world(rho, seeds)
         for kind, sparse in KINDS.items():

@@ -17,9 +17,11 @@ def generator(seed: int = 0) -> Generator:
 
 def of_rows(layers: list[list[list[float]]], last: list[float], n: int = 1) -> Networks:
     """n equal networks from rows of weights, without biases but at the output."""
-    weights = [torch.tensor(rows).T.expand(n, -1, -1).contiguous() for rows in layers]
+    weights = [
+        torch.tensor(rows, dtype=torch.float32).T.expand(n, -1, -1).contiguous() for rows in layers
+    ]
     biases = [torch.zeros(n, 1, w.shape[-1]) for w in weights[:-1]]
-    return Networks(weights, [*biases, torch.tensor(last).expand(n, 1, -1)])
+    return Networks(weights, [*biases, torch.tensor(last, dtype=torch.float32).expand(n, 1, -1)])
 
 
 def equality_by_hand(n: int = 1) -> Networks:

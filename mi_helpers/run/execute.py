@@ -217,12 +217,20 @@ def _wait(
 
 
 def _computed(process: subprocess.Popen[bytes]) -> float:
-    """The processor time of a process's children, the kernel among them, in seconds."""
+    """What a process's children, the kernel among them, have done: processor time in seconds, and
+    a second for each 10 MB read from the disk, for which the first import on a machine waits."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
-        return sum(sum(member.cpu_times()[:2]) for member in family)
+        return sum(sum(member.cpu_times()[:2]) + _read_mb(member) / 10 for member in family)
     except psutil.Error:  # one of them ended meanwhile: that is work as well
         return -time.monotonic()
+
+
+def _read_mb(process: psutil.Process) -> float:
+    """Read from the disk so far; 0 where nobody says: on macOS, and of a browser's sandbox."""
+    with contextlib.suppress(psutil.AccessDenied, AttributeError):
+        return process.io_counters().read_bytes / 1e6
+    return 0.0
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:

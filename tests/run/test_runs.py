@@ -237,6 +237,26 @@ def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Pat
     assert error == "papermill ended with code 1: DeadKernelError: Kernel died"
 
 
+def test_a_kernel_that_waits_for_the_disk_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reads:
+        def __init__(self, *_: object) -> None:
+            self.read_bytes = 30e6  # of 20 s on a disk that is slow
+
+        def children(self, recursive: bool) -> list["Reads"]:
+            return [self]
+
+        def cpu_times(self) -> tuple[float, ...]:
+            return (0.1, 0.0, 5.0, 5.0)  # the last two are of its own children
+
+        def io_counters(self) -> "Reads":
+            return self
+
+    monkeypatch.setattr(psutil, "Process", Reads)
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert notebooks._computed(process) == pytest.approx(3.1)
+
+
 DIES = "import os, time; time.sleep(0.5); os._exit(1)"  # the cell's start is told, its end is not
 
 

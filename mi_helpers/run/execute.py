@@ -33,7 +33,7 @@ from traitlets.config import Config
 from mi_helpers.run.execute import peak_gb
 job = json.loads(sys.stdin.readline())
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-papermill.execute_notebook(**job, config=Config(KernelManager=json.loads(os.environ["MI_KERNEL"])))
+papermill.execute_notebook(**job | {"config": Config(job["config"])})
 peak, used = peak_gb(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_CHILDREN)
 note = {"peak_gb": round(peak, 2), "cpu_s": round(used.ru_utime + used.ru_stime, 1)}
 with open(os.environ["MI_NOTES"], "a") as file:
@@ -153,12 +153,12 @@ def _attempt(
     deadline = time.monotonic() + seconds
     sockets = tempfile.TemporaryDirectory(prefix="mi-", ignore_cleanup_errors=True)
     files = {"transport": "ipc", "ip": f"{sockets.name}/kernel"}
+    config = {} if sys.platform == "win32" else {"KernelManager": files}
     environment = {
         "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
         **os.environ,
         "MI_SCORECARD": str(folder / CLAIMS),
         "MI_NOTES": str(folder / NOTES),
-        "MI_KERNEL": json.dumps({} if sys.platform == "win32" else files),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
@@ -173,7 +173,7 @@ def _attempt(
         )
         try:
             assert process.stdin is not None
-            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.write(json.dumps({**job, "config": config}).encode() + b"\n")
             process.stdin.flush()
             fault = _wait(process, folder / OUTPUT, deadline, on_cell, watch)
         finally:

@@ -229,15 +229,8 @@ def _read_one(file: Path, source: str, root: Path) -> Run:
     if file.name != "run.json" and stored.is_file():  # a reference: `mi render` made both
         own = parameters.all_values(stored, {}).get("MODEL")
         kept = stored if own in (given.get("MODEL"), None) else None
-    return Run(
-        source,
-        name,
-        given,
-        tuple(run["records"]),
-        run["error"],
-        kept,
-        run.get("cpu_s") or run["seconds"],
-    )
+    seconds = run.get("cpu_s") or run["seconds"]
+    return Run(source, name, given, tuple(run["records"]), run["error"], kept, seconds)
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

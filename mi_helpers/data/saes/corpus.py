@@ -15,31 +15,28 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from mi_helpers import engine
-from mi_helpers.engine.stream import ordinary_tokens
-
-FINAL = "final"
+from mi_helpers.engine.stream import ordinary_tokens, residuals
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Batches on disk: `tokens` [sequence, pos], and the stream [sequence, pos, d_model] before
-    some layers and after the last ("final"), in float16."""
+    """Batches on disk: the `tokens` [sequence, pos], and by layer the stream before it at all
+    positions but 0 [sequence, pos - 1, d_model], in float16."""
 
     files: tuple[Path, ...]
 
-    def read(self, name: str | int) -> Tensor:
-        """One entry of all batches: "tokens", or a layer's number."""
-        parts = []
-        for file in self.files:
-            with safe_open(file, framework="pt") as tensors:
-                parts.append(tensors.get_tensor(str(name)))
-        return torch.cat(parts)
+    def tokens(self) -> Int[Tensor, "sequence pos"]:
+        return torch.cat([self._read(file, "tokens") for file in self.files]).long()
 
     def activations(self, layer: int) -> Float[Tensor, "token d_model"]:
-        """The stream before `layer` at all tokens of ordinary norm but position 0, in float32."""
-        x = self.read(layer)[:, 1:].float()
-        return x[ordinary_tokens(x)]
+        """The stream before `layer` at all tokens of ordinary norm but position 0, in float16."""
+        streams = (self._read(file, layer) for file in self.files)
+        return torch.cat([x[ordinary_tokens(x.float())] for x in streams])
+
+    @staticmethod
+    def _read(file: Path, name: str | int) -> Tensor:
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(str(name))
 
 
 def collect(
@@ -49,16 +46,15 @@ def collect(
     text: Int[Tensor, "sequence pos"],
     batch: int = 64,
 ) -> Corpus:
-    """The stream before each of `layers`, and after the last one, on `text`."""
+    """The stream before each of `layers` on `text`; later layers are not run."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for number, rows in enumerate(tqdm(text.split(batch), desc="residuals")):
         files.append(folder / f"batch-{number:04d}.safetensors")
         if files[-1].exists():
             continue
-        run = engine.record(model, rows)
-        kept = {str(layer): run.resid[layer].half().cpu() for layer in layers}
-        kept[FINAL] = run.resid[-1].half().cpu()
+        streams = residuals(model, rows, layers)
+        kept = {str(layer): x.half().cpu() for layer, x in streams.items()}
         part = files[-1].with_suffix(".part")
         save_file({"tokens": rows.int().cpu(), **kept}, part)
         part.rename(files[-1])

@@ -21,14 +21,15 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from mi_helpers import engine
-from mi_helpers.data.saes.corpus import FINAL, Corpus, batches
+from mi_helpers.data.saes.corpus import batches
 from mi_helpers.engine.stream import ordinary_tokens
 from mi_helpers.models.hooks import forward_as
 
 UNEMBEDDED = 64  # positions of each text at which a step compares the output
 WARM_UP = 8  # steps
 CHECKPOINTS = 8  # in one training; each measures the held-out KL
-JUDGED_ON = 8  # held-out texts
+JUDGED_ON = 16  # held-out texts
+RECORDED_AT_ONCE = 16  # texts
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Passages:
     final: Float[Tensor, "sequence pos d"]
 
     @staticmethod
-    def of(corpus: Corpus, layer: int) -> "Passages":
-        stream, final = (corpus.read(name).float() for name in (layer, FINAL))
-        return Passages(layer, corpus.read("tokens").long(), stream, final)
+    def of(model: TransformerBridge, tokens: Int[Tensor, "sequence pos"], layer: int) -> "Passages":
+        runs = [engine.record(model, rows) for rows in tokens.split(RECORDED_AT_ONCE)]
+        stream, final = (torch.cat([run.resid[n] for run in runs]) for n in (layer, -1))
+        return Passages(layer, tokens, stream, final)
 
     def take(self, rows: Int[Tensor, "k"]) -> "Passages":
         return Passages(self.layer, self.tokens[rows], self.stream[rows], self.final[rows])

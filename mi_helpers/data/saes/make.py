@@ -1,18 +1,19 @@
 """Train a family of sparse autoencoders on a language model's residual stream.
 
-``python -m mi_helpers.data.saes.make --out saes --work saes-work`` trains one on real text: the
-docstrings of the installed packages, or any folder or file that ``mi.tasks.texts`` reads. (The
-shipped ones are older: README.md beside this file says what they are.)
+``python -m mi_helpers.data.saes.make --out saes --work saes-work`` makes the shipped ones: they are
+trained on real text, the docstrings of the installed packages; ``--text`` takes any folder or file
+that ``mi.tasks.texts`` reads.
 
-Local autoencoders reconstruct the stream before a layer: one sparsity at four adjacent layers, five
-sparsities at the third of them, and there a second seed of the first sparsity, as the ceiling of
-what two dictionaries can share. End-to-end ones are judged by the model's output instead, by
-KL(original ‖ with the reconstruction) (Braun et al. 2024, arXiv 2405.12241); each starts from the
-local one of the same sparsity, so that it is a fine-tune and no training from scratch. All are
-BatchTopK autoencoders of sae-lens, the local ones trained by its trainer; they are stored as
-JumpReLU ones in its own file format, in float16. Tokens of extreme norm are left out. A folder's
-name says what is in it: ``local-15-k32`` reads the stream before layer 15 and has 32 features on at
-a time, on average; ``local-15-k32-seed7`` began from another seed.
+Local autoencoders reconstruct the stream before a layer: one sparsity at four adjacent layers; at
+the third of them five sparsities, three widths of the first sparsity, and a second seed of it, as
+the ceiling of what two dictionaries can share. End-to-end ones are judged by the model's output
+instead, by KL(original ‖ with the reconstruction) (Braun et al. 2024, arXiv 2405.12241); each
+starts from the local one of the same sparsity, so that it is a fine-tune and no training from
+scratch. All are BatchTopK autoencoders of sae-lens, the local ones trained by its trainer; they are
+stored as JumpReLU ones in its own file format, in float16. Tokens of extreme norm are left out. A
+folder's name says what is in it: ``local-15-k32`` reads the stream before layer 15 and has 32
+features on at a time, on average; ``local-15-k32-seed4`` began from another seed,
+``local-15-k32-w4608`` has that many features.
 
 What is finished stays in ``--work`` and is found again, so that an interrupted run goes on: the
 residuals by batch, autoencoders by a quarter of their training, end-to-end ones by an eighth.
@@ -22,7 +23,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ from mi_helpers.saes.training import calibrated
 
 BATCH = 512  # tokens in a step of local training
 CHECKPOINTS = 3  # kept on the way through one local training
-REPORTED_ON = 8  # held-out sequences on which losses are measured
+MEASURED_ON = 65_536  # tokens that set scale, mean and threshold, and on which a feature is dead
+REPORTED_ON = 32  # held-out sequences on which losses are measured
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class Plan:
     d_sae: int
     model: str
     seed: int = 0
-    again: bool = False  # the same as another one, but for the seed
+    only: str = ""  # what sets it apart from another one of this layer and sparsity
 
     @property
     def name(self) -> str:
-        return f"{self.kind}-{self.layer}-k{self.k}" + (f"-seed{self.seed}" if self.again else "")
+        return f"{self.kind}-{self.layer}-k{self.k}{self.only}"
 
     def new(self) -> BatchTopKTrainingSAE:
         """The untrained autoencoder: decoder rows in random directions, encoder its transpose."""
@@ -80,7 +82,7 @@ class Plan:
 
 def family(
     model: TransformerBridge, layers: Sequence[int], middle: int, k: Sequence[int],
-    k_end_to_end: Sequence[int], width: int, seed: int,
+    k_end_to_end: Sequence[int], width: int, other_widths: Sequence[int], seed: int,
 ) -> list[Plan]:  # fmt: skip
     """All autoencoders, in the order of their training.
 
@@ -89,19 +91,21 @@ def family(
     """
     in_order = sorted(layers, key=lambda layer: layer != middle)
 
-    def plan(kind: str, layer: int, k: int, again: bool = False) -> Plan:
-        own = seed + (len(in_order) if again else in_order.index(layer))
-        return Plan(kind, layer, k, model.cfg.d_model, width, model.name, own, again)
+    def plan(kind: str, layer: int, k: int) -> Plan:
+        return Plan(
+            kind, layer, k, model.cfg.d_model, width, model.name, seed + in_order.index(layer)
+        )
 
     plans = [plan("local", layer, k[0]) for layer in in_order]
-    plans += [plan("local", middle, k[0], again=True)]
+    plans += [replace(plans[0], seed=seed + len(layers), only=f"-seed{seed + len(layers)}")]
     plans += [plan("local", middle, one) for one in k[1:]]
+    plans += [replace(plans[0], d_sae=wide, only=f"-w{wide}") for wide in other_widths]
     return plans + [plan("e2e", middle, one) for one in k_end_to_end]
 
 
 def scale_of(data: Float[Tensor, "token d"]) -> float:
     """What brings activations to a mean length of √d, where one learning rate fits all models."""
-    return math.sqrt(data.shape[1]) / float(data.norm(dim=-1).mean())
+    return math.sqrt(data.shape[1]) / float(data[:MEASURED_ON].float().norm(dim=-1).mean())
 
 
 def train_local(
@@ -113,7 +117,7 @@ def train_local(
     if (folder / "done").is_dir():
         return folder / "done"
     sae, scale, steps = plan.new(), scale_of(data), samples // BATCH
-    sae.b_dec.data = data.mean(0) * scale
+    sae.b_dec.data = data[:MEASURED_ON].float().mean(0) * scale
     config = SAETrainerConfig(
         total_training_samples=steps * BATCH, train_batch_size_samples=BATCH,
         lr=learning_rate, lr_end=learning_rate / 10, lr_warm_up_steps=steps // 20,
@@ -126,7 +130,7 @@ def train_local(
         trainer.load_trainer_state(found[-1])
         trainer.n_training_steps = trainer.n_training_samples // BATCH
     rows = batches(data, BATCH, plan.seed, start=trainer.n_training_samples // BATCH)
-    trainer.data_provider = (batch * scale for batch in rows)
+    trainer.data_provider = (batch.float() * scale for batch in rows)
     trainer.fit()
     return _finish(sae, folder)
 
@@ -149,7 +153,13 @@ def train_end_to_end(
         return folder / "done"
     sae, scale = plan.new(), scale_of(corpus.activations(plan.layer))
     sae.load_weights_from_checkpoint(start)
-    texts, judged = (end_to_end.Passages.of(c, plan.layer) for c in (corpus, held_out))
+    texts, judged = (
+        end_to_end.Passages.of(model, tokens, plan.layer)
+        for tokens in (
+            corpus.tokens()[: steps * sequences],
+            held_out.tokens()[: end_to_end.JUDGED_ON],
+        )
+    )
     end_to_end.train(
         model, sae, scale, texts, judged, folder, steps, sequences, learning_rate, plan.seed
     )
@@ -173,7 +183,7 @@ def store(plan: Plan, trained: Path, data: Float[Tensor, "token d"], folder: Pat
     sae.fold_activation_norm_scaling_factor(scale)
     part = folder.with_suffix(".part")
     sae.save_inference_model(part)
-    final = calibrated(JumpReLUSAE.load_from_disk(part), data, plan.k)
+    final = calibrated(JumpReLUSAE.load_from_disk(part), data[:MEASURED_ON].float(), plan.k)
     final.to(dtype=torch.float16).save_model(part)
     part.rename(folder)
 
@@ -182,18 +192,20 @@ def report(
     model: TransformerBridge, plans: Sequence[Plan], out: Path, corpus: Corpus, held_out: Corpus
 ) -> pd.DataFrame:
     """What `saes.quality` says of each autoencoder, its losses on the first `REPORTED_ON` sequences
-    of held-out text; `dead` is the share of features that are off on all training text."""
+    of held-out text; `dead` is the share of features that are off on `MEASURED_ON` tokens of
+    training text, `rare` of those on at fewer than one in 10 000."""
     loaded = {plan.name: saes.load(out / plan.name) for plan in plans}
-    table = saes.quality(model, loaded, held_out.read("tokens")[:REPORTED_ON].long())
+    table = saes.quality(model, loaded, held_out.tokens()[:REPORTED_ON])
     table.insert(1, "kind", [plan.kind for plan in plans])
     table.insert(3, "k", [plan.k for plan in plans])
     table.insert(4, "seed", [plan.seed for plan in plans])
     for n, plan in enumerate(plans):
         sae = loaded[plan.name]
-        for name, value in saes.fit(sae, held_out.activations(plan.layer)).items():
+        for name, value in saes.fit(sae, held_out.activations(plan.layer).float()).items():
             table.loc[n, name] = value
-        on = saes.alive(sae, corpus.activations(plan.layer))
-        table.loc[n, "dead"] = float((~on).double().mean())
+        rate = saes.density(sae, corpus.activations(plan.layer)[:MEASURED_ON].float())
+        table.loc[n, "dead"] = float((rate == 0).double().mean())
+        table.loc[n, "rare"] = float((rate < 1e-4).double().mean())
     return table.round(4)
 
 
@@ -204,16 +216,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder for the finished autoencoders")
     add("--work", type=Path, required=True, help="folder for what lets a stopped run go on")
     add("--text", default="docs", help="a source of mi.tasks.texts, such as a file or a folder")
-    add("--sequences", type=int, default=2048, help="of text for training")
-    add("--held-out", type=int, default=64, help="sequences for the report, of other documents")
+    add("--sequences", type=int, default=16640, help="of text for training")
+    add("--held-out", type=int, default=256, help="sequences for the report, of other documents")
     add("--length", type=int, default=128, help="tokens in a sequence")
     add("--layers", type=int, nargs="+", help="by default four, of which the third is the middle")
     add("--middle", type=int, help="the layer with all sparsities, one of --layers")
-    add("--k", type=int, nargs="+", default=[32, 10, 75, 150, 300],
+    add("--k", type=int, nargs="+", default=[32, 10, 20, 75, 200],
         help="sparsities at the middle layer; the first is that of the other layers")  # fmt: skip
-    add("--k-end-to-end", type=int, nargs="*", default=[32, 75, 150])
+    add("--k-end-to-end", type=int, nargs="*", default=[32, 75, 200])
     add("--width", type=int, help="features; by default four times the width of the stream")
-    add("--samples", type=int, default=2_000_000, help="tokens of local training, with repeats")
+    add("--other-widths", type=int, nargs="*",
+        help="at the middle layer and first sparsity; by default half and double")  # fmt: skip
+    add("--samples", type=int, default=4_000_000, help="tokens of local training, with repeats")
     add("--learning-rate", type=float, default=2e-3)
     add("--steps-end-to-end", type=int, default=160)
     add("--sequences-end-to-end", type=int, default=4, help="in a step")
@@ -233,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     middle = model.cfg.n_layers // 2 if args.middle is None else args.middle
     layers = args.layers or range(middle - 2, middle + 2)
     width = args.width or 4 * model.cfg.d_model
+    others = [width // 2, 2 * width] if args.other_widths is None else args.other_widths
     splits: dict[Any, int] = {"train": args.sequences, "held-out": args.held_out}
     corpus, held_out = (
         collect(model, sorted({*layers}), args.work / split,
@@ -240,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for split, n in splits.items()
     )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    plans = family(model, layers, middle, args.k, args.k_end_to_end, width, args.seed)
+    plans = family(model, layers, middle, args.k, args.k_end_to_end, width, others, args.seed)
     for plan in plans:
         data = corpus.activations(plan.layer)
         if plan.kind == "local":
@@ -254,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (args.out / plan.name).is_dir():
             store(plan, done, data, args.out / plan.name)
         sae = saes.load(args.out / plan.name)
-        print(plan.name, saes.fit(sae, held_out.activations(plan.layer)), flush=True)
+        print(plan.name, saes.fit(sae, held_out.activations(plan.layer).float()), flush=True)
     table = report(model, plans, args.out, corpus, held_out)
     (args.out / "quality.json").write_text(table.to_json(orient="records", indent=1) + "\n")
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "work")}

@@ -43,6 +43,7 @@ def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame
     """
     if (Path(source) / "quality.json").is_file() or (not source and model.name == DEFAULT):
         table = pd.read_json(Path(source or SHIPPED) / "quality.json")
+        table = table[table["kind"] != "control"].reset_index(drop=True)
         names = [str(Path(source) / name) if source else name for name in table["name"]]
         return table.assign(name=names)
     if source:

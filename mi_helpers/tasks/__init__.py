@@ -1,6 +1,6 @@
 """Prompts: pairs with a clean and a corrupted side, the tasks that make them, and running text."""
 
-from .corpora import documents, texts
+from .corpora import documents, texts, texts_by_package
 from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
 from .sampled import order_gain, sample_prompts, text_pairs
@@ -21,6 +21,7 @@ __all__ = [
     "sample_prompts",
     "text_pairs",
     "texts",
+    "texts_by_package",
     "token_ids",
     "token_labels",
 ]

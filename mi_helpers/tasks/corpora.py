@@ -83,6 +83,23 @@ def texts(
     return torch.tensor([[first, *window] for window in windows], device=model.cfg.device)
 
 
+def texts_by_package(
+    model: TransformerBridge, n: int, length: int, split: Split = "held-out", seed: int = 0
+) -> tuple[Int[Tensor, "text pos"], list[str]]:
+    """`n` windows of each package's docstrings, as `texts` cuts them, and which package each comes
+    from: passages whose label nobody had to judge. Raises ValueError where there are fewer."""
+    rows, labels = [], []
+    for package in MANIFEST:
+        folder = FOLDERS.get(package, package)
+        own = [named for named in _documents("docs", split) if named[0].split(".")[0] == folder]
+        windows = list(islice(_windows(model, own, length - 1, seed), n))
+        if len(windows) < n:
+            raise ValueError(f"{package} has {len(windows)} windows of {length} positions, not {n}")
+        rows += [[start_token(model), *window] for window in windows]
+        labels += [package] * n
+    return torch.tensor(rows, device=model.cfg.device), labels
+
+
 def documents(source: str | Path = "docs", split: Split = "held-out") -> list[str]:
     """The documents of a source, as text.
 

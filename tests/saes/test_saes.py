@@ -40,7 +40,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.hf_model("llama").save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "texts", written, raising=False)
+        patch.setattr(tasks, "texts", written)
+        patch.setattr(tasks, "texts_by_package", by_package)
+        patch.setattr(train_saes, "PASSAGES", {"train": 8, "held-out": 4})
         train_saes.main([*arguments(folder), *SMALL])
     return folder
 
@@ -48,6 +50,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(model: Any, n: int, length: int, *, split: str, **_: Any) -> torch.Tensor:
     """Text that the model writes, in place of text that its few words cannot spell."""
     return tasks.sample_prompts(model, n, length - 1, seed=int(split == "train"))
+
+
+def by_package(model: Any, n: int, length: int, split: str) -> tuple[torch.Tensor, list[str]]:
+    return written(model, 2 * n, 24, split=split), ["numpy", "torch"] * n
 
 
 def arguments(folder: Path) -> list[str]:
@@ -72,7 +78,10 @@ def test_training_stores_what_was_asked_for(trained: Path) -> None:
     names |= {"local-2-k8", "local-2-k4-w24", "e2e-2-k4"}
     assert {path.parent.name for path in out.glob("*/cfg.json")} == names
     table = pd.DataFrame(json.loads((out / "quality.json").read_text())).set_index("name")
-    assert set(table.index) == names
+    assert set(table.index) == names | {"untrained", "PCA, 4"}
+    assert list(table.index[table["kind"] == "control"]) == ["untrained", "PCA, 4"]
+    assert table.loc["untrained", "explained"] < table.loc["local-1-k4", "explained"]
+    table = table.loc[sorted(names)]
     assert (table["l0"] / table["k"]).between(0.6, 1.6).all()  # held-out text, 8 sequences
     assert table.loc["local-2-k8", "explained"] > table.loc["local-2-k4", "explained"] > 0.2
     assert table["recovered_zero"].between(0, 1).all()

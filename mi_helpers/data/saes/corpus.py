@@ -33,6 +33,10 @@ class Corpus:
         streams = (self._read(file, layer) for file in self.files)
         return torch.cat([x[ordinary_tokens(x.float())] for x in streams])
 
+    def stream(self, layer: int) -> Float[Tensor, "sequence pos d_model"]:
+        """The stream before `layer` at all positions but 0, in float32."""
+        return torch.cat([self._read(file, layer) for file in self.files]).float()
+
     @staticmethod
     def _read(file: Path, name: str | int) -> Tensor:
         with safe_open(file, framework="pt") as tensors:

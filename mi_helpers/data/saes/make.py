@@ -27,9 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, JumpReLUSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -40,13 +41,17 @@ from transformer_lens.model_bridge import TransformerBridge
 from mi_helpers import saes, tasks
 from mi_helpers.data.saes import end_to_end
 from mi_helpers.data.saes.corpus import Corpus, batches, collect
+from mi_helpers.engine.stream import ordinary_tokens
 from mi_helpers.models.loading import DEFAULT, load_model
 from mi_helpers.models.sites import hook_name
-from mi_helpers.saes.training import calibrated
+from mi_helpers.saes.measures import Principal
+from mi_helpers.saes.training import calibrated, train
 
 BATCH = 512  # tokens in a step of local training
 CHECKPOINTS = 3  # kept on the way through one local training
 MEASURED_ON = 65_536  # tokens that set scale, mean and threshold, and on which a feature is dead
+PASSAGE = 128  # tokens
+PASSAGES = {"train": 100, "held-out": 60}  # of each package, for the tests of `saes.probing`
 REPORTED_ON = 32  # held-out sequences on which losses are measured
 
 
@@ -67,12 +72,15 @@ class Plan:
     def name(self) -> str:
         return f"{self.kind}-{self.layer}-k{self.k}{self.only}"
 
+    @property
+    def hook(self) -> str:
+        return hook_name("resid_pre", self.layer)
+
     def new(self) -> BatchTopKTrainingSAE:
         """The untrained autoencoder: decoder rows in random directions, encoder its transpose."""
         torch.manual_seed(self.seed)
         about = SAEMetadata(
-            model_name=self.model, hook_name=hook_name("resid_pre", self.layer),
-            kind=self.kind, k=self.k, seed=self.seed,
+            model_name=self.model, hook_name=self.hook, kind=self.kind, k=self.k, seed=self.seed,
         )  # fmt: skip
         return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(
             d_in=self.d_in, d_sae=self.d_sae, k=self.k, decoder_init_norm=0.4,
@@ -189,24 +197,90 @@ def store(plan: Plan, trained: Path, data: Float[Tensor, "token d"], folder: Pat
 
 
 def report(
-    model: TransformerBridge, plans: Sequence[Plan], out: Path, corpus: Corpus, held_out: Corpus
+    model: TransformerBridge,
+    plans: Sequence[Plan],
+    out: Path,
+    work: Path,
+    corpus: Corpus,
+    held_out: Corpus,
 ) -> pd.DataFrame:
-    """What `saes.quality` says of each autoencoder, its losses on the first `REPORTED_ON` sequences
-    of held-out text; `dead` is the share of features that are off on `MEASURED_ON` tokens of
-    training text, `rare` of those on at fewer than one in 10 000."""
-    loaded = {plan.name: saes.load(out / plan.name) for plan in plans}
-    table = saes.quality(model, loaded, held_out.tokens()[:REPORTED_ON])
-    table.insert(1, "kind", [plan.kind for plan in plans])
-    table.insert(3, "k", [plan.k for plan in plans])
-    table.insert(4, "seed", [plan.seed for plan in plans])
-    for n, plan in enumerate(plans):
-        sae = loaded[plan.name]
-        for name, value in saes.fit(sae, held_out.activations(plan.layer).float()).items():
-            table.loc[n, name] = value
-        rate = saes.density(sae, corpus.activations(plan.layer)[:MEASURED_ON].float())
-        table.loc[n, "dead"] = float((rate == 0).double().mean())
-        table.loc[n, "rare"] = float((rate < 1e-4).double().mean())
-    return table.round(4)
+    """A row for each autoencoder: what `saes.quality` says of it on held-out text, its losses on
+    the first `REPORTED_ON` sequences; `dead`, the share of features that are off on `MEASURED_ON`
+    tokens of training text, and `rare`, of those on at fewer than one in 10 000; what `probed`
+    says; and `absorbed`, the mean of `saes.absorption` over letters.
+
+    Rows of the kind "control" stand beside the first: the same one untrained, and principal
+    components.
+    """
+    first, about = plans[0], {}
+    data = corpus.activations(first.layer)[:MEASURED_ON].float()
+    untrained = train(data, first.d_sae, first.k, steps=0, seed=first.seed, hook=first.hook)
+    found: dict[str, Any] = {"untrained": untrained, f"PCA, {first.k}": Principal(data, first.k)}
+    beside = {name: replace(first, kind="control") for name in found}
+    of = {plan.name: plan for plan in plans} | beside
+    found |= {plan.name: saes.load(out / plan.name) for plan in plans}
+    layers = sorted({plan.layer for plan in plans})
+    spelt = {n: (words(model, corpus, n, 4000), words(model, held_out, n, 8000)) for n in layers}
+    passages = [packages(model, layers, work, split, n) for split, n in PASSAGES.items()]
+    for name, plan in of.items():
+        sae, layer = found[name], plan.layer
+        rate = saes.density(sae, corpus.activations(layer)[:MEASURED_ON].float())
+        about[name] = {
+            "kind": plan.kind, "layer": layer, "k": plan.k, "seed": plan.seed,
+            "width": len(sae.W_dec), **saes.fit(sae, held_out.activations(layer).float()),
+            "dead": float((rate == 0).double().mean()),
+            "rare": float((rate < 1e-4).double().mean()),
+            **probed(sae, layer, *passages),
+        }  # fmt: skip
+        if not isinstance(sae, Principal):  # whose coordinates are never off
+            (x, letters), (tested, asked) = spelt[layer]
+            by_letter = saes.absorption(sae, x, letters, tested, asked)
+            about[name]["absorbed"] = by_letter["absorbed"].mean()
+    costs = [
+        saes.quality(
+            model, {name: found[name] for name in of if of[name].layer == layer},
+            held_out.tokens()[:REPORTED_ON], ("resid_pre", layer),
+        )
+        for layer in layers
+    ]  # fmt: skip
+    kept = ["loss", "loss_sae", "increase", "kl", "recovered", "recovered_zero"]
+    table = pd.DataFrame(about).T.join(pd.concat(costs).set_index("name")[kept])
+    return table.rename_axis("name").reset_index().infer_objects().round(4)
+
+
+def packages(
+    model: TransformerBridge, layers: Sequence[int], work: Path, split: Any, n: int
+) -> tuple[Corpus, list[str]]:
+    """The streams on `n` passages of each package's docstrings, and which package each is of."""
+    passages, labels = tasks.texts_by_package(model, n, PASSAGE, split)
+    return collect(model, layers, work / f"packages-{split}", passages), labels
+
+
+def probed(
+    sae: Any, layer: int, train: tuple[Corpus, list[str]], test: tuple[Corpus, list[str]]
+) -> dict[str, float]:
+    """For the package that a passage is of: `probing_1` and `probing_5`, the balanced accuracy of
+    one and of five latents, mean over packages; `perturbation`, the score of TPP."""
+    (means, labels), (tested, test_labels) = (
+        (saes.pooled(sae, passages.stream(layer)), names) for passages, names in (train, test)
+    )
+    found = {}
+    for k in (1, 5):
+        scores = saes.sparse_probing(means[1], labels, tested[1], test_labels, k)
+        found[f"probing_{k}"] = sum(scores.values()) / len(scores)
+    drops = saes.probe_perturbation(sae, means, labels, tested, test_labels)
+    same = drops["ablated"] == drops["probed"]
+    return found | {"perturbation": float(drops[same]["drop"].mean() - drops[~same]["drop"].mean())}
+
+
+def words(
+    model: TransformerBridge, corpus: Corpus, layer: int, n: int
+) -> tuple[Float[Tensor, "word d"], Int[np.ndarray, "word"]]:
+    """The stream before `layer` at the first `n` words of the first texts, and their letters."""
+    some = Corpus(corpus.files[:4])
+    x, letters = some.stream(layer), saes.first_letters(model, some.tokens())[:, 1:]
+    chosen = ordinary_tokens(x).cpu().numpy() & (letters > 0)
+    return x[torch.from_numpy(chosen)][:n], letters[chosen][:n]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -270,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             store(plan, done, data, args.out / plan.name)
         sae = saes.load(args.out / plan.name)
         print(plan.name, saes.fit(sae, held_out.activations(plan.layer).float()), flush=True)
-    table = report(model, plans, args.out, corpus, held_out)
+    table = report(model, plans, args.out, args.work, corpus, held_out)
     (args.out / "quality.json").write_text(table.to_json(orient="records", indent=1) + "\n")
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "work")}
     (args.out / "about.json").write_text(json.dumps(settings, indent=1, default=str) + "\n")

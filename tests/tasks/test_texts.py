@@ -163,3 +163,21 @@ def test_the_tokens_are_the_same_on_every_machine() -> None:
     tokens = mi.tasks.texts(mi.load_model(), 16, 40)
     said = hashlib.sha256(str(tokens.tolist()).encode()).hexdigest()
     assert said[:16] == "7f68d2c73cf34b82"
+
+
+def test_passages_of_packages_come_from_their_documents(
+    model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = mi.tasks.documents(folder)
+    named = [(f"{('numpy', 'sklearn')[n % 2]}.f{n}", text) for n, text in enumerate(texts)]
+    monkeypatch.setattr(corpora, "MANIFEST", {"numpy": "", "scikit-learn": ""})
+    monkeypatch.setattr(corpora, "_docstrings", lambda: named)
+    monkeypatch.setattr(corpora, "HELD_OUT", 1)  # all of them
+    tokens, labels = mi.tasks.texts_by_package(model, 3, 6)
+    assert labels == ["numpy"] * 3 + ["scikit-learn"] * 3
+    assert (tokens[:, 0] == model.tokenizer.bos_token_id).all()
+    for row, label in zip(model.tokenizer.batch_decode(tokens[:, 1:]), labels, strict=True):
+        (name,) = [name for name, text in named if row in text]
+        assert name.startswith(corpora.FOLDERS.get(label, label))
+    with pytest.raises(ValueError, match=r"numpy has .* not 500"):
+        mi.tasks.texts_by_package(model, 500, 6)

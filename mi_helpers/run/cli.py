@@ -7,12 +7,12 @@ named by date and time; a sweep goes on where it was stopped. Both leave a score
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..claims import measured, verdict
-from . import execute, plan, provenance, scorecard
+from . import execute, plan, scorecard
 from .plan import Job
 from .sweep import Spread, Sweep, in_turn
 
@@ -30,12 +30,19 @@ SUMMARY_S = 30.0  # seconds between two scorecards while runs are at work
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, act, and return the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="mi", description="Run the notebooks and score them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (act, own) in COMMANDS.items():
+        command = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
+        for argument in own.split():
+            command.add_argument(argument, **ARGUMENTS[argument])
+    options = vars(parser.parse_args(arguments))
+    name = options.pop("command")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are killed
     try:
-        return options.act(options)
+        return COMMANDS[name][0](**options)
     except (ValueError, OSError, MemoryError) as error:
-        print(f"mi {options.command}: {error}", file=sys.stderr)
+        print(f"mi {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what is finished is in the run's folder", file=sys.stderr)
@@ -70,11 +77,9 @@ def run(
     folder = _folder(name or time.strftime("%Y-%m-%d_%H-%M-%S"), root, fresh=True)
     settings = {"notebooks": _chosen(names, root), "parameters": dict(parameters or {})}
     jobs, notes = plan.make(settings, root, full=full, resumable=False)
-    if minutes is None:
-        minutes = 24.0 * 60 if full else 30.0
     print(*notes, sep="\n", end="\n" if notes else "")
     work = Sweep(folder, jobs)
-    _work(work, root, minutes)
+    _work(work, minutes, full=full)
     return work
 
 
@@ -88,120 +93,179 @@ def _chosen(names: Sequence[str], root: Path) -> Sequence[str]:
     return names or main
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mi", description="Run the notebooks and score them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(act: Callable[[argparse.Namespace], int], name: str, help: str) -> Callable[..., Any]:
-        command = commands.add_parser(name, description=help, help=help)
-        command.set_defaults(act=act)
-        if name in ("run", "render", "sweep"):
-            text = "of each; default: 30 minutes"
-            command.add_argument("--timeout", type=float, metavar="MIN", help=text)
-        if name in ("run", "sweep"):
-            text = "a parameter; once for each of its values"
-            command.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help=text)
-            text = "save as the reference of its models"
-            command.add_argument("--save-reference", action="store_true", help=text)
-        return command.add_argument
-
-    option = add(_run, "run", "execute notebooks into papermill_runs/RUN and print their scorecard")
-    text = f"names or their beginnings, or all; default: 00 to {LAST}"
-    option("notebooks", nargs="*", metavar="NOTEBOOK", help=text)
-    option("--full", action="store_true", help="at the papers' scale, for a GPU; --timeout: a day")
-    option("--model", metavar="NAME", help="the same as -p MODEL=NAME")
-    option("--name", metavar="RUN", help="default: date and time")
-
-    option = add(_render, "render", "execute notebooks; store outputs in place and the reference")
-    option("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
-
-    option = add(_sweep, "sweep", "run notebooks over models, seeds and parameters; resumable")
-    option("file", nargs="?", type=Path, metavar="FILE", help="settings, as YAML")
-    option("--notebooks", nargs="+", metavar="NOTEBOOK", help="default: all")
-    option("--models", nargs="+", metavar="NAME", help="names, paths or patterns")
-    option("--seeds", nargs="+", metavar="N")
-    option("--name", metavar="RUN", help="default: the name of FILE")
-    option("--jobs", type=int, default=1, metavar="N", help="runs at a time")
-    option("--scheduler", metavar="ADDRESS", help="a dask scheduler, as tcp://…:8786")
-    option("--retry", action="store_true", help="repeat the runs that failed")
-    option("--plan", action="store_true", help="print the plan and stop")
-    option("--yes", action="store_true", help=f"start even more than {plan.LIMIT} runs")
-
-    option = add(_scorecard, "scorecard", "put runs side by side as HTML, Markdown and JSON")
-    option("runs", nargs="*", metavar="RUN", help="names or folders")
-    option("--out", type=Path, metavar="FOLDER", help="papermill_runs/scorecard")
-    option("--readme", action="store_true", help="renew the README's summary and times")
-
-    option = add(_diff, "diff", "compare two scorecards claim by claim; code 1 on a flip")
-    option("a", metavar="A", help="a run's name, a folder, or a scorecard.json")
-    option("b", metavar="B")
-
-    text = "a model's passport: is it right here, and what can it be used for"
-    option = add(_check, "check", text)
-    option("name", nargs="?", metavar="MODEL", help="default: smollm2-135m")
-    option("--revision", metavar="R", help="branch, tag or commit on the hub")
-    option("--dtype", metavar="T", help="float32, bfloat16 or float16; default: float32")
-    option("--json", action="store_true", help="as JSON")
-    add(_models, "models", "list the models that load here")
-    option = add(_fetch, "fetch", "download a model into the cache")
-    option("name", nargs="?", metavar="NAME", help="default: smollm2-135m")
-    return parser
+# Commands
 
 
-def _run(options: argparse.Namespace) -> int:
-    values = _pairs([*options.p, *([f"MODEL={options.model}"] if options.model else [])])
-    more = {"full": options.full, "name": options.name, "minutes": options.timeout}
-    return _report(run(options.notebooks, values, **more), options.save_reference)
+def _run(
+    notebook: Sequence[str], model: str | None, p: Sequence[str], save_reference: bool, **more: Any
+) -> int:
+    """Execute notebooks into papermill_runs/RUN and print their scorecard."""
+    values = _pairs([*p, *([f"MODEL={model}"] if model else [])])
+    return _report(run(notebook, values, minutes=more.pop("timeout"), **more), save_reference)
 
 
-def _render(options: argparse.Namespace) -> int:
+def _render(notebook: Sequence[str], timeout: float | None) -> int:
+    """Execute notebooks; store outputs in place and the reference."""
     from . import render
 
     render.require_browser()
-    finished = run(options.notebooks, minutes=options.timeout)
+    finished = run(notebook, minutes=timeout)
     faults = render.store(finished)
     code = _report(finished, save_reference=not faults)
     print(*(f"NOT STORED {fault}" for fault in faults), sep="\n", end="\n" if faults else "")
     return code or int(bool(faults))
 
 
-def _sweep(options: argparse.Namespace) -> int:
-    """Plan, run and summarise; 1 when a run failed."""
+def _sweep(
+    file: Path | None, name: str | None, p: Sequence[str], save_reference: bool, **more: Any
+) -> int:
+    """Run notebooks over models, seeds and parameters; resumable."""
     root = execute.find_root()
-    settings = _settings(options)
-    name = options.name or (options.file and options.file.stem)
+    # the file's settings, with those of the command line in their place
+    settings = plan.read_settings(file) if file else {}
+    given = {key: more.pop(key) for key in ("notebooks", "models", "seeds")}
+    given = {key: values for key, values in given.items() if values is not None}
+    settings |= plan.resolve(given, Path.cwd())
+    if values := _pairs(p):
+        settings["parameters"] = settings.get("parameters", {}) | values
+    if not settings:
+        raise ValueError("say what to run: a settings file, or --notebooks, --models, --seeds, -p")
+    name = name or (file.stem if file else None)
     if not name:
         raise ValueError("a sweep without a settings file needs a --name, to be found again by")
     folder = _folder(name, root, fresh=False)
-    if options.jobs < 1:
-        raise ValueError("--jobs is above 0")
-    if options.jobs > 1 and options.scheduler:
+    if more["jobs"] > 1 and more["scheduler"]:
         raise ValueError("--jobs is for a cluster on this machine; with --scheduler leave it out")
-    limit = float("inf") if options.yes else plan.LIMIT
-    jobs, notes = plan.make(settings, root, limit=limit)
+    jobs, notes = plan.make(settings, root)
     work = Sweep(folder, jobs)
-    print(*notes, _plan_line(work, options.retry), sep="\n")
-    if options.plan:
+    done, failed, to_do = work.count("done"), work.count("failed"), work.to_do(more["retry"])
+    print(*notes, sep="\n", end="\n" if notes else "")
+    print(f"plan: {len(jobs)} runs: {done} finished before, {failed} failed before", end="")
+    print(
+        f"{' (--retry repeats them)' if failed and not more['retry'] else ''}, {len(to_do)} to do"
+    )
+    if more.pop("plan"):
         return 0
-    minutes = 30.0 if options.timeout is None else options.timeout
-    _work(work, root, minutes, options.retry, options.jobs, options.scheduler)
-    return _report(work, options.save_reference)
+    _work(work, more.pop("timeout"), **more)
+    return _report(work, save_reference)
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The file's settings, with those of the command line in their place."""
-    settings = plan.read_settings(options.file) if options.file else {}
-    given = {key: getattr(options, key) for key in ("notebooks", "models", "seeds")}
-    given = {key: value for key, value in given.items() if value is not None}
-    settings |= plan.resolve(given, Path.cwd())
-    if values := _pairs(options.p):
-        grids = settings.get("parameters", {})
-        several = isinstance(grids, list)
-        grids = [{**grid, **values} for grid in (grids if several else [grids])]
-        settings["parameters"] = grids if several else grids[0]
-    if not settings:
-        raise ValueError("say what to run: a settings file, or --notebooks, --models, --seeds, -p")
-    return settings
+def _scorecard(run: Sequence[str], out: Path | None, readme: bool) -> int:
+    """Put runs side by side as HTML, Markdown and JSON."""
+    from . import page
+
+    root = execute.find_root()
+    if readme and not page.write_readme(root):
+        raise ValueError("the README has no <!-- scorecard --> markers, or there is no reference")
+    if not run and not readme:
+        raise ValueError("name at least one run, such as `reference`")
+    if run:
+        table = scorecard.collect([_named(text, root) for text in dict.fromkeys(run)], root)
+        files = page.write(table, out or root / "papermill_runs" / "scorecard")
+        print(f"{scorecard.tally(table.records)}, on {len(table.columns)} models", *files, sep="\n")
+    return 0
+
+
+def _diff(a: str, b: str) -> int:
+    """Compare two runs claim by claim; code 1 on a flip."""
+    root = execute.find_root()
+    sides = [scorecard.collect([_named(text, root)], root).records for text in (a, b)]
+    names = [{record["notebook"] for record in records} for records in sides]
+    for text, only in ((a, names[0] - names[1]), (b, names[1] - names[0])):
+        if only:
+            print(f"only in {text}, left out: {', '.join(sorted(only))}")
+    both = names[0] & names[1]
+    changes = scorecard.compare(*([r for r in side if r["notebook"] in both] for side in sides))
+    print(*changes, scorecard.summary(changes), sep="\n")
+    return int(any(change.kind == "flip" for change in changes))
+
+
+def _check(name: str, json: bool, **more: Any) -> int:
+    """Print a model's passport: is it right here, and what can it be used for."""
+    from ..models.agreement import HookError
+    from . import passport
+
+    try:
+        about = passport.passport(name, execute.find_root(), **more)
+    except HookError as error:
+        raise ValueError(str(error)) from error
+    print(dumps(about, indent=1) if json else passport.as_text(about))
+    return 0
+
+
+def _models() -> int:
+    """List the models that load here."""
+    from ..models.loading import available_models
+
+    table = available_models()
+    print(table.to_string(index=False))
+    print(table.attrs["note"])
+    return 0
+
+
+def _fetch(name: str) -> int:
+    """Download a model into the cache."""
+    from ..models.loading import fetch
+
+    print(fetch(name))
+    return 0
+
+
+# Each command, and its arguments.
+COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
+    "run": (_run, "notebook --full --model --name -p --timeout --save-reference"),
+    "render": (_render, "notebook --timeout"),
+    "sweep": (
+        _sweep,
+        "file --notebooks --models --seeds -p --name --plan --retry --jobs --scheduler --timeout "
+        "--save-reference",
+    ),
+    "scorecard": (_scorecard, "run --out --readme"),
+    "diff": (_diff, "a b"),
+    "check": (_check, "name --revision --dtype --json"),
+    "models": (_models, ""),
+    "fetch": (_fetch, "name"),
+}
+_FLAG = {"action": "store_true"}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "notebook": {"nargs": "*", "help": f"names or beginnings, or all; default: 00 to {LAST}"},
+    "file": {"nargs": "?", "type": Path, "help": "settings, as YAML"},
+    "run": {"nargs": "*", "help": "names or folders"},
+    "a": {"help": "a run's name, or its folder"},
+    "b": {"help": "another"},
+    "name": {
+        "nargs": "?",
+        "default": "smollm2-135m",
+        "metavar": "MODEL",
+        "help": "default: %(default)s",
+    },
+    "--dtype": {"help": "float32, bfloat16 or float16; default: float32"},
+    "--full": _FLAG | {"help": "at the papers' scale, for a GPU; --timeout: a day"},
+    "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "runs at a time"},
+    "--json": _FLAG | {"help": "as JSON"},
+    "--model": {"help": "the same as -p MODEL=…"},
+    "--models": {"nargs": "+", "metavar": "MODEL", "help": "names, paths or patterns"},
+    "--name": {"metavar": "RUN", "help": "default: date and time, or the name of FILE"},
+    "--notebooks": {"nargs": "+", "metavar": "NOTEBOOK", "help": "default: all"},
+    "--out": {"type": Path, "metavar": "FOLDER", "help": "default: papermill_runs/scorecard"},
+    "--plan": _FLAG | {"help": "print the plan and stop"},
+    "--readme": _FLAG | {"help": "renew the README's summary and times"},
+    "--retry": _FLAG | {"help": "repeat the runs that failed"},
+    "--revision": {"help": "branch, tag or commit on the hub"},
+    "--save-reference": _FLAG | {"help": "save as the reference of its models"},
+    "--scheduler": {"metavar": "ADDRESS", "help": "a dask scheduler, as tcp://…:8786"},
+    "--seeds": {"nargs": "+", "metavar": "N", "help": "given as SEED"},
+    "--timeout": {"type": float, "metavar": "MIN", "help": "of each; default: 30 minutes"},
+    "-p": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=VALUE",
+        "help": "once for each value",
+    },
+}
+
+
+# What they share
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -214,51 +278,48 @@ def _pairs(texts: Sequence[str]) -> dict[str, list[str]]:
     return values
 
 
+def _named(text: str, root: Path) -> Path:
+    """The folder of a run's name, or a path."""
+    folder = root / "papermill_runs" / text
+    return folder if folder.is_dir() else Path(text)
+
+
 def _folder(name: str, root: Path, fresh: bool) -> Path:
     if Path(name).name != name or name in ("..", "reference", "scorecard"):
         raise ValueError(f"a run's name is that of a folder in papermill_runs; got {name!r}")
     folder = root / "papermill_runs" / name
-    if folder.is_dir() and (
-        fresh or (any(folder.iterdir()) and not (folder / "plan.json").exists())
-    ):
+    foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").exists()
+    if foreign or (fresh and folder.is_dir()):
         raise ValueError(f"{folder} is there already; choose another --name")
     return folder
 
 
-def _plan_line(work: Sweep, retry: bool) -> str:
-    failed = work.count("failed")
-    parts = [f"{work.count('done')} finished before", f"{len(work.to_do(retry))} to do"]
-    if failed:
-        parts.insert(1, f"{failed} failed before{'' if retry else ' (--retry repeats them)'}")
-    sizes = {
-        "run": len(work.jobs),
-        "notebook": len({job.path for job in work.jobs}),
-        "model": len({job.inputs["parameters"].get("MODEL") for job in work.jobs} - {None}),
-    }
-    words = [f"{n} {word}{'s' * (n > 1)}" for word, n in sizes.items() if n]
-    return f"plan: {', '.join(words)}: {', '.join(parts)}"
-
-
 def _work(
     work: Sweep,
-    root: Path,
-    minutes: float,
+    minutes: float | None,
+    *,
+    full: bool = False,
     retry: bool = False,
     jobs: int = 1,
     scheduler: str | None = None,
 ) -> None:
     """Run what is to do under a progress bar; each outcome is a line, and where to look another."""
+    if minutes is None:
+        minutes = 24.0 * 60 if full else 30.0
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
     to_do = len(work.to_do(retry))
+    workers = _workers(work.folder, min(jobs, to_do), scheduler)
     told = -SUMMARY_S  # so that the first result has a summary
     work.record_plan()
     try:
-        with (
-            tqdm(total=to_do, unit="run", disable=None) as bar,
-            _workers(work.folder, root, min(jobs, to_do), scheduler, bar) as (spread, more),
-        ):
-            for job, outcome in work.work(spread, minutes=minutes, retry=retry, **more):
+        with tqdm(total=to_do, unit="run", disable=None) as bar, workers as spread:
+
+            def show(job: Job, done: int) -> None:
+                bar.set_description(f"{job.path.stem}, cell {done + 1}")
+
+            options = {"on_cell": show} if spread is in_turn else {}  # of a process of its own
+            for job, outcome in work.work(spread, minutes=minutes, retry=retry, **options):
                 bar.update()
                 tqdm.write(f"{outcome.state}  {job}: {outcome.text}")
                 if outcome.state == "done":
@@ -267,42 +328,29 @@ def _work(
                     page = work.folder / "scorecard.html"
                     tqdm.write(f"      its claims: {os.path.relpath(page)}")
                 if time.monotonic() - told > SUMMARY_S:
-                    _summarise(work.folder, root)
+                    _summarise(work.folder)
                     told = time.monotonic()
     finally:
-        _summarise(work.folder, root)
+        _summarise(work.folder)
 
 
-@contextlib.contextmanager
 def _workers(
-    folder: Path, root: Path, jobs: int, scheduler: str | None, bar: tqdm
-) -> Iterator[tuple[Spread, dict[str, Any]]]:
-    """How runs are spread, and what else `sweep.carry_out` is told."""
-    if scheduler:
-        from . import cluster
+    folder: Path, jobs: int, scheduler: str | None
+) -> contextlib.AbstractContextManager[Spread]:
+    """How runs are spread: in turn here, on workers of this machine, or on those of a scheduler."""
+    if jobs <= 1 and not scheduler:
+        return contextlib.nullcontext(in_turn)
+    from . import cluster
 
-        with cluster.connect(scheduler, folder) as spread:
-            yield spread, {}
-    elif jobs > 1:
-        from . import cluster
-
-        made_with = provenance.environment(root)
-        with cluster.local(jobs, made_with["device"], folder) as spread:
-            yield spread, {"made_with": made_with}
-    else:
-
-        def show(job: Job, done: int) -> None:
-            bar.set_description(f"{job.path.stem}, cell {done + 1}")
-
-        yield in_turn, {"on_cell": show}
+    return cluster.connect(scheduler, folder) if scheduler else cluster.local(jobs, folder)
 
 
-def _summarise(folder: Path, root: Path) -> None:
+def _summarise(folder: Path) -> None:
     """Write the scorecard anew from what is in a folder."""
     from . import page
 
     with FileLock(folder / ".plan.lock"):
-        page.write(scorecard.collect([folder], root), folder)
+        page.write(scorecard.collect([folder], folder.parents[1]), folder)
 
 
 def _report(work: Sweep, save_reference: bool) -> int:
@@ -320,73 +368,6 @@ def _report(work: Sweep, save_reference: bool) -> int:
     lines += [f"FAILED {run}: {run.error}" for run in table.failed]
     print(*lines, f"scorecard: {work.folder / 'scorecard.html'}", sep="\n")
     return int(work.count("done") < len(work.jobs))
-
-
-def _scorecard(options: argparse.Namespace) -> int:
-    from . import page
-
-    root = execute.find_root()
-    if options.readme and not page.write_readme(root):
-        raise ValueError("the README has no <!-- scorecard --> markers, or there is no reference")
-    if not options.runs:
-        if options.readme:
-            return 0
-        raise ValueError("name at least one run, such as `reference`")
-    folders = list(dict.fromkeys(_named(text, root) for text in options.runs))
-    table = scorecard.collect(folders, root)
-    files = page.write(table, options.out or root / "papermill_runs" / "scorecard")
-    print(f"{scorecard.tally(table.records)}, on {len(table.columns)} models", *files, sep="\n")
-    return 0
-
-
-def _diff(options: argparse.Namespace) -> int:
-    root = execute.find_root()
-    texts = (options.a, options.b)
-    sides = [scorecard.read_records(_named(text, root), root) for text in texts]
-    names = [{record["notebook"] for record in records} for records in sides]
-    for text, only in zip(texts, (names[0] - names[1], names[1] - names[0]), strict=True):
-        if only:
-            print(f"only in {text}, left out: {', '.join(sorted(only))}")
-    both = names[0] & names[1]
-    changes = scorecard.compare(*([r for r in side if r["notebook"] in both] for side in sides))
-    print(*changes, scorecard.summary(changes), sep="\n")
-    return int(any(change.kind == "flip" for change in changes))
-
-
-def _named(text: str, root: Path) -> Path:
-    """The folder of a run's name, or a path."""
-    folder = root / "papermill_runs" / text
-    return folder if folder.is_dir() else Path(text)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from ..models import DEFAULT
-    from ..models.agreement import HookError
-    from . import passport
-
-    name, more = options.name or DEFAULT, {"revision": options.revision, "dtype": options.dtype}
-    try:
-        about = passport.passport(name, execute.find_root(), **more)
-    except HookError as error:
-        raise ValueError(str(error)) from error
-    print(json.dumps(about, indent=1) if options.json else passport.as_text(about))
-    return 0
-
-
-def _models(options: argparse.Namespace) -> int:
-    from ..models.loading import available_models
-
-    table = available_models()
-    print(table.to_string(index=False))
-    print(table.attrs["note"])
-    return 0
-
-
-def _fetch(options: argparse.Namespace) -> int:
-    from ..models.loading import DEFAULT, fetch
-
-    print(fetch(options.name or DEFAULT))
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,20 +24,16 @@ ANSWER_S = 5  # seconds that a scheduler may take to answer
 
 
 @contextlib.contextmanager
-def local(jobs: int, device: str, folder: Path) -> Iterator[Spread]:
+def local(jobs: int, folder: Path) -> Iterator[Spread]:
     """A cluster of `jobs` workers on this machine, as a `spread` for `Sweep.work`.
 
-    Args:
-        jobs: how many runs at a time.
-        device: of `provenance.environment`; with "cuda…", worker i gets GPU i, and GPUs are shared
-            where there are more workers than GPUs.
-        folder: the sweep's.
+    Worker i gets GPU i; GPUs are shared where there are more workers.
     """
     distributed = _distributed()
     own = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "silence_logs": "CRITICAL"}
     workers = {
         index: {"cls": distributed.Nanny, "options": own | {"env": env}}
-        for index, env in enumerate(environments(jobs, gpus(device)))
+        for index, env in enumerate(environments(jobs, gpus()))
     }
     options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}
     scheduler = {"cls": distributed.Scheduler, "options": options}
@@ -48,10 +44,8 @@ def local(jobs: int, device: str, folder: Path) -> Iterator[Spread]:
         yield spread(client, folder)
 
 
-def gpus(device: str) -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
-    if not device.startswith("cuda"):
-        return []
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if allowed := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return allowed.split(",")
     import torch

@@ -7,98 +7,89 @@ are checked here and in `plan`, before anything starts.
 """
 
 import ast
-import io
+import contextlib
 import json
-import tokenize
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_KINDS = {"MODEL": "directory", "PROMPTS": "file"}  # parameters that may be a path
+_PATHS = {"MODEL": "directory", "PROMPTS": "file"}  # parameters that may be a path
 
 
 class Parameter(NamedTuple):
-    """A name assigned in the `parameters` cell; types is None where any literal will do. `full` is
-    the text of its value at full scale, None where that is the default."""
+    """A name assigned in the `parameters` cell; `type` is that of its default, None where any
+    literal will do. `full` is its value at full scale, None where that is the default.
+    """
 
     name: str
     default: Any
-    types: tuple[type, ...] | None
-    full: str | None = None
+    type: type | None
+    full: Any = None
+
+
+def cells(path: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook; ValueError that names the file where there are none to read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
 
 
 def read(path: Path) -> dict[str, Parameter]:
     """The parameters of a notebook: what its first cell tagged `parameters` assigns."""
+    tagged = [c for c in cells(path) if "parameters" in c.get("metadata", {}).get("tags", [])]
+    source = "".join(tagged[0]["source"]) if tagged else ""
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-        source = "".join(tagged[0]["source"]) if tagged else ""
-        body, full = ast.parse(source).body, _full(source)
-    except (ValueError, KeyError, TypeError, SyntaxError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
-    found = {}
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"the parameters of {path} cannot be read: {error}") from error
+    found, lines = {}, source.encode().splitlines()
     for node in body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if isinstance(target, ast.Name):
-                    found[target.id] = _parameter(target.id, node, full.get(node.end_lineno))
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            comment = lines[(node.end_lineno or 0) - 1][node.end_col_offset :].decode()
+            _, named, full = comment.rpartition("full: ")
+            default, known = _literal(node.value)
+            kind = type(default) if known and default is not None else None
+            one = Parameter(ast.unparse(target), default, kind)
+            found[one.name] = one._replace(full=convert(one, full.strip())) if named else one
     return found
 
 
-def all_values(path: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Every parameter of a notebook with the chosen value, or else its default."""
-    return {name: p.default for name, p in read(path).items()} | dict(chosen)
-
-
-def _full(source: str) -> dict[int | None, str]:
-    """What follows `full:` in a comment, by the comment's line."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
-    return {n: text.split("full: ")[-1].strip() for n, text in comments.items() if "full: " in text}
-
-
-def _parameter(name: str, node: Any, full: str | None) -> Parameter:
-    """Types come from the default and, where it is annotated, from the plain names in there."""
+def _literal(node: ast.expr) -> tuple[Any, bool]:
+    """The value of a literal; the text of what is computed, and that it is."""
     try:
-        default = ast.literal_eval(node.value)
+        return ast.literal_eval(node), True
     except ValueError:
-        return Parameter(name, ast.unparse(node.value), None, full)
-    annotation = getattr(node, "annotation", None)
-    named = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)} if annotation else set()
-    plain = {t.__name__: t for t in (str, int, float, bool, list, tuple, dict)}
-    types = {type(default)} | {plain[n] for n in named if n in plain}
-    return Parameter(name, default, None if types == {type(None)} else tuple(types), full)
+        return ast.unparse(node), False
 
 
-def convert(parameter: Parameter, text: str) -> Any:
-    """The value that a text on the command line means for this parameter, or ValueError."""
-    name, default, types, _ = parameter
-    if types and str in types and not (text == "None" and type(None) in types):
-        return _absolute(name, text) if name in _KINDS else text
-    literal = text.capitalize() if text.lower() in ("true", "false", "none") else text
-    try:
-        value = ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
-        value = text
-    if types is None:
-        return value
-    if float in types and type(value) is int and int not in types:
+def convert(parameter: Parameter, given: Any) -> Any:
+    """The value that a text on the command line, or a value in YAML, means for this parameter.
+
+    Raises ValueError where it is of another type than the default.
+    """
+    name, default, kind, _ = parameter
+    if kind is str:
+        return _absolute(name, str(given)) if name in _PATHS else str(given)
+    value = given
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError, SyntaxError):
+            text = given.capitalize() if given.lower() in ("true", "false", "none") else given
+            value = ast.literal_eval(text)
+    if kind is float and type(value) is int:
         value = float(value)
-    if list in types or tuple in types:  # papermill writes a tuple as a text
-        value = list(value) if isinstance(value, tuple) else value
-        fits = isinstance(value, list) and _elements_fit(value, default)
-    else:
-        fits = type(value) in types
+    fits = kind in (None, type(value))
+    if kind in (list, tuple) and isinstance(value, list | tuple):
+        value = list(value)  # papermill writes a tuple as a text
+        inner = {type(element) for element in default}
+        inner |= {int} if float in inner else set()
+        fits = not inner or {type(element) for element in value} <= inner
     if not fits:
-        wanted = " or ".join(sorted(t.__name__.replace("NoneType", "None") for t in types))
-        raise ValueError(f"{name} is of type {wanted} (default {default!r}), got {text!r}")
+        assert kind is not None
+        hint = "; one for each run, so write [[1, 2]]" if kind in (list, tuple) else ""
+        wanted = f"{kind.__name__} (default {default!r})"
+        raise ValueError(f"{name} is of type {wanted}, got {given!r}{hint}")
     return value
-
-
-def _elements_fit(value: list[Any], default: Any) -> bool:
-    allowed = {type(element) for element in default or ()}
-    allowed |= {int} if float in allowed else set()
-    return not allowed or all(type(element) in allowed for element in value)
 
 
 def _absolute(name: str, text: str) -> str:
@@ -108,5 +99,5 @@ def _absolute(name: str, text: str) -> str:
     if text and (path.is_dir() if name == "MODEL" else path.is_file()):
         return str(path.resolve())
     if text.startswith((".", "/", "~")) or (text and name == "PROMPTS"):
-        raise ValueError(f"{name}={text}: there is no such {_KINDS[name]}")
+        raise ValueError(f"{name}={text}: there is no such {_PATHS[name]}")
     return text

@@ -8,17 +8,16 @@ Settings are a YAML file, or the same on the command line:
     parameters:                       # every combination of the values
       N_PROMPTS: [4, 8]
 
-`parameters` may also be a list of such mappings, whose grids run one after another. Paths are
-relative to the file. A notebook without a parameter of that name runs without it, once.
+Paths are relative to the file. A notebook without a parameter of that name runs without it, once.
 """
 
 import difflib
+import glob
 import hashlib
 import itertools
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from ..claims import model_name
 from . import execute, parameters, provenance
 
 KEYS = ("notebooks", "models", "seeds", "parameters")
-LIMIT = 500  # runs that start without being asked for twice
 
 
 @dataclass(frozen=True)
@@ -44,43 +42,29 @@ class Job:
         return hashlib.sha256(_json(self.inputs).encode()).hexdigest()
 
     @property
-    def slot(self) -> str:
-        """What was asked for. A run of the same slot and another identity replaces it."""
-        return _json([self.path.stem, self._asked])
-
-    @property
     def folder(self) -> str:
         """The name of this run's folder."""
         model = self.inputs["parameters"].get("MODEL")
         parts = [self.path.stem, model if isinstance(model, str) else "", self.identity[:16]]
         return "-".join(re.sub(r"[^\w.@=-]+", "--", part) for part in parts if part)
 
-    @property
-    def _asked(self) -> dict[str, Any]:
-        return {name: self.inputs["parameters"][name] for name in self.given}
-
     def __str__(self) -> str:
-        return " ".join([self.path.stem, *(f"{n}={value}" for n, value in self._asked.items())])
+        """What was asked for. A run of the same and another identity replaces it."""
+        own = self.inputs["parameters"]
+        return " ".join([self.path.stem, *(f"{name}={own[name]}" for name in self.given)])
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings in a YAML file, with its paths made absolute.
-
-    Raises:
-        ValueError: the file is not there, is no YAML mapping, or has an unknown key.
-    """
+    """The settings in a YAML file, with its paths made absolute; ValueError says what is wrong."""
     import yaml
 
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"the sweep's settings cannot be read: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} is a mapping with the keys {', '.join(KEYS)}")
-    if unknown := [key for key in settings if key not in KEYS]:
-        raise ValueError(f"{file} has an unknown key {unknown[0]!r}; known: {', '.join(KEYS)}")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"the sweep's settings cannot be read from {file}: {why}") from error
+    if not isinstance(settings, dict) or not set(settings) <= set(KEYS):
+        raise ValueError(f"{file} is a mapping with keys among {', '.join(KEYS)}, got {settings}")
     return resolve(settings, file.parent)
 
 
@@ -88,27 +72,14 @@ def resolve(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """The settings with models and notebooks that are paths relative to `base` made absolute."""
     found = dict(settings)
     if "models" in found:
-        models = (_with_revision(model) for model in _several("models", found["models"]))
-        found["models"] = [path for name in models for path in _models(name, base)]
-    if "notebooks" in found:
-        names = (  # YAML reads 03 as a number
-            f"{name:02d}" if isinstance(name, int) else str(name)
-            for name in _several("notebooks", found["notebooks"])
-        )
+        models = _several(found["models"])
+        found["models"] = [path for name in models for path in _models(str(name), base)]
+    if "notebooks" in found:  # YAML reads 03 as a number
+        names = (f"{n:02d}" if isinstance(n, int) else n for n in _several(found["notebooks"]))
         found["notebooks"] = [
-            str((base / n).resolve()) if n.endswith(".ipynb") and (base / n).is_file() else n
-            for n in names
+            str((base / n).resolve()) if (base / n).is_file() else n for n in names
         ]
     return found
-
-
-def _with_revision(model: Any) -> str:
-    """A model's name; `{name: …, revision: …}` becomes "name@revision"."""
-    if not isinstance(model, Mapping):
-        return str(model)
-    if set(model) != {"name", "revision"}:
-        raise ValueError(f"a model is a name, or has the keys name and revision, got {dict(model)}")
-    return f"{model['name']}@{model['revision']}"
 
 
 def _models(name: str, base: Path) -> list[str]:
@@ -116,28 +87,21 @@ def _models(name: str, base: Path) -> list[str]:
     path = base / Path(name).expanduser()  # an absolute one stays as it is
     if not re.search(r"[*?\[]", name):
         return [str(path.resolve())] if path.is_dir() else [name]
-    found = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
-    directories = [p for p in found if (p / "config.json").is_file()]
-    if not directories:
+    found = [Path(p) for p in glob.glob(str(path)) if (Path(p) / "config.json").is_file()]
+    if not found:
         raise ValueError(f"models: no directory of weights matches {name!r} in {base}")
-    return [str(p.resolve()) for p in sorted(directories, key=lambda p: natural(p.name))]
+    return [str(p.resolve()) for p in sorted(found, key=lambda p: natural(p.name))]
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A key that sorts d16 before d128."""
-    parts = re.split(r"(\d+)", text)
-    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
+def natural(text: str) -> tuple[Any, ...]:
+    """A key that sorts d16 before d128: texts and numbers in turn."""
+    return tuple(int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", text)))
 
 
 def make(
-    settings: Mapping[str, Any],
-    root: Path,
-    *,
-    full: bool = False,
-    resumable: bool = True,
-    limit: float = LIMIT,
+    settings: Mapping[str, Any], root: Path, *, full: bool = False, resumable: bool = True
 ) -> tuple[list[Job], list[str]]:
-    """The runs that settings ask for, those of one model together; and notes.
+    """The runs that settings ask for, each once, those of one model together; and notes.
 
     Models are fetched where they are not on this machine, since their weights are part of the
     identity.
@@ -148,76 +112,51 @@ def make(
 
     Raises:
         ValueError: an unknown notebook or parameter, a value of another type, two models of one
-            name, more runs than the limit; before any model is fetched.
+            name, no run at all; before any model is fetched.
         OSError: a model that cannot be had.
     """
-    paths = execute.find(settings.get("notebooks", ()), root)
-    known = {path: parameters.read(path) for path in paths}
-    larger = {path: full_values(path, known[path]) if full else {} for path in paths}
-    grids = _grids(settings)
-    notes = _check_names(grids, known)
-    if small := [path.stem for path in paths if full and not larger[path]]:
-        notes.append(f"no full set in {', '.join(small)}: run as always")
-    wanted = [(path, _values(path, known[path], grid)) for grid in grids for path in paths]
-    asked = sum(math.prod(map(len, values.values())) for _, values in wanted)
-    if asked > limit:
-        raise ValueError(
-            f"these settings ask for {asked} runs; to start more than {limit}, give --yes"
-        )
-    requests = {}  # each once
-    for path, values in wanted:
-        for chosen in itertools.product(*values.values()):
-            given = larger[path] | dict(zip(values, chosen, strict=True))
+    known = {
+        path: parameters.read(path) for path in execute.find(settings.get("notebooks", ()), root)
+    }
+    grid = _grid(settings)
+    notes, requests = _check_names(grid, known), {}
+    for path, own in known.items():
+        larger = {n: p.full for n, p in own.items() if full and p.full is not None}
+        if full and not larger:
+            notes.append(f"no full set in {path.stem}: run as always")
+        asked = {name: values for name, values in grid.items() if name in own}
+        axes = {n: [parameters.convert(own[n], v) for v in values] for n, values in asked.items()}
+        for chosen in itertools.product(*axes.values()):
+            given = larger | dict(zip(axes, chosen, strict=True))
             requests[_json([str(path), given])] = path, given
+    if not requests:
+        raise ValueError("these settings ask for no run: one of their lists is empty")
     models = list(dict.fromkeys(given.get("MODEL") for _, given in requests.values()))
     ordered = sorted(requests.values(), key=lambda request: models.index(request[1].get("MODEL")))
-    return list(_identify(ordered, resumable)), notes
+    return _identify(ordered, known, resumable), notes
 
 
-def _grids(settings: Mapping[str, Any]) -> list[dict[str, list[str]]]:
-    """Models and seeds, and each mapping of `parameters`, as grids of texts; MODEL outermost."""
-    shared = {
-        name: settings[key]
-        for key, name in (("models", "MODEL"), ("seeds", "SEED"))
-        if key in settings
-    }
-    mappings = settings.get("parameters", {})
-    mappings = mappings if isinstance(mappings, list) else [mappings]
-    if not mappings or not all(isinstance(mapping, dict) for mapping in mappings):
-        raise ValueError("parameters is a mapping of names to values, or a list of such mappings")
-    if twice := [name for mapping in mappings for name in mapping if name in shared]:
-        raise ValueError(f"{twice[0]} is given twice, in parameters and as models or seeds")
-    names = {"MODEL": "models", "SEED": "seeds"}
-    return [
-        {
-            name: [_text(name, value) for value in _several(names.get(name, name), values)]
-            for name, values in (shared | mapping).items()
-        }
-        for mapping in mappings
-    ]
+def _grid(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of each parameter that settings give; MODEL outermost."""
+    shared = {"MODEL": settings.get("models"), "SEED": settings.get("seeds")}
+    shared = {name: values for name, values in shared.items() if values is not None}
+    more = settings.get("parameters", {})
+    if not isinstance(more, Mapping):
+        raise ValueError(f"parameters is a mapping of names to values, got {more!r}")
+    if twice := set(shared) & set(more):
+        raise ValueError(f"{min(twice)} is given twice, in parameters and as models or seeds")
+    return {name: _several(values) for name, values in (shared | dict(more)).items()}
 
 
-def _several(name: str, values: Any) -> list[Any]:
-    values = values if isinstance(values, list) else [values]
-    if not values:
-        raise ValueError(f"{name} is an empty list; leave it out instead")
-    return values
+def _several(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
 
 
-def _text(name: str, value: Any) -> str:
-    """A YAML value as it is written on the command line."""
-    if not isinstance(value, str | int | float | bool | list | None):
-        raise ValueError(f"{name} takes numbers, texts, true, false and lists, not {value!r}")
-    return value if isinstance(value, str) else repr(value)
-
-
-def _check_names(
-    grids: Sequence[Mapping[str, Any]], known: Mapping[Path, Mapping[str, Any]]
-) -> list[str]:
+def _check_names(grid: Mapping[str, Any], known: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     """Notes on the notebooks that lack a parameter; ValueError where all do."""
     notes = []
     every = {name for found in known.values() for name in found}
-    for name in dict.fromkeys(name for grid in grids for name in grid):
+    for name in grid:
         if name not in every:
             close = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(every))}"
@@ -227,55 +166,41 @@ def _check_names(
     return notes
 
 
-def full_values(path: Path, known: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
-    """The values at full scale of the parameters whose comments name one."""
-    named = {name: [p.full] for name, p in known.items() if p.full is not None}
-    return {name: value for name, (value,) in _values(path, known, named).items()}
-
-
-def _values(
-    path: Path, known: Mapping[str, parameters.Parameter], grid: Mapping[str, list[str]]
-) -> dict[str, list[Any]]:
-    """The values, each once, of the grid's parameters that this notebook has."""
-    try:
-        return {
-            name: list({t: parameters.convert(known[name], t) for t in texts}.values())
-            for name, texts in grid.items()
-            if name in known
-        }
-    except ValueError as error:
-        hint = "; one list for each run, so write [[1, 2]]" if "of type list" in str(error) else ""
-        raise ValueError(f"{path.stem}: {error}{hint}") from None
-
-
-def _identify(requests: Sequence[tuple[Path, dict[str, Any]]], resumable: bool) -> Iterator[Job]:
+def _identify(
+    requests: Sequence[tuple[Path, dict[str, Any]]],
+    known: Mapping[Path, Mapping[str, parameters.Parameter]],
+    resumable: bool,
+) -> list[Job]:
     """Each request with all that its result depends on."""
-    code = {"code": provenance.code()} if resumable else {}
-    defaults = {path: parameters.all_values(path, {}) for path, _ in requests}
-    cells = {path: provenance.cells(path) for path in defaults}
-    values = [defaults[path] | given for path, given in requests]
-    weights = _weights([v["MODEL"] for v in values if isinstance(v.get("MODEL"), str)])
-    packages = {
+    defaults = {path: {name: p.default for name, p in own.items()} for path, own in known.items()}
+    cells = {path: provenance.cells(path) for path in known}
+    weights = _weights([(defaults[path] | given).get("MODEL") for path, given in requests])
+    shared: dict[str, Any] = {"code": provenance.code()} if resumable else {}
+    shared["packages"] = {
         name: version.split("+")[0]  # the build, such as +cpu, is the machine's affair
         for name, version in provenance.versions().items()
         if name != "plotly"  # draws the numbers and does not change them
     }
-    for (path, given), own in zip(requests, values, strict=True):
-        inputs = {"notebook": path.stem, "cells": cells[path], **code, "packages": packages}
-        if isinstance(own.get("MODEL"), str):
-            inputs["weights"] = weights[own["MODEL"]]
-            own = own | {"MODEL": model_name(own["MODEL"])}
-        yield Job(path, given, inputs | {"parameters": own})
+    jobs = []
+    for path, given in requests:
+        inputs, own = (
+            {"notebook": path.stem, "cells": cells[path], **shared},
+            defaults[path] | given,
+        )
+        if isinstance(model := own.get("MODEL"), str):
+            inputs["weights"] = weights[model]
+            own["MODEL"] = model_name(model)
+        jobs.append(Job(path, given, inputs | {"parameters": own}))
+    return jobs
 
 
-def _weights(models: Sequence[str]) -> dict[str, dict[str, str]]:
+def _weights(models: Sequence[Any]) -> dict[str, dict[str, str]]:
     """Fetch each model once and say what tells its weights from others."""
     from ..models.loading import fetch
 
     by_name: dict[str, str] = {}
-    for model in dict.fromkeys(models):
-        other = by_name.setdefault(model_name(model), model)
-        if other != model:
+    for model in dict.fromkeys(model for model in models if isinstance(model, str)):
+        if (other := by_name.setdefault(model_name(model), model)) != model:
             raise ValueError(f"two models are called {model_name(model)!r}: {other} and {model}")
     for model in by_name.values():
         fetch(model)

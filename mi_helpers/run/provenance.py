@@ -13,6 +13,7 @@ from typing import Any
 
 from ..models import default as default_model
 from ..models.hub import split_revision
+from . import parameters
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("numpy", "pandas", "torch", "transformers", "transformer-lens", "sae-lens", "plotly")
@@ -21,13 +22,12 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 @functools.cache
 def environment(root: Path) -> dict[str, Any]:
-    """Versions, platform, device and git commit; nothing that names this machine or its user."""
+    """Versions, platform and git commit; nothing that names this machine or its user."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": versions(),
-        "device": _device(),
-        "commit": _commit(root),
+        "commit": commit(root),
     }
 
 
@@ -38,6 +38,19 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def commit(root: Path) -> str | None:
+    """The commit of the collection, with `+changes` where tracked files differ from it."""
+    options = ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(
+            ["git", "-C", str(root), "describe", *options],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    return None
 
 
 def weights(name: str) -> dict[str, str]:
@@ -55,14 +68,10 @@ def weights(name: str) -> dict[str, str]:
 
 def cells(path: Path) -> str:
     """The hash of a notebook's cells without their outputs."""
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        parts = [
-            [c["cell_type"], "".join(c["source"]), sorted(c["metadata"].get("tags", []))]
-            for c in written
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as a notebook: {error!r}") from error
+    parts = [
+        [c["cell_type"], "".join(c["source"]), sorted(c["metadata"].get("tags", []))]
+        for c in parameters.cells(path)
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -93,27 +102,3 @@ def sha256(files: Iterable[Path]) -> str:
         with path.open("rb") as file:
             hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-
-def _device() -> str:
-    """The device that models load on by default."""
-    import torch
-
-    from ..models.loading import best_device
-
-    device = best_device()
-    return f"cuda: {torch.cuda.get_device_name()}" if device == "cuda" else device
-
-
-def _commit(root: Path) -> str | None:
-    """The commit of the collection, with `+changes` where tracked files differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

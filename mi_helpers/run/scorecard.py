@@ -9,7 +9,6 @@ The references, `papermill_runs/reference/MODEL/NOTEBOOK.json`, are records of o
 a change to a notebook touches one file.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..claims import VERDICTS, Record, measured, validated, verdict
+from ..claims import VERDICTS, Record, measured, verdict
 from . import parameters, sweep
 from .plan import natural
 
@@ -227,8 +226,8 @@ def _read_one(file: Path, source: str, root: Path) -> Run:
     stored = root / "notebooks" / f"{name}.ipynb"
     kept: Path | None = beside if beside.is_file() else None
     if file.name != "run.json" and stored.is_file():  # a reference: `mi render` made both
-        own = parameters.all_values(stored, {}).get("MODEL")
-        kept = stored if own in (given.get("MODEL"), None) else None
+        own = parameters.read(stored).get("MODEL")
+        kept = stored if own is None or own.default == given.get("MODEL") else None
     seconds = run.get("cpu_s") or run["seconds"]
     return Run(source, name, given, tuple(run["records"]), run["error"], kept, seconds)
 
@@ -276,22 +275,6 @@ def save_reference(work: sweep.Sweep, root: Path) -> list[Path]:
 
 
 # Comparing records
-
-
-def read_records(path: Path, root: Path) -> list[Record]:
-    """The records of a scorecard.json, or of the runs in a folder.
-
-    Raises:
-        ValueError: there are none, or they are damaged; the message names the file and the fault.
-    """
-    if path.is_dir():
-        return collect([path], root).records
-    try:
-        return validated(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ValueError(f"no scorecard at {path}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not a scorecard: {error}") from error
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:

@@ -29,7 +29,6 @@ from . import execute, provenance
 from .plan import Job
 
 _DISK_FAULTS = ("[Errno 28]", "[Errno 122]", "[Errno 27]")  # full, over quota, file too large
-_RUN = {"inputs": dict, "seconds": float, "made_with": dict, "records": list}
 
 
 class Outcome(NamedTuple):
@@ -69,12 +68,12 @@ class Sweep:
                 yield job, folder, read_run(folder / "run.json")
 
     def record_plan(self) -> None:
-        """Add these jobs to `plan.json`, in place of earlier ones of the same slots."""
+        """Add these jobs to `plan.json`, in place of earlier ones of the same name."""
         for name in ("runs", ".locks", ".attempts"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".plan.lock"):
             plan = read_plan(self.folder) if (self.folder / "plan.json").exists() else {}
-            plan |= {job.slot: job.folder for job in self.jobs}
+            plan |= {str(job): job.folder for job in self.jobs}
             write_atomic(self.folder / "plan.json", to_json(plan))
 
     def work(self, spread: Spread, *, retry: bool = False, **options: Any) -> Outcomes:
@@ -111,14 +110,12 @@ def carry_out(
     *,
     minutes: float,
     retry: bool = False,
-    made_with: dict[str, Any] | None = None,
     on_cell: Callable[[Job, int], None] = lambda job, done: None,
 ) -> Outcome:
     """Execute one job and put the result into the folder, unless it is there already.
 
     Args:
         minutes: the time limit.
-        made_with: `provenance.environment`, where it is known already.
         on_cell: called with the job and the number of its cells that are done.
 
     Raises:
@@ -135,9 +132,8 @@ def carry_out(
                 return _EDITED
             for abandoned in (folder / ".attempts").glob(f"{job.folder}.*"):
                 shutil.rmtree(abandoned, ignore_errors=True)  # of a process that was killed
-            made_with = made_with or provenance.environment(folder.parents[1])
             with _attempt(job, folder) as attempt:
-                return _execute(job, Path(attempt), folder, minutes, made_with, on_cell)
+                return _execute(job, Path(attempt), folder, minutes, on_cell)
     except Timeout:
         return Outcome("busy")
 
@@ -154,7 +150,6 @@ def _execute(
     attempt: Path,
     folder: Path,
     minutes: float,
-    made_with: dict[str, Any],
     on_cell: Callable[[Job, int], None],
 ) -> Outcome:
     """Execute into the attempt's folder, and rename what is worth keeping into place."""
@@ -171,10 +166,14 @@ def _execute(
         records = read_lines(attempt / execute.CLAIMS) if error is None else []
     except ValueError as fault:
         error = str(fault)
-    said = execute.traceback(attempt) if error else None
-    more = {"made_with": made_with, **execute.notes(attempt)}
-    more |= {"seconds": round(seconds, 1), "restarted": restarted, "records": records}
-    _install(attempt, folder, job, error=error, traceback=said, **more)
+    more: dict[str, Any] = {
+        "seconds": round(seconds, 1),
+        "restarted": restarted,
+        "records": records,
+    }
+    more |= {"made_with": provenance.environment(folder.parents[1]), **execute.notes(attempt)}
+    more["traceback"] = execute.traceback(attempt) if error else None
+    _install(attempt, folder, job, error=error, **more)
     text = error or f"{seconds:.0f} s, {len(records)} claims"
     return Outcome("failed" if error else "done", text)
 
@@ -217,27 +216,23 @@ def state(folder: Path, job: Job) -> str | None:
 
 
 def read_plan(folder: Path) -> dict[str, str]:
-    """The folders of the runs that a scorecard is of, by slot."""
+    """The folders of the runs that a scorecard is of, by what was asked for."""
     try:
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        if not isinstance(plan, dict) or not all(isinstance(v, str) for v in plan.values()):
-            raise ValueError("not a mapping of texts")
-    except (OSError, ValueError) as error:
+        return dict(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'plan.json'} is not a sweep's plan: {error}") from error
-    return plan
 
 
 def read_run(file: Path) -> dict[str, Any]:
     """The record of a finished run; ValueError says what is wrong with it."""
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
-        for key, kind in _RUN.items():
-            if not isinstance(run, dict) or not isinstance(run.get(key), kind):
-                raise ValueError(f"{key} is missing or no {kind.__name__}")
         validated(run["records"])
-    except (OSError, ValueError) as error:
+        run["inputs"]["parameters"], run["error"], run["seconds"]  # all that others read
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        fault = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{file} is not the record of a run: {error}; delete it to run it again"
+            f"{file} is not the record of a run ({fault}); delete it to run it again"
         ) from error
     return run
 

@@ -18,7 +18,6 @@ import pytest
 
 from mi_helpers.run import cli as runs
 from mi_helpers.run import plan as sweep_plan
-from mi_helpers.run import provenance
 from mi_helpers.run import sweep as sweeps
 from tests.run.sweeping import CHECK, MODEL, PARAMETERS, Executor, write_model, write_notebook
 
@@ -29,7 +28,7 @@ def recorded(root: Path, models: int = 20, seeds: int = 50, claims: int = 20) ->
     for number in range(models):
         write_model(root / f"models/m{number}")
     settings = {"models": [f"{root}/models/*"], "seeds": list(range(seeds))}
-    jobs, _ = sweep_plan.make(sweep_plan.resolve(settings, root), root, limit=float("inf"))
+    jobs, _ = sweep_plan.make(sweep_plan.resolve(settings, root), root)
     work = sweeps.Sweep(root / "papermill_runs/s", jobs)
     work.record_plan()
     with pytest.MonkeyPatch.context() as patch:
@@ -47,9 +46,9 @@ def recorded(root: Path, models: int = 20, seeds: int = 50, claims: int = 20) ->
     started = time.monotonic()
     with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
         arguments = ["sweep", "--models", "models/*", "--seeds", *map(str, range(seeds))]
-        planned = runs.main([*arguments, "--name", "s", "--yes", "--plan"])
+        planned = runs.main([*arguments, "--name", "s", "--plan"])
         middle = time.monotonic()
-        done = runs.main([*arguments, "--name", "s", "--yes"])
+        done = runs.main([*arguments, "--name", "s"])
     assert (planned, done) == (0, 0)
     plan, whole = middle - started, time.monotonic() - middle
     size = (work.folder / "scorecard.html").stat().st_size
@@ -63,9 +62,8 @@ def overhead(root: Path, n: int = 10) -> dict[str, Any]:
     settings = {"seeds": list(range(n))}
     work = sweeps.Sweep(root / "papermill_runs/s", sweep_plan.make(settings, root)[0])
     work.record_plan()
-    made_with = provenance.environment(root)
     started, cpu = time.monotonic(), os.times()
-    outcomes = [o for _, o in work.work(sweeps.in_turn, minutes=5, made_with=made_with)]
+    outcomes = [o for _, o in work.work(sweeps.in_turn, minutes=5)]
     whole, after = time.monotonic() - started, os.times()
     assert [outcome.state for outcome in outcomes] == ["done"] * n
     used = sum(after[:4]) - sum(cpu[:4])

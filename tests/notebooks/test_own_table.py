@@ -37,7 +37,7 @@ def test_a_table_goes_through_the_whole_of_01(tmp_path: Path) -> None:
     path = FOLDER / "01_activation_patching.ipynb"
     run = runs.run([str(path)], parameters, minutes=10, root=tmp_path)
     assert [found["error"] for *_, found in run.finished()] == [None]
-    records = scorecard.read_records(run.folder / "scorecard.json", tmp_path)
+    records = scorecard.collect([run.folder], tmp_path).records
     by_id = {record["id"]: record for record in records}
     for identity in ("01.by-hand", "01.path-by-hand"):  # hooks at each prompt's own END
         assert by_id[identity]["verdict"] == "holds"

@@ -38,7 +38,7 @@ def test_a_notebook_gets_through_with_other_parameters(
         parameters["MODEL"] = str(save_random(family, tmp_path / f"random-{family}"))
     run = runs.run([str(listed.path)], parameters, minutes=10, root=tmp_path)
     assert [found["error"] for *_, found in run.finished()] == [None]
-    records = scorecard.read_records(run.folder / "scorecard.json", tmp_path)
+    records = scorecard.collect([run.folder], tmp_path).records
     assert records, "a notebook has claims"
     for record in records:
         assert record["notebook"] == listed.name

@@ -19,12 +19,6 @@ import pytest
 from mi_helpers.run import sweep as sweeps
 from tests.run.sweeping import CHECK, PARAMETERS, write_notebook
 
-# A sweep in a process of its own; the device is not asked for, since that takes torch and seconds.
-DRIVER = """import sys
-from mi_helpers.run import provenance
-from mi_helpers.run import cli as runs
-provenance._device = lambda: "cpu"
-sys.exit(runs.main(["sweep", "--name", "s", *sys.argv[1:]]))"""
 COUNTED = (
     CHECK
     + """
@@ -54,7 +48,9 @@ def fresh(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def start(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", DRIVER, *GRID, *arguments], cwd=root)
+    """A sweep in a process of its own."""
+    command = [sys.executable, "-m", "mi_helpers.run.cli", "sweep", "--name", "s"]
+    return subprocess.Popen([*command, *GRID, *arguments], cwd=root)
 
 
 def scorecards(root: Path) -> dict[str, bytes]:

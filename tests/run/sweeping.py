@@ -76,7 +76,7 @@ class Executor:
         seconds: float,
         on_cell: Callable[[int], None],
     ) -> notebooks.Outcome:
-        values = parameters.all_values(path, given)
+        values = {name: p.default for name, p in parameters.read(path).items()} | dict(given)
         self.calls.append(f"{path.stem} {values['SEED']}")
         bad = "bad" in path.stem and values["SEED"] == 0 and not self.cured
         out = new_output("error", ename="ValueError", evalue="no", traceback=["line 1", "no"])

@@ -115,10 +115,3 @@ def test_a_sweep_over_them_is_one_error_without_a_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert cli.main(["sweep", str(PUBLISHED), "--plan", "--name", "dry"]) == 2
     assert "'openai-community/gpt2' is no local directory" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("entry", [{"name": "a/b"}, {"name": "a/b", "revision": "x", "dtype": "y"}])
-def test_a_model_entry_has_a_name_and_a_revision(entry: dict, tmp_path: Path) -> None:
-    (tmp_path / "s.yml").write_text(json.dumps({"models": [entry]}))
-    with pytest.raises(ValueError, match="or has the keys name and revision"):
-        plan.read_settings(tmp_path / "s.yml")

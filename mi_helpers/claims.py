@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from .stats import Estimate
 
@@ -200,7 +200,7 @@ def claim(
         if kind == "replication" and not isinstance(value, Estimate):
             raise ValueError(f"claim {id!r}: a replication needs an interval: use mi.estimate(...)")
         verdict, why = _judge(rule, found, control, level)
-    measured, low, high = map(_number, _ends(found))
+    middle, low, high = _ends(found)
     record = Record(
         id=id,
         notebook=_context["notebook"],
@@ -208,7 +208,7 @@ def claim(
         says=says,
         source=source,
         kind=kind,
-        value=measured,
+        value=middle,
         low=low,
         high=high,
         n=found.n or None if found else None,
@@ -279,15 +279,18 @@ def _interval(value: Estimate | float | None) -> Estimate | None:
     """A plain number is an interval of no width, with n = 0."""
     if value is None or isinstance(value, Estimate):
         return value
-    number = float(_plain(value))
-    return Estimate(number, number, number, 0, "")
+    return Estimate(float(value), float(value), float(value), 0, "")
 
 
 def _ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    """The value and the ends of its interval, which a plain number has none of."""
+    """The value and the ends of its interval, which a plain number has none of, rounded."""
     if found is None:
         return None, None, None
-    return (found.value, found.low, found.high) if found.n else (found.value, None, None)
+    value, low, high = (
+        float(f"{float(number):.{SIGNIFICANT}g}") + 0.0  # -0.0 becomes 0.0
+        for number in (found.value, found.low, found.high)
+    )
+    return (value, low, high) if found.n else (value, None, None)
 
 
 def _keep(record: Record) -> None:
@@ -305,8 +308,6 @@ def _keep(record: Record) -> None:
 
 def validated(records: Any) -> list[Record]:
     """The records, as read from a file; ValueError where they are no list of well-formed ones."""
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError("not a list of records")
     for record in records:
         validate(record)
     return records
@@ -314,37 +315,22 @@ def validated(records: Any) -> list[Record]:
 
 def validate(record: Record) -> None:
     """Raise ValueError, naming the claim and the fault, unless the record is well-formed."""
-
-    def fail(fault: str) -> None:
-        raise ValueError(f"claim {record.get('id')!r}: {fault}")
-
     if faults := (set(record) - {"variant"}) ^ set(KEYS):
-        fail(f"keys differ from the expected ones: {sorted(faults)}")
-    for key in ("id", "notebook", "model", "says", "source", "rule", "variant"):
-        text = record.get(key, "none")
-        if not isinstance(text, str) or not text.strip():
-            fail(f"{key} must be a text that is not empty")
-    match = _ID.fullmatch(record["id"])
-    if not match:
-        fail("an id is two digits, a dot, and lower-case words joined by '-'")
-    elif not record["notebook"].startswith(match[1] + "_"):
-        fail(f"the id's number is not that of notebook {record['notebook']!r}")
-    low, high = record["low"], record["high"]
-    for key, number in (("value", record["value"]), ("low", low), ("high", high)):
-        if number is not None and (not _is_number(number) or not math.isfinite(number)):
-            fail(f"{key} must be a finite number or None, got {number!r}")
-    if (low is None) != (high is None) or (low is None) != (record["n"] is None):
-        fail("an interval has two ends and a number of samples")
-    if low is not None and high is not None and low > high:
-        fail(f"the interval [{low}, {high}] is out of order")
-    if record["kind"] not in ("replication", "check"):
-        fail(f"kind is 'replication' or 'check', got {record['kind']!r}")
-    if record["verdict"] not in VERDICTS:
-        fail(f"verdict must be one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
-    if record["verdict"] != "not applicable" and record["value"] is None:
-        fail("a verdict needs its measured value")
-    if record["verdict"] == "not applicable" and not (record["why"] or "").strip():
-        fail("a claim that does not apply needs its reason in why")
+        raise ValueError(f"a claim's keys differ from the expected ones: {sorted(faults)}")
+    id, numbers = record["id"], [record["value"], record["low"], record["high"]]
+    numbers = [number for number in numbers if number is not None]
+    rules = {
+        "an id is two digits, a dot, and lower-case words joined by '-'": _ID.fullmatch(id),
+        "an id's number is that of its notebook": record["notebook"].startswith(f"{id[:2]}_"),
+        "says and source are not empty": record["says"].strip() and record["source"].strip(),
+        "value and interval are finite numbers": all(map(math.isfinite, numbers)),
+        "an interval's low end is not above its high end": numbers[1:] == sorted(numbers[1:]),
+        "kind is 'replication' or 'check'": record["kind"] in get_args(Kind),
+        f"verdict is one of {', '.join(VERDICTS)}": record["verdict"] in VERDICTS,
+    }
+    for fault, fine in rules.items():
+        if not fine:
+            raise ValueError(f"claim {id!r}: {fault}")
 
 
 def verdict(record: Record) -> str:
@@ -401,23 +387,6 @@ def _html_row(record: Record) -> str:
     name = f"<code>{html.escape(record['id'])}</code>{kind}<br>{says}"
     cells = (mark, name, html.escape(measured(record)), rule, null, source)
     return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
-
-
-def _plain(value: Any) -> Any:
-    """A numpy or torch scalar as the Python value it holds."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> Any:
-    """Round to `SIGNIFICANT` digits; what is no finite number passes through, for `validate`."""
-    value = _plain(value)
-    if not _is_number(value) or not math.isfinite(value):
-        return value
-    return float(f"{value:.{SIGNIFICANT}g}") + 0.0  # -0.0 becomes 0.0
 
 
 def digits(value: float) -> str:

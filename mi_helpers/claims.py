@@ -317,8 +317,8 @@ def validate(record: Record) -> None:
     """Raise ValueError, naming the claim and the fault, unless the record is well-formed."""
     if faults := (set(record) - {"variant"}) ^ set(KEYS):
         raise ValueError(f"a claim's keys differ from the expected ones: {sorted(faults)}")
-    id, numbers = record["id"], [record["value"], record["low"], record["high"]]
-    numbers = [number for number in numbers if number is not None]
+    id, ends = record["id"], (record["value"], record["low"], record["high"])
+    numbers = [number for number in ends if number is not None]
     rules = {
         "an id is two digits, a dot, and lower-case words joined by '-'": _ID.fullmatch(id),
         "an id's number is that of its notebook": record["notebook"].startswith(f"{id[:2]}_"),

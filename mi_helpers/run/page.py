@@ -95,11 +95,11 @@ def with_times(readme: str, root: Path) -> str:
 def _fill(template: str, table: Table, base: Path, **more: Any) -> str:
     notebooks = list(dict.fromkeys(record["notebook"] for record in table.claims.values()))
     more |= {"table": table, "base": base, "notebooks": notebooks}
-    return _templates().get_template(template).render(more)
+    return templates().get_template(template).render(more)
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     """The templates, each compiled once."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),

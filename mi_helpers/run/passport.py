@@ -1,7 +1,6 @@
 """`mi check MODEL`: what a model is, whether it is right here, and what it can be used for."""
 
 import json
-import math
 import re
 import resource
 import time
@@ -19,7 +18,7 @@ from ..models import default as default_model
 from ..models import fetch, is_gpt2, load_model
 from ..models.agreement import N_TOKENS, spread_tokens
 from ..tasks.tokens import bos_token
-from . import execute
+from . import execute, page
 
 N_PROMPTS = 16
 N_HALF = 8  # of them, for what half precision changes
@@ -38,13 +37,13 @@ GB = 1e9
 
 
 def passport(
-    name: str, root: Path | None = None, revision: str | None = None, dtype: str | None = None
+    name: str, root: Path, revision: str | None = None, dtype: str | None = None
 ) -> dict[str, Any]:
     """Everything that `mi check` says, as plain numbers and texts.
 
     Args:
         name: as for `load_model`.
-        root: the folder of `notebooks/`; None leaves the notebooks out.
+        root: the folder of `notebooks/`.
         revision: as for `load_model`.
         dtype: as for `load_model`; float32 by default, and what half precision would change is
             measured against it.
@@ -58,8 +57,7 @@ def passport(
     about |= {"tasks": found, "speed": _speed(model), "half_precision": {}}
     if model.cfg.dtype == torch.float32:
         about["half_precision"] = _half_precision(model, pairs)
-    if root:
-        about["notebooks"] = _notebooks(about, root)
+    about["notebooks"] = _notebooks(about, root)
     peak = execute.peak_gb(resource.RUSAGE_SELF)
     return about | {"peak_gb": peak, "seconds": time.monotonic() - started}
 
@@ -209,49 +207,5 @@ def _notebooks(about: dict[str, Any], root: Path) -> list[dict[str, Any]]:
 
 def as_text(about: dict[str, Any]) -> str:
     """The passport for reading."""
-    groups = "" if about["kv_heads"] == about["heads"] else f" ({about['kv_heads']} of keys)"
-    missing = about["missing_sites"]
-    off, bos = about["agreement"], about["bos"]
-    begins = "no BOS: its tokenizer has none" if bos is None else f"every text begins with {bos!r}"
-    lines = [
-        f"{about['model']}: {about['architecture']}, {about['layers']} layers, {about['heads']} "
-        f"heads{groups}, width {about['width']}, {about['vocabulary']} tokens, "
-        f"{about['parameters'] / 1e6:.0f} million parameters",
-        f"from {about['source']}; {about['dtype']} on {about['device']}, "
-        f"{about['weights_gb']:.1f} GB of weights",
-        begins,
-        f"sites: {', '.join(about['sites'])}",
-        *(f"  not {site}: {why}" for site, why in missing.items()),
-        f"differs from Hugging Face by at most {off['resid']:.1g} of the largest value in the "
-        f"residual stream, {off['log_probs']:.1g} in log-probabilities",
-    ]
-    if not math.isnan(off["parts"]):
-        lines.append(f"attention and MLPs add up to the stream within {off['parts']:.1g} of it")
-    for kind, found in about["half_precision"].items():
-        if "why" in found:
-            lines.append(f"in {kind}: {found['why']}")
-            continue
-        change = found.get("logit_diff")
-        effect = f"; effects below {change:.2g} nats are rounding" if change is not None else ""
-        lines.append(f"in {kind}: KL {found['kl']:.1g} nats from float32{effect}")
-    lines.append(f"tasks, {N_PROMPTS} prompts each (accuracy with its 95 % interval):")
-    for row in about["tasks"]:
-        said = row.get("why") or (
-            f"accuracy {row['accuracy']:.2f} [{row['accuracy_low']:.2f}, "
-            f"{row['accuracy_high']:.2f}], logit difference {row['logit_diff']:.2f} nats"
-        )
-        lines.append(f"  {'yes' if row['does'] else 'no':<4}{row['task']:<14}{said}")
-    if "notebooks" in about:
-        lines.append("notebooks that apply; about the time and memory of each here, by default:")
-    for row in about.get("notebooks", []):
-        minutes = f"{math.ceil(row['minutes'])} min" if row["minutes"] else ""
-        memory = f"{row['memory_gb']:.1f} GB" if row["memory_gb"] else ""
-        applies = "yes" if row["applies"] else "–" if row["why"] == TOYS else "no"
-        lines.append(
-            f"  {applies:<4}{row['notebook']:<28}{minutes:>8}{memory:>8}  {row['why']}".rstrip()
-        )
-    lines.append(
-        f"{1 / about['speed']:.0f} tokens a second; this check took {about['seconds']:.0f} s and "
-        f"at most {about['peak_gb']:.1f} GB of memory"
-    )
-    return "\n".join(lines)
+    template = page.templates().get_template("passport.txt")
+    return template.render(about, n_prompts=N_PROMPTS, toys=TOYS).rstrip()

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from .parameters import read_cells
+
 PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
 # what an execution leaves
 OUTPUT, CLAIMS, NOTES, LOG = "running.ipynb", "claims.jsonl", "notes.jsonl", "log"
@@ -61,27 +63,11 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def find(names: Sequence[str], root: Path) -> list[Path]:
-    """The notebooks of these names, beginnings of names or paths; for none, all of `notebooks/`
-    but those that call themselves a draft in their title."""
+    """The notebooks of these names, beginnings of names or paths; for none, all of `notebooks/`."""
     known = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
-    if not names:
-        if not known:
-            raise ValueError(f"there are no notebooks in {root / 'notebooks'}")
-        return [path for path in known.values() if not _is_draft(path)]
-    chosen = list(dict.fromkeys(_find_one(name, known) for name in names))
-    if len({path.stem for path in chosen}) < len(chosen):
-        raise ValueError(f"two of these notebooks have the same name: {', '.join(names)}")
-    return chosen
-
-
-def _is_draft(path: Path) -> bool:
-    """Whether the first line of the first cell ends in "(draft)"."""
-    try:
-        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False  # what cannot be read is said where it is run
-    title = "".join(first).partition("\n")[0]
-    return title.rstrip().endswith("(draft)")
+    if not known and not names:
+        raise ValueError(f"there are no notebooks in {root / 'notebooks'}")
+    return list(dict.fromkeys(_find_one(name, known) for name in names or known))
 
 
 def _find_one(name: str, known: Mapping[str, Path]) -> Path:
@@ -301,8 +287,8 @@ def _errors(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 def _cells(output: Path) -> list[dict[str, Any]]:
     """The cells of a notebook without papermill's notes; none while it is half written."""
     try:
-        cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
+        cells = read_cells(output)
+    except ValueError:
         return []
     return [c for c in cells if "papermill-error-cell-tag" not in c["metadata"].get("tags", [])]
 

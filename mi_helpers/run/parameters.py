@@ -26,7 +26,7 @@ class Parameter(NamedTuple):
     full: Any = None
 
 
-def cells(path: Path) -> list[dict[str, Any]]:
+def read_cells(path: Path) -> list[dict[str, Any]]:
     """The cells of a notebook; ValueError that names the file where there are none to read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -36,7 +36,7 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 def read(path: Path) -> dict[str, Parameter]:
     """The parameters of a notebook: what its first cell tagged `parameters` assigns."""
-    tagged = [c for c in cells(path) if "parameters" in c.get("metadata", {}).get("tags", [])]
+    tagged = [c for c in read_cells(path) if "parameters" in c.get("metadata", {}).get("tags", [])]
     source = "".join(tagged[0]["source"]) if tagged else ""
     try:
         body = ast.parse(source).body

@@ -70,7 +70,7 @@ def cells(path: Path) -> str:
     """The hash of a notebook's cells without their outputs."""
     parts = [
         [c["cell_type"], "".join(c["source"]), sorted(c["metadata"].get("tags", []))]
-        for c in parameters.cells(path)
+        for c in parameters.read_cells(path)
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -1,9 +1,8 @@
 """The scorecard of many runs: claims as rows, models as columns; and what differs between two.
 
-Read from any set of folders: runs, sweeps, the committed references, or a folder of these. Where
-other parameters than MODEL and SEED differ between runs, or the same was run in several folders,
-that difference, the `variant`, tells columns of one model apart. Runs that differ in the seed alone
-share a cell.
+Read from any set of folders: runs, sweeps, or the committed references. Where other parameters than
+MODEL and SEED differ between runs, or the same was run in several folders, that difference, the
+`variant`, tells columns of one model apart. Runs that differ in the seed alone share a cell.
 
 The references, `papermill_runs/reference/MODEL/NOTEBOOK.json`, are records of one run each, so that
 a change to a notebook touches one file.
@@ -11,7 +10,7 @@ a change to a notebook touches one file.
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -117,17 +116,14 @@ class Table:
 
     @cached_property
     def cells(self) -> dict[tuple[str, Column], list[Entry]]:
-        cells: dict[tuple[str, Column], list[Entry]] = {}
+        """The entries of a claim in a column, one for each seed."""
+        cells: dict[tuple[str, Column], list[Entry]] = defaultdict(list)
         for run in self.runs:
             for record in run.records:
                 expected = self.references.get((record["id"], record["model"], record["seed"]))
-                entry = Entry(record, run, change(expected, record) if expected else None)
-                cells.setdefault((record["id"], run.column), []).append(entry)
+                found = change(expected, record) if expected else None
+                cells[record["id"], run.column].append(Entry(record, run, found))
         return cells
-
-    def cell(self, id: str, column: Column) -> list[Entry]:
-        """The entries of a claim in a column, one for each seed."""
-        return self.cells.get((id, column), [])
 
     def of(self, column: Column, notebook: str | None = None) -> list[Record]:
         """The records in a column, of one notebook or of all."""
@@ -192,31 +188,42 @@ def outcome(entries: Sequence[Entry]) -> str:
 def collect(folders: Sequence[Path], root: Path) -> Table:
     """The scorecard of all runs in these folders, compared with the committed references.
 
-    Raises ValueError that names a folder without a run, or a damaged record.
+    Of two runs that nothing tells apart, the later one counts. Raises ValueError that names a
+    folder without a run, or a damaged record.
     """
-    runs = _told_apart([run for folder in folders for run in read(folder, root)])
+    runs = [run for folder in folders for run in read(folder, root)]
+    varied = {
+        name: _varied([r for r in runs if r.notebook == name])
+        for name in {r.notebook for r in runs}
+    }
+    words = [[f"{n}={run.parameters[n]}" for n in varied[run.notebook]] for run in runs]
+    runs = [replace(run, variant=", ".join(own)) for run, own in zip(runs, words, strict=True)]
+    if len({run.order for run in runs}) < len({(*run.order, run.source) for run in runs}):
+        pairs = zip(runs, words, strict=True)
+        runs = [replace(run, variant=", ".join([run.source, *own])) for run, own in pairs]
+    runs = sorted({run.order: run for run in runs}.values(), key=lambda run: run.order)
     committed = root / "papermill_runs" / "reference"
-    expected = [r for run in _inner(committed, root) for r in run.records]
-    return Table(runs, {(r["id"], r["model"], r["seed"]): r for r in expected})
+    expected = read(committed, root) if committed.is_dir() else []
+    records = [record for run in expected for record in run.records]
+    return Table(runs, {(r["id"], r["model"], r["seed"]): r for r in records})
+
+
+def _varied(runs: Sequence[Run]) -> list[str]:
+    """The parameters of a notebook that all its runs have, but not all with one value."""
+    shared = set.intersection(*(set(run.parameters) for run in runs)) - {"MODEL", "SEED"}
+    return [n for n in sorted(shared) if len({str(run.parameters[n]) for run in runs}) > 1]
 
 
 def read(folder: Path, root: Path) -> list[Run]:
-    """The executed notebooks of a run, a sweep, a reference, or of all such folders in it."""
+    """The executed notebooks of a run, of a sweep, or of the references; ValueError for none."""
     if (folder / "plan.json").is_file():
         names = dict.fromkeys(sweep.read_plan(folder).values())
         files = [folder / "runs" / name / "run.json" for name in names]
         return [_read_one(file, folder.name, root) for file in files if file.is_file()]
-    if found := _inner(folder, root):
-        return found
-    raise ValueError(f"no run, sweep or reference in {folder}")
-
-
-def _inner(folder: Path, root: Path) -> list[Run]:
     files = sorted(folder.glob("[0-9][0-9]_*.json")) + sorted(folder.glob("*/[0-9][0-9]_*.json"))
-    found = [_read_one(file, folder.name, root) for file in files]
-    for plan in sorted(folder.glob("*/plan.json")):
-        found += read(plan.parent, root)
-    return found
+    if not files:
+        raise ValueError(f"no run, sweep or reference in {folder}")
+    return [_read_one(file, folder.name, root) for file in files]
 
 
 def _read_one(file: Path, source: str, root: Path) -> Run:
@@ -230,30 +237,6 @@ def _read_one(file: Path, source: str, root: Path) -> Run:
         kept = stored if own is None or own.default == given.get("MODEL") else None
     seconds = run.get("cpu_s") or run["seconds"]
     return Run(source, name, given, tuple(run["records"]), run["error"], kept, seconds)
-
-
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs, in order, with their variants; of two that nothing tells apart, the later one."""
-    names = dict.fromkeys(run.notebook for run in runs)
-    varied = {name: _varied([r for r in runs if r.notebook == name]) for name in names}
-    runs = [
-        replace(run, variant=", ".join(f"{n}={run.parameters[n]}" for n in varied[run.notebook]))
-        for run in runs
-    ]
-    sources: dict[tuple, set[str]] = {}
-    for run in runs:
-        sources.setdefault(run.order, set()).add(run.source)
-    if any(len(names) > 1 for names in sources.values()):
-        runs = [
-            replace(run, variant=f"{run.source}, {run.variant}".removesuffix(", ")) for run in runs
-        ]
-    return sorted({run.order: run for run in runs}.values(), key=lambda run: run.order)
-
-
-def _varied(runs: Sequence[Run]) -> list[str]:
-    """The parameters of a notebook that all its runs have, but not all with one value."""
-    shared = set.intersection(*(set(run.parameters) for run in runs)) - {"MODEL", "SEED"}
-    return [n for n in sorted(shared) if len({str(run.parameters[n]) for run in runs}) > 1]
 
 
 def save_reference(work: sweep.Sweep, root: Path) -> list[Path]:
@@ -307,12 +290,16 @@ def change(a: Record | None, b: Record | None) -> Change | None:
     """What differs from one record of a claim to another; None for nothing worth saying."""
     was, now = (f"{verdict(r)} {measured(r)}".rstrip() if r else "nothing" for r in (a, b))
     if a is None or b is None:
-        known = a or b
-        assert known is not None
-        return Change("new" if a is None else "missing", known["id"], f"{was} -> {now}")
-    if a["verdict"] != b["verdict"]:
-        return Change("flip", a["id"], f"{was} -> {now}")
-    return Change("moved", a["id"], f"{was} -> {now}") if _moved(a, b) else None
+        kind = "new" if a is None else "missing"
+    elif a["verdict"] != b["verdict"]:
+        kind = "flip"
+    elif _moved(a, b):
+        kind = "moved"
+    else:
+        return None
+    known = a or b
+    assert known is not None
+    return Change(kind, known["id"], f"{was} -> {now}")
 
 
 def _moved(a: Record, b: Record) -> bool:

@@ -583,14 +583,6 @@ def test_the_command_line_answers_without_loading_what_is_slow() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_a_draft_runs_only_when_it_is_named(tmp_path: Path) -> None:
-    for name, title in (("00_good", "# A title"), ("01_new", "# Another (draft)")):
-        path = write_notebook(tmp_path / f"notebooks/{name}.ipynb", "SEED = 0  # of nothing")
-        path.write_text(path.read_text().replace("# A title", title))
-    assert [path.stem for path in notebooks.find([], tmp_path)] == ["00_good"]
-    assert [path.stem for path in notebooks.find(["01"], tmp_path)] == ["01_new"]
-
-
 def test_without_names_the_main_topics_run_and_all_is_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,7 +130,7 @@ def train_local(
         total_training_samples=steps * BATCH, train_batch_size_samples=BATCH,
         lr=learning_rate, lr_end=learning_rate / 10, lr_warm_up_steps=steps // 20,
         lr_decay_steps=steps // 3, dead_feature_window=100,
-        n_checkpoints=CHECKPOINTS, checkpoint_path=str(folder),
+        n_checkpoints=CHECKPOINTS, checkpoint_path=str(folder), autocast=True,
     )  # fmt: skip
     trainer = SAETrainer(config, sae, data_provider=iter(()))
     if found := sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name)):
@@ -301,8 +301,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--width", type=int, help="features; by default four times the width of the stream")
     add("--other-widths", type=int, nargs="*",
         help="at the middle layer and first sparsity; by default half and double")  # fmt: skip
-    add("--samples", type=int, default=4_000_000, help="tokens of local training, with repeats")
-    add("--learning-rate", type=float, default=2e-3)
+    add("--samples", type=int, default=2_100_000, help="tokens of local training, with repeats")
+    add("--learning-rate", type=float, default=3e-3)
     add("--steps-end-to-end", type=int, default=160)
     add("--sequences-end-to-end", type=int, default=4, help="in a step")
     add("--learning-rate-end-to-end", type=float, default=3e-4)

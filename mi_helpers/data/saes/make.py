@@ -22,8 +22,9 @@ residuals by batch, autoencoders by a quarter of their training, end-to-end ones
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,30 +147,24 @@ def train_local(
 def train_end_to_end(
     plan: Plan,
     start: Path,
+    scale: float,
     model: TransformerBridge,
-    corpus: Corpus,
-    held_out: Corpus,
+    passages: Callable[[], tuple[end_to_end.Passages, end_to_end.Passages]],
     work: Path,
     steps: int,
     sequences: int,
     learning_rate: float,
 ) -> Path:
     """Train for the model's output, from the local autoencoder in `start`; returns the folder of
-    the finished autoencoder, which works on activations scaled by `scale_of`."""
+    the finished autoencoder, which works on activations times `scale`. `passages` gives the texts
+    to train on and those to judge by; it is not called where the autoencoder is there already."""
     folder = work / plan.name
     if (folder / "done").is_dir():
         return folder / "done"
-    sae, scale = plan.new(), scale_of(corpus.activations(plan.layer))
+    sae = plan.new()
     sae.load_weights_from_checkpoint(start)
-    texts, judged = (
-        end_to_end.Passages.of(model, tokens, plan.layer)
-        for tokens in (
-            corpus.tokens()[: steps * sequences],
-            held_out.tokens()[: end_to_end.JUDGED_ON],
-        )
-    )
     end_to_end.train(
-        model, sae, scale, texts, judged, folder, steps, sequences, learning_rate, plan.seed
+        model, sae, scale, *passages(), folder, steps, sequences, learning_rate, plan.seed
     )
     return _finish(sae, folder)
 
@@ -183,15 +178,19 @@ def _finish(sae: BatchTopKTrainingSAE, folder: Path) -> Path:
 def store(plan: Plan, trained: Path, data: Float[Tensor, "token d"], folder: Path) -> None:
     """Store in float16 as a JumpReLU autoencoder of unscaled activations.
 
-    Its one threshold is set anew, such that k features are on at a token of `data` on average:
-    sae-lens keeps the training's running estimate, and does not scale it with the activations.
+    Weights keep the eight bits of bfloat16, with which training multiplied: git packs the zeros
+    behind them. The one threshold is set anew, such that k features are on at a token of `data` on
+    average: sae-lens keeps the training's running estimate, and does not scale it with the
+    activations.
     """
     sae, scale = plan.new(), scale_of(data)
     sae.load_weights_from_checkpoint(trained)
     sae.fold_activation_norm_scaling_factor(scale)
     part = folder.with_suffix(".part")
     sae.save_inference_model(part)
-    final = calibrated(JumpReLUSAE.load_from_disk(part), data[:MEASURED_ON].float(), plan.k)
+    packed = JumpReLUSAE.load_from_disk(part)
+    packed.load_state_dict({k: v.bfloat16().float() for k, v in packed.state_dict().items()})
+    final = calibrated(packed, data[:MEASURED_ON].float(), plan.k)
     final.to(dtype=torch.float16).save_model(part)
     part.rename(folder)
 
@@ -330,6 +329,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     plans = family(model, layers, middle, args.k, args.k_end_to_end, width, others, args.seed)
+
+    @cache
+    def passages() -> tuple[end_to_end.Passages, end_to_end.Passages]:
+        steps = args.steps_end_to_end * args.sequences_end_to_end
+        judged = held_out.tokens()[: end_to_end.JUDGED_ON]
+        return (
+            end_to_end.Passages.of(model, corpus.tokens()[:steps], middle),
+            end_to_end.Passages.of(model, judged, middle),
+        )
+
     for plan in plans:
         data = corpus.activations(plan.layer)
         if plan.kind == "local":
@@ -337,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             start = args.work / f"local-{middle}-k{plan.k}" / "done"
             done = train_end_to_end(
-                plan, start, model, corpus, held_out, args.work, args.steps_end_to_end,
+                plan, start, scale_of(data), model, passages, args.work, args.steps_end_to_end,
                 args.sequences_end_to_end, args.learning_rate_end_to_end,
             )  # fmt: skip
         if not (args.out / plan.name).is_dir():

@@ -59,7 +59,7 @@ def environments(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     OMP_NUM_THREADS stays as it is where it is set.
     """
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
-    shared = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    shared = {"OMP_NUM_THREADS": threads}  # which MKL and OpenBLAS follow, too
     if not gpus:
         return [shared] * jobs
     return [shared | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs)]

@@ -8,7 +8,6 @@ import base64
 import functools
 import html
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import jinja2
 from .. import claims
 from . import scorecard
 from .execute import PLOTLY
+from .parameters import read_cells
 from .scorecard import Entry, Run, Table
 from .sweep import to_json, write_atomic
 
@@ -83,8 +83,8 @@ def readme_table(root: Path) -> str:
 def with_times(readme: str, root: Path) -> str:
     """The README with how long each notebook's reference took to run, in minutes, in the last
     column of its tables of notebooks; a notebook without a reference keeps what stands there."""
-    runs = scorecard.read(root / "papermill_runs" / "reference", root)
-    minutes = {run.notebook: max(1, round(run.seconds / 60)) for run in runs if run.file}
+    runs = [run for run in scorecard.references(root) if run.file]
+    minutes = {run.notebook: max(1, round(run.seconds / 60)) for run in runs}
 
     def timed(row: re.Match[str]) -> str:
         return f"{row[1]}{minutes[row[2]]} min |" if row[2] in minutes else row[0]
@@ -182,9 +182,9 @@ def thumbnails(notebook: Path) -> list[tuple[str, str]]:
 def _thumbnails(notebook: Path, changed: int) -> list[tuple[str, str]]:
     from PIL import Image, UnidentifiedImageError
 
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outs = [out for cell in read_cells(notebook) for out in cell.get("outputs", [])]
     made = []
-    for data in (out.get("data", {}) for cell in cells for out in cell.get("outputs", [])):
+    for data in (out.get("data", {}) for out in outs):
         try:
             picture = Image.open(io.BytesIO(base64.b64decode("".join(data["image/png"]))))
             small = picture.convert("RGB")

@@ -1,10 +1,9 @@
 """`mi check MODEL`: what a model is, whether it is right here, and what it can be used for."""
 
-import json
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,12 @@ from ..models import default as default_model
 from ..models import fetch, is_gpt2, load_model
 from ..models.agreement import N_TOKENS, spread_tokens
 from ..tasks.tokens import bos_token
-from . import execute, page
+from . import execute, page, scorecard
+from .parameters import read_cells
 
 N_PROMPTS = 16
 N_HALF = 8  # of them, for what half precision changes
-GENERATORS: dict[str, Callable[..., tasks.PromptPairs]] = {
-    "ioi": tasks.ioi,
-    "greater_than": tasks.greater_than,
-    "induction": tasks.induction,
-    "facts": tasks.facts,
-    "docstring": tasks.docstring,
-}
+TASKS = ("ioi", "greater_than", "induction", "facts", "docstring")
 # Of the default model, on the machine whose times and memory the references hold.
 DEFAULT_SECONDS_PER_TOKEN = 0.0042  # `_speed` there, with two cores
 DEFAULT_WEIGHTS_GB = 0.54
@@ -97,9 +91,9 @@ def _all_tasks(
 ) -> tuple[list[dict[str, Any]], tasks.PromptPairs | None]:
     """A row for each generator, and the prompts of the first that could be made."""
     rows, usable = [], None
-    for task, generate in GENERATORS.items():
+    for task in TASKS:
         try:
-            pairs = generate(model, n=N_PROMPTS, seed=0)
+            pairs = getattr(tasks, task)(model, n=N_PROMPTS, seed=0)
         except ValueError as error:
             rows.append({"task": task, "does": False, "why": str(error)})
             continue
@@ -176,22 +170,21 @@ def _notebooks(about: dict[str, Any], root: Path) -> list[dict[str, Any]]:
     A notebook runs on every model that loads. Where the model lacks what it needs, its claims
     are "not applicable".
     """
-    stored = (root / "papermill_runs" / "reference").glob("*/[0-9][0-9]_*.json")
-    known = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in stored}
+    known = {run.notebook: run for run in scorecard.references(root)}
     slower = about["speed"] / DEFAULT_SECONDS_PER_TOKEN
     does = {row["task"]: row["does"] for row in about["tasks"]}
     rows = []
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        cells = [c for c in read_cells(path) if c["cell_type"] == "code"]
+        code = "\n".join("".join(cell["source"]) for cell in cells)
         own = "load_model(MODEL" in code
         used = [task for task in does if re.search(rf"mi\.tasks\.{task}\b", code)]
         sites = [s for s in about["missing_sites"] if re.search(rf"site=[\"']{s}[\"']", code)]
         lacks = [f"does not do {task}" for task in used if not does[task]]
         lacks += [f"has no {site}" for site in sites]
         why = "; ".join(lacks) if own else TOYS
-        run = known.get(path.stem, {})
-        seconds, peak = run.get("cpu_s") or run.get("seconds"), run.get("peak_gb")
+        run = known.get(path.stem)
+        seconds, peak = (run.seconds, run.peak_gb) if run else (None, None)
         more = about["weights_gb"] - DEFAULT_WEIGHTS_GB if own else 0
         rows.append(
             {

@@ -42,6 +42,7 @@ class Run:
         source: the name of the folder that it was read from.
         file: the executed notebook, None where it is not kept.
         seconds: how long it ran on one core, other work not counted, where that is known.
+        peak_gb: the most memory that its kernel held, None where that is not known.
         variant: what tells it from other runs of its notebook and model but for the seed.
     """
 
@@ -52,6 +53,7 @@ class Run:
     error: str | None
     file: Path | None
     seconds: float
+    peak_gb: float | None = None
     variant: str = ""
 
     @property
@@ -143,7 +145,7 @@ class Table:
     def changes(self) -> list[Entry]:
         """The entries that differ from the reference, flips first."""
         entries = [entry for cell in self.cells.values() for entry in cell if entry.change]
-        return sorted(entries, key=lambda e: e.change is not None and e.change.kind != "flip")
+        return sorted(entries, key=lambda entry: entry.change.kind if entry.change else "")
 
     @property
     def failed(self) -> list[Run]:
@@ -202,10 +204,14 @@ def collect(folders: Sequence[Path], root: Path) -> Table:
         pairs = zip(runs, words, strict=True)
         runs = [replace(run, variant=", ".join([run.source, *own])) for run, own in pairs]
     runs = sorted({run.order: run for run in runs}.values(), key=lambda run: run.order)
-    committed = root / "papermill_runs" / "reference"
-    expected = read(committed, root) if committed.is_dir() else []
-    records = [record for run in expected for record in run.records]
-    return Table(runs, {(r["id"], r["model"], r["seed"]): r for r in records})
+    expected = [record for run in references(root) for record in run.records]
+    return Table(runs, {(r["id"], r["model"], r["seed"]): r for r in expected})
+
+
+def references(root: Path) -> list[Run]:
+    """The committed runs that others are compared with; none where there is no collection."""
+    folder = root / "papermill_runs" / "reference"
+    return read(folder, root) if folder.is_dir() else []
 
 
 def _varied(runs: Sequence[Run]) -> list[str]:
@@ -235,8 +241,8 @@ def _read_one(file: Path, source: str, root: Path) -> Run:
     if file.name != "run.json" and stored.is_file():  # a reference: `mi render` made both
         own = parameters.read(stored).get("MODEL")
         kept = stored if own is None or own.default == given.get("MODEL") else None
-    seconds = run.get("cpu_s") or run["seconds"]
-    return Run(source, name, given, tuple(run["records"]), run["error"], kept, seconds)
+    used = run.get("cpu_s") or run["seconds"], run.get("peak_gb")
+    return Run(source, name, given, tuple(run["records"]), run["error"], kept, *used)
 
 
 def save_reference(work: sweep.Sweep, root: Path) -> list[Path]:
@@ -247,10 +253,9 @@ def save_reference(work: sweep.Sweep, root: Path) -> list[Path]:
             model = run["records"][0]["model"]
             folder = root / "papermill_runs" / "reference" / model.replace("/", "--")
             file = folder / f"{job.path.stem}.json"
-            if file in files:
+            if files.setdefault(file, run) is not run:
                 several = f"{job.path.stem} on {model}"
                 raise ValueError(f"a reference is of one run; there are several of {several}")
-            files[file] = run
     for file, run in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         sweep.write_atomic(file, sweep.to_json(run))
@@ -276,8 +281,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
 
     first, second = ({key(record): record for record in records} for records in (a, b))
     changes = [change(first.get(k), second.get(k)) for k in {**first, **second}]
-    kinds = ("flip", "moved", "missing", "new")
-    return sorted((c for c in changes if c), key=lambda c: kinds.index(c.kind))
+    return sorted((c for c in changes if c), key=lambda c: c.kind)
 
 
 def summary(changes: Sequence[Change]) -> str:

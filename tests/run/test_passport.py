@@ -65,7 +65,7 @@ def test_half_precision_is_that_of_a_model_loaded_so(family: str) -> None:
 
 def test_it_says_why_a_task_or_a_notebook_is_out(about: dict[str, Any]) -> None:
     rows = {row["task"]: row for row in about["tasks"]}
-    assert set(rows) == set(passport.GENERATORS)
+    assert set(rows) == set(passport.TASKS)
     assert not any(row["does"] for row in rows.values())
     assert "names" in rows["ioi"]["why"]  # a vocabulary w0 … w124 has none
     notebooks = {row["notebook"]: row for row in about["notebooks"]}

@@ -20,7 +20,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..claims import measured, verdict
-from . import execute, plan, scorecard
+from . import cluster, execute, plan, scorecard
 from .plan import Job
 from .sweep import Spread, Sweep, in_turn
 
@@ -309,7 +309,11 @@ def _work(
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
     to_do = len(work.to_do(retry))
-    workers = _workers(work.folder, min(jobs, to_do), scheduler)
+    workers: contextlib.AbstractContextManager[Spread] = contextlib.nullcontext(in_turn)
+    if scheduler:
+        workers = cluster.connect(scheduler, work.folder)
+    elif min(jobs, to_do) > 1:
+        workers = cluster.local(min(jobs, to_do), work.folder)
     told = -SUMMARY_S  # so that the first result has a summary
     work.record_plan()
     try:
@@ -332,17 +336,6 @@ def _work(
                     told = time.monotonic()
     finally:
         _summarise(work.folder)
-
-
-def _workers(
-    folder: Path, jobs: int, scheduler: str | None
-) -> contextlib.AbstractContextManager[Spread]:
-    """How runs are spread: in turn here, on workers of this machine, or on those of a scheduler."""
-    if jobs <= 1 and not scheduler:
-        return contextlib.nullcontext(in_turn)
-    from . import cluster
-
-    return cluster.connect(scheduler, folder) if scheduler else cluster.local(jobs, folder)
 
 
 def _summarise(folder: Path) -> None:

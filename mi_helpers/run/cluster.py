@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def local(jobs: int, folder: Path) -> Iterator[Spread]:
     own = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "silence_logs": "CRITICAL"}
     workers = {
         index: {"cls": distributed.Nanny, "options": own | {"env": env}}
-        for index, env in enumerate(environments(jobs, gpus()))
+        for index, env in enumerate(environments(jobs))
     }
     options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}
     scheduler = {"cls": distributed.Scheduler, "options": options}
@@ -44,22 +44,18 @@ def local(jobs: int, folder: Path) -> Iterator[Spread]:
         yield spread(client, folder)
 
 
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if allowed := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return allowed.split(",")
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def environments(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+def environments(jobs: int) -> list[dict[str, str]]:
     """What each local worker's notebooks find in their environment: a GPU, a share of the cores.
 
-    OMP_NUM_THREADS stays as it is where it is set.
+    CUDA_VISIBLE_DEVICES, where it is set, names the GPUs to share. OMP_NUM_THREADS, which MKL and
+    OpenBLAS follow too, stays as it is where it is set.
     """
+    import torch
+
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
-    shared = {"OMP_NUM_THREADS": threads}  # which MKL and OpenBLAS follow, too
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else list(map(str, range(torch.cuda.device_count())))
+    shared = {"OMP_NUM_THREADS": threads}
     if not gpus:
         return [shared] * jobs
     return [shared | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs)]

@@ -16,9 +16,9 @@ _PATHS = {"MODEL": "directory", "PROMPTS": "file"}  # parameters that may be a p
 
 
 class Parameter(NamedTuple):
-    """A name assigned in the `parameters` cell; `type` is that of its default, None where any
-    literal will do. `full` is its value at full scale, None where that is the default.
-    """
+    """A name assigned in the `parameters` cell. Its default is a literal, or the text of what is
+    computed; `type` is that of the literal, None where any will do. `full` is its value at full
+    scale, None where that is the default."""
 
     name: str
     default: Any
@@ -48,19 +48,14 @@ def read(path: Path) -> dict[str, Parameter]:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             comment = lines[(node.end_lineno or 0) - 1][node.end_col_offset :].decode()
             _, named, full = comment.rpartition("full: ")
-            default, known = _literal(node.value)
-            kind = type(default) if known and default is not None else None
+            try:
+                default = ast.literal_eval(node.value)
+                kind = None if default is None else type(default)
+            except ValueError:  # it is computed
+                default, kind = ast.unparse(node.value), None
             one = Parameter(ast.unparse(target), default, kind)
             found[one.name] = one._replace(full=convert(one, full.strip())) if named else one
     return found
-
-
-def _literal(node: ast.expr) -> tuple[Any, bool]:
-    """The value of a literal; the text of what is computed, and that it is."""
-    try:
-        return ast.literal_eval(node), True
-    except ValueError:
-        return ast.unparse(node), False
 
 
 def convert(parameter: Parameter, given: Any) -> Any:

@@ -422,15 +422,17 @@ def test_each_worker_gets_its_gpu_and_its_share_of_the_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    on_cpu = cluster.environments(3, [])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    on_cpu = cluster.environments(3)
     assert [env["OMP_NUM_THREADS"] for env in on_cpu] == ["2"] * 3
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    on_gpus = cluster.environments(3, cluster.gpus())
+    on_gpus = cluster.environments(3)
     assert [env["CUDA_VISIBLE_DEVICES"] for env in on_gpus] == ["5", "7", "5"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert cluster.environments(3, [])[0]["OMP_NUM_THREADS"] == "1"
+    assert cluster.environments(3)[0]["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.fixture

@@ -130,9 +130,11 @@ def adjacent(known: pd.DataFrame, most: int = 4) -> pd.DataFrame:
     at most `most` adjacent layers, those of the longest run of layers that are nearest its middle.
 
     A layer that has several gives the one whose l0 is nearest the median of the layers that have
-    only one, and the first where l0 is not known. Empty where fewer than two layers are adjacent.
+    only one, and the first where l0 is not known; variants of another one do not count. Empty where
+    fewer than two layers are adjacent.
     """
-    local = known[known["kind"] == "local"].sort_values("layer", kind="stable")
+    local = known[(known["kind"] == "local") & (known["variant"] == "")]
+    local = local.sort_values("layer", kind="stable")
     if "l0" in local and len(local):
         single = ~local["layer"].duplicated(keep=False)
         target = local.loc[single, "l0"].median() if single.any() else local["l0"].median()

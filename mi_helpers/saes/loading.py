@@ -35,7 +35,7 @@ NEAR = 3  # how many times the L0 of its card an SAE may have
 def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame:
     """The SAEs known for a model, one a row: `name` (for `load`), `kind` ("local", "e2e",
     "downstream") and `layer`; `k`, if known, is the same for those of about the same sparsity; `l0`
-    if known.
+    if known; `variant`, empty but for those that differ from another in seed or width alone.
 
     `source`: a folder written by `data/saes/make.py`, whose table it is; a release of sae-lens, or
     one of its autoencoders as "release/id"; by default the shipped or published ones. Empty where
@@ -45,17 +45,18 @@ def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame
         table = pd.read_json(Path(source or SHIPPED) / "quality.json")
         table = table[table["kind"] != "control"].reset_index(drop=True)
         names = [str(Path(source) / name) if source else name for name in table["name"]]
-        return table.assign(name=names)
+        return table.assign(name=names, variant=table.get("variant", ""))
     if source:
         return _of_release(str(source))
     if not is_gpt2(model):
-        return pd.DataFrame(columns=["name", "kind", "layer", "k", "l0"])
+        return pd.DataFrame(columns=["name", "kind", "layer", "k", "l0", "variant"])
     of_braun = pd.DataFrame(
         {"name": f"{END_TO_END}/{kind}_similar_l0_layer_{n}", "kind": kind, "layer": n}
         for n in (2, 6, 10)
         for kind in ("local", "e2e", "downstream")
     )
-    return pd.concat([_of_release(PUBLISHED), of_braun.assign(k="similar L0")], ignore_index=True)
+    of_braun = of_braun.assign(k="similar L0", variant="")
+    return pd.concat([_of_release(PUBLISHED), of_braun], ignore_index=True)
 
 
 def _of_release(source: str) -> pd.DataFrame:
@@ -72,7 +73,7 @@ def _of_release(source: str) -> pd.DataFrame:
     for sae_id in [only] if only else about.saes_map:
         layer = re.search(r"(?:blocks\.|layer_?)(\d+)", sae_id)
         rows.append({
-            "name": f"{release}/{sae_id}", "kind": "local", "k": None,
+            "name": f"{release}/{sae_id}", "kind": "local", "k": None, "variant": "",
             "layer": int(layer[1]) if layer else None,
             "l0": (about.expected_l0 or {}).get(sae_id),
         })  # fmt: skip

@@ -320,12 +320,18 @@ def test_random_directions_let_the_largest_fire():
 def test_adjacent_takes_one_autoencoder_a_layer():
     rows = [("a", "local", 3, 32.0), ("b", "local", 4, 10.0), ("c", "local", 4, 35.0)]
     rows += [("d", "e2e", 5, 32.0), ("e", "local", 5, 30.0), ("f", "local", 8, 30.0)]
-    known = pd.DataFrame(rows, columns=["name", "kind", "layer", "l0"])
+    known = pd.DataFrame(rows, columns=["name", "kind", "layer", "l0"]).assign(variant="")
     assert adjacent(known)["name"].tolist() == ["a", "c", "e"]
+    seeded = pd.DataFrame([("g", "local", 4, 32.0, "seed4")], columns=[*known.columns])
+    assert adjacent(pd.concat([seeded, known]))["name"].tolist() == ["a", "c", "e"]
     assert adjacent(known, most=2)["layer"].tolist() == [3, 4]
     assert adjacent(known[known["layer"] == 8]).empty
     assert adjacent(known[:0]).empty
     all_layers = pd.DataFrame({"name": list("abcdefg"), "kind": "local", "layer": range(7)})
+    all_layers = all_layers.assign(variant="")
     assert adjacent(all_layers, most=3)["layer"].tolist() == [2, 3, 4]
     twice = pd.DataFrame({"name": ["z", "b", "a"], "kind": "local", "layer": [0, 1, 0]})
-    assert adjacent(twice)["name"].tolist() == ["z", "b"]  # without l0: the first
+    assert adjacent(twice.assign(variant=""))["name"].tolist() == [
+        "z",
+        "b",
+    ]  # without l0: the first

@@ -79,7 +79,13 @@ def test_training_stores_what_was_asked_for(trained: Path) -> None:
     assert {path.parent.name for path in out.glob("*/cfg.json")} == names
     table = pd.DataFrame(json.loads((out / "quality.json").read_text())).set_index("name")
     assert set(table.index) == names | {"untrained", "PCA, 4"}
-    assert list(table.index[table["kind"] == "control"]) == ["untrained", "PCA, 4"]
+    assert set(table.index[table["kind"] == "control"]) == {"untrained", "PCA, 4"}
+    known = saes.available(tiny.bridge("llama"), out).set_index("variant")["name"]
+    assert [Path(known[one]).name for one in ("seed2", "w24")] == [
+        "local-2-k4-seed2",
+        "local-2-k4-w24",
+    ]
+    assert len(known[""]) == 4
     assert table.loc["untrained", "explained"] < table.loc["local-1-k4", "explained"]
     table = table.loc[sorted(names)]
     assert (table["l0"] / table["k"]).between(0.6, 1.6).all()  # held-out text, 8 sequences

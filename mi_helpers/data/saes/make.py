@@ -225,8 +225,9 @@ def report(
         sae, layer = found[name], plan.layer
         rate = saes.density(sae, corpus.activations(layer)[:MEASURED_ON].float())
         about[name] = {
-            "kind": plan.kind, "layer": layer, "k": plan.k, "seed": plan.seed,
-            "width": len(sae.W_dec), **saes.fit(sae, held_out.activations(layer).float()),
+            "kind": plan.kind, "layer": layer, "k": plan.k, "variant": plan.only.removeprefix("-"),
+            "seed": plan.seed, "width": len(sae.W_dec),
+            **saes.fit(sae, held_out.activations(layer).float()),
             "dead": float((rate == 0).double().mean()),
             "rare": float((rate < 1e-4).double().mean()),
             **probed(sae, layer, *passages),

@@ -8,7 +8,6 @@ patching must find is therefore known beforehand (Heimersheim & Nanda 2024, arXi
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -118,37 +117,20 @@ def patch_table(
     """
     if targets is None:
         targets = [s for size in (1, 2) for s in combinations(network.nodes, size)]
+    on_clean, on_corrupted, end = network.run(clean), network.run(corrupted), network.output
+    if on_clean[end] == on_corrupted[end]:
+        raise ValueError(f"clean and corrupted inputs both give {float(on_clean[end]):g}")
     rows = []
     for target in targets:
-        row: dict[str, object] = {"patched": " + ".join(map(_text, target)), "size": len(target)}
-        for direction in ("denoise", "noise"):
-            row[direction] = patch(network, clean, corrupted, target, direction)
+        names = [node if isinstance(node, str) else "→".join(node) for node in target]
+        row: dict[str, object] = {"patched": " + ".join(names), "size": len(target)}
+        ways = {"denoise": (corrupted, on_clean), "noise": (clean, on_corrupted)}
+        for way, (base, source) in ways.items():
+            values = {t: source[t if isinstance(t, str) else t[0]] for t in target}
+            moved = network.run(base, values)[end] - on_corrupted[end]
+            row[way] = float(moved / (on_clean[end] - on_corrupted[end]))
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def patch(
-    network: Network,
-    clean: Mapping[str, float],
-    corrupted: Mapping[str, float],
-    target: Sequence[Node | Edge],
-    direction: Literal["denoise", "noise"],
-) -> float:
-    """The output, 0 as in the corrupted run and 1 as in the clean run, with `target` patched."""
-    if direction not in ("denoise", "noise"):
-        raise ValueError(f"direction is 'denoise' or 'noise', got {direction!r}")
-    on_clean, on_corrupted = network.run(clean), network.run(corrupted)
-    end = network.output
-    span = float(on_clean[end] - on_corrupted[end])
-    if span == 0:
-        raise ValueError(f"clean and corrupted inputs both give {float(on_clean[end]):g}")
-    base, source = (corrupted, on_clean) if direction == "denoise" else (clean, on_corrupted)
-    values = {t: source[t if isinstance(t, str) else t[0]] for t in target}
-    return float((network.run(base, values)[end] - on_corrupted[end]) / span)
-
-
-def _text(target: Node | Edge) -> str:
-    return target if isinstance(target, str) else "→".join(target)
 
 
 AND = Network({"y": both("a", "b")})

@@ -19,9 +19,11 @@ import pandas as pd
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from .digits import images as all_images
+from .side_by_side import Draws, descend, mlp
 
 HALF = 8  # numbers in each half of the code
 READERS = ("decoder", "top half", "bottom half")  # of a code; the halves by their certificates
@@ -34,29 +36,17 @@ def route(part: Float[Tensor, "*shape"], trains: Bool[Tensor, "*shape"]) -> Floa
     return torch.where(trains, part, part.detach())
 
 
-class MLPs(nn.Module):
-    """Multilayer perceptrons of equal sizes, one a net; ReLU between layers, PyTorch's start."""
-
-    def __init__(self, starts: Sequence[int], sizes: Sequence[int], last_bias: bool = True) -> None:
-        super().__init__()
-        layers: list[list[nn.Linear]] = []
-        for start in starts:  # equal starts, equal weights
-            torch.manual_seed(start)
-            layers.append([nn.Linear(a, b) for a, b in pairwise(sizes)])
-        per_layer = list(zip(*layers, strict=True))
-        self.weights = nn.ParameterList(
-            torch.stack([layer.weight.T for layer in nets]) for nets in per_layer
-        )
-        self.biases = nn.ParameterList(
-            torch.stack([layer.bias[None] for layer in nets]) for nets in per_layer
-        )
-        if not last_bias:
-            self.biases[-1] = nn.Parameter(torch.zeros(1, 1, 1), requires_grad=False)
-
-    def forward(self, x: Float[Tensor, "net batch d_in"]) -> Float[Tensor, "net batch d_out"]:
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = (x.relu() if i else x) @ weight + bias
-        return x
+def perceptrons(starts: Sequence[int], *sizes: int, last_bias: bool = True) -> nn.ParameterList:
+    """Layers of an `mlp`, as PyTorch starts them; nets of equal starts are equal."""
+    nets = []
+    for start in starts:
+        torch.manual_seed(start)
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        nets.append([part for layer in layers for part in (layer.weight.T, layer.bias[None])])
+    made = nn.ParameterList(torch.stack(parts) for parts in zip(*nets, strict=True))
+    if not last_bias:
+        made[-1] = nn.Parameter(torch.zeros(1, 1, 1), requires_grad=False)
+    return made
 
 
 # A code with two halves
@@ -76,18 +66,13 @@ class Setting:
     sparsity: float = 3e-3
     correlation: float = 0.1
 
-    def trains(self, half: str) -> Bool[Tensor, "digit"]:
-        digits = self.top if half == "top" else self.bottom
-        return torch.tensor([str(digit) in digits for digit in range(10)])
 
-
-def digits(test: int = 397) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images [image, pixel] from -1 to 1 with their digits: to train on, and held out."""
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    x = torch.tensor(images / 8 - 1, dtype=torch.float32)[order]
-    y = torch.tensor(labels)[order]
-    return (x[test:], y[test:]), (x[:test], y[:test])
+def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images [image, pixel] from -1 to 1 with their digits: to train on, and 397 held out."""
+    x, y = all_images()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = 2 * x[order] - 1, y[order]
+    return (x[397:], y[397:]), (x[:397], y[:397])
 
 
 class SplitAutoencoders(nn.Module):
@@ -97,42 +82,52 @@ class SplitAutoencoders(nn.Module):
         super().__init__()
         self.settings = [setting for setting in settings for _ in range(n_seeds)]
         self.seeds = [seed + i for _ in settings for i in range(n_seeds)]
-        self.encoder = MLPs(self.seeds, (64, 128, 2 * HALF), last_bias=False)
-        self.decoder = MLPs(self.seeds, (2 * HALF, 128, 64))
-        self.certificates = nn.ModuleList(MLPs(self.seeds, (HALF, 128, 64)) for _ in range(2))
+        self.encoder = perceptrons(self.seeds, 64, 128, 2 * HALF, last_bias=False)
+        self.decoder = perceptrons(self.seeds, 2 * HALF, 128, 64)
+        self.top, self.bottom = (perceptrons(self.seeds, HALF, 128, 64) for _ in range(2))
+
+    def read(
+        self, halves: Float[Tensor, "half net image d"], trains: Bool[Tensor, "half net image"]
+    ) -> Float[Tensor, "net which=3 image 64"]:
+        """The images as the decoder and the certificates of top and bottom draw them again."""
+        routed = rearrange(route(halves, trains[..., None]), "half n i d -> n i (half d)")
+        top, bottom = halves.detach()
+        drawn = mlp(self.decoder, routed), mlp(self.top, top), mlp(self.bottom, bottom)
+        return torch.stack(drawn, 1)
 
     def losses(
         self, images: Float[Tensor, "net image 64"], labels: Int[Tensor, "net image"]
-    ) -> tuple[Float[Tensor, "net"], Float[Tensor, "net which=3 image"]]:
-        """The loss to train on, and each image's mean absolute error by decoder, top and bottom."""
-        codes = self.encoder(images)
+    ) -> Float[Tensor, "net"]:
+        """The decoder's error on digits that train a half, the certificates' on all, penalties."""
+        codes = mlp(self.encoder, images)
         halves = rearrange(codes, "net image (half d) -> half net image d", half=2)
+        allowed = [
+            [[str(digit) in half for digit in range(10)] for half in (s.top, s.bottom)]
+            for s in self.settings
+        ]
         net = torch.arange(len(labels))[:, None]
-        may = [torch.stack([s.trains(h) for s in self.settings]) for h in ("top", "bottom")]
-        trains = torch.stack([allowed[net, labels] for allowed in may])  # half net image
-        routed = [route(*pair) for pair in zip(halves, trains[..., None], strict=True)]
-        read = [self.decoder(torch.cat(routed, -1))]
-        read += [c(half.detach()) for c, half in zip(self.certificates, halves, strict=True)]
-        errors = reduce((torch.stack(read, 1) - images[:, None]).abs(), "n w i p -> n w i", "mean")
+        trains = rearrange(
+            torch.tensor(allowed)[net, :, labels], "net image half -> half net image"
+        )
+        drawn = self.read(halves, trains)
+        errors = reduce(
+            (drawn - images[:, None]).abs(), "net which image p -> net which image", "mean"
+        )
         seen = trains.any(0).float()
-        per_seen = seen / reduce(seen, "net image -> net 1", "sum")
+        per_seen = seen / seen.sum(1, keepdim=True)
         small = reduce(codes.abs() * per_seen[..., None], "net image d -> net", "sum")
         unit = (halves - halves.mean(2, keepdim=True)) / (halves.std(2, keepdim=True) + 1e-6)
-        corr = (rearrange(unit[0], "net i d -> net d i") @ unit[1] / codes.shape[1]).abs()
-        sparsity = torch.tensor([s.sparsity for s in self.settings])
-        correlation = torch.tensor([s.correlation for s in self.settings])
+        corr = (unit[0].mT @ unit[1] / codes.shape[1]).abs().mean((1, 2))
+        sparsity, correlation = torch.tensor([(s.sparsity, s.correlation) for s in self.settings]).T
         loss = (errors[:, 0] * per_seen).sum(1) + errors[:, 1:].mean(2).sum(1)
-        return loss + sparsity * small + correlation * corr.mean((1, 2)), errors
+        return loss + sparsity * small + correlation * corr
 
-    def redrawn(
-        self, images: Float[Tensor, "image 64"], net: int = 0
-    ) -> Float[Tensor, "which=3 image 64"]:
-        """The images as the decoder and the two certificates of one net draw them again."""
-        with torch.no_grad():
-            codes = self.encoder(images.expand(len(self.seeds), -1, -1))
-            halves = zip(self.certificates, codes.split(HALF, dim=-1), strict=True)
-            read = [self.decoder(codes)] + [certificate(half) for certificate, half in halves]
-        return torch.stack(read)[:, net]
+    @torch.no_grad()
+    def redrawn(self, images: Float[Tensor, "image 64"]) -> Float[Tensor, "net which=3 image 64"]:
+        """The images as the decoder and the two certificates of each net draw them again."""
+        codes = mlp(self.encoder, images.expand(len(self.seeds), -1, -1))
+        halves = rearrange(codes, "net image (half d) -> half net image d", half=2)
+        return self.read(halves, torch.ones(halves.shape[:3]).bool())
 
     def held_out_errors(self) -> pd.DataFrame:
         """Mean absolute error on held-out images: columns setting, seed, reader, digits, error.
@@ -140,9 +135,7 @@ class SplitAutoencoders(nn.Module):
         One row for each net, reader (see `READERS`) and group of digits ("0–4", "5–9").
         """
         _, (x, y) = digits()
-        n = len(self.seeds)
-        with torch.no_grad():
-            errors = self.losses(x.expand(n, -1, -1), y.expand(n, -1))[1]
+        errors = reduce((self.redrawn(x) - x).abs(), "net which image p -> net which image", "mean")
         rows = [
             (setting.name, seed, reader, group, float(errors[net, which, inside].mean()))
             for net, (setting, seed) in enumerate(zip(self.settings, self.seeds, strict=True))
@@ -158,14 +151,10 @@ def train_split(
     """Adam, rate .001; networks of one seed see the same images in the same order."""
     model, ((images, labels), _) = SplitAutoencoders(settings, n_seeds, seed), digits()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=5e-5)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(n_seeds)]
+    draw = Draws(range(seed, seed + n_seeds))
     for _ in tqdm(range(steps), "autoencoders", leave=False):
-        drawn = torch.stack([torch.randint(len(images), (batch,), generator=g) for g in generators])
-        rows = drawn.repeat(len(settings), 1)
-        loss, _ = model.losses(images[rows], labels[rows])
-        optimiser.zero_grad()
-        loss.sum().backward()  # nets do not touch each other
-        optimiser.step()
+        rows = draw.below(len(images), batch).repeat(len(settings), 1)
+        descend(optimiser, model.losses(images[rows], labels[rows]))
     return model.requires_grad_(False)
 
 
@@ -211,11 +200,12 @@ def topic_text(
 class TopicModels(nn.Module):
     """Word vectors of the context, one hidden layer with extra units, logits; one a net."""
 
-    def __init__(self, seeds: Sequence[int], units: int = 64, extra: int = 32, d: int = 16) -> None:
+    def __init__(self, seeds: Sequence[int], extra: int = 32, d: int = 16) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(MLPs(seeds, (d, 3 * WORDS)).weights[0].transpose(1, 2))
-        self.units = MLPs(seeds, (CONTEXT * d, units, 3 * WORDS))
-        self.extra = MLPs([s + 1000 for s in seeds], (CONTEXT * d, extra, 3 * WORDS), False)
+        self.vectors = nn.Parameter(perceptrons(seeds, d, 3 * WORDS)[0].mT)
+        self.units = perceptrons(seeds, CONTEXT * d, 64, 3 * WORDS)
+        others = [seed + 1000 for seed in seeds]
+        self.extra = perceptrons(others, CONTEXT * d, extra, 3 * WORDS, last_bias=False)
 
     def forward(
         self,
@@ -226,13 +216,14 @@ class TopicModels(nn.Module):
         """Logits; where `trains` is False, only the extra units learn. `ablate`: without them."""
         net = torch.arange(len(context))[:, None, None]
         x = rearrange(self.vectors[net, context], "net word c d -> net word (c d)")
-        first = self.units(x)
+        first = mlp(self.units, x)
         if ablate:
             return first
         if trains is not None:
             first, x = route(first, trains[..., None]), route(x, trains[..., None])
-        return first + self.extra(x)
+        return first + mlp(self.extra, x)
 
+    @torch.no_grad()
     def losses(self, text: tuple[Tensor, ...], ablate: bool) -> Float[Tensor, "net topic=2"]:
         """Mean cross-entropy in nats on the topic to keep and on the one to forget."""
         context, word, forget, _ = text
@@ -255,40 +246,27 @@ def train_topics(
     Returns the nets, treatment by treatment, and their losses on held-out text,
     [stage, net, keep or forget], at the stages "trained", "ablated" and "trained again".
     """
-    seeds = [seed + i for _ in treatments for i in range(n_seeds)]
-    model, held_out = TopicModels(seeds, extra=extra), topic_text(400, seed + 10**6)
-    texts = [topic_text(2000, seed + i) for i in range(n_seeds)]
+    seeds, held_out = range(seed, seed + n_seeds), topic_text(400, seed + 10**6)
+    model = TopicModels([*seeds] * len(treatments), extra)
     columns = [
-        torch.stack(column).repeat(len(treatments), 1, *[1] * (column[0].ndim - 1))
-        for column in zip(*texts, strict=True)
+        torch.stack(column) for column in zip(*(topic_text(2000, s) for s in seeds), strict=True)
     ]
-    marked = torch.tensor([t.marked for t in treatments for _ in range(n_seeds)])[:, None]
-    how = [t.how for t in treatments for _ in range(n_seeds)]
-    routed, dropped = (
-        torch.tensor([h == kind for h in how])[:, None] for kind in ("route", "drop")
-    )
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(n_seeds)]
-    stages = []
-    net = torch.arange(len(seeds))[:, None]
+    each = [treatment for treatment in treatments for _ in seeds]
+    marked = torch.tensor([[treatment.marked] for treatment in each])
+    routed, dropped = (torch.tensor([[t.how == how] for t in each]) for how in ("route", "drop"))
+    draw, text = Draws(seeds), torch.arange(len(each))[:, None] % n_seeds
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    stages = []
     for step in tqdm(range(steps + again), "topic models", leave=False):
         if step == steps:
-            stages = [model.losses(held_out, False).detach(), model.losses(held_out, True).detach()]
+            stages = [model.losses(held_out, ablate=ablate) for ablate in (False, True)]
             optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-        rows = torch.stack(
-            [torch.randint(columns[1].shape[1], (batch,), generator=g) for g in generators]
-        )
-        context, word, forget, mark = (
-            column[net, rows.repeat(len(treatments), 1)] for column in columns
-        )
+        rows = draw.below(columns[1].shape[1], batch).repeat(len(treatments), 1)
+        context, word, forget, mark = (column[text, rows] for column in columns)
         known = forget & (mark < marked)
         used = ~(known & dropped) if step < steps else ~forget
         logits = model(context, trains=~(known & routed), ablate=step >= steps)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), word.flatten(), reduction="none")
-        loss = (loss.view_as(word) * used).sum() / batch
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return model.requires_grad_(False), torch.stack(
-        [*stages, model.losses(held_out, True).detach()]
-    )
+        descend(optimiser, (loss.view_as(word) * used).sum() / batch)
+    stages.append(model.losses(held_out, ablate=True))
+    return model.requires_grad_(False), torch.stack(stages)

@@ -1,16 +1,13 @@
-"""When must learned latents be the true ones? Sparse decoders, and what such notebooks share.
+"""When must learned latents be the true ones? Sparse decoders, and how latents are compared.
 
 In `sparse_world` each feature reads few latents; `train_vae` learns with a decoder that has to be
-sparse, or with a plain one. `matched` compares learned latents with true ones.
-
-All networks of one call train side by side, [net, ...], each on random numbers of its own seed.
+sparse, or with a plain one. `matched` compares learned latents with true ones. All networks of one
+call train side by side, [net, ...].
 
 Source: Moran et al. 2022, arXiv 2110.10804, and the authors' code, for sizes and losses.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,48 +16,15 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import relu
 from tqdm.auto import tqdm
 
-Layers = list[Tensor]  # weights [net, in, out] and biases [net, 1, out] in turn
+from .side_by_side import Draws, descend, mlp
 
-
-class Draws:
-    """A stream of random numbers for each seed, so that a network ignores those beside it."""
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def normal(self, *shape: int) -> Float[Tensor, "net ..."]:
-        return torch.stack([torch.randn(shape, generator=stream) for stream in self.streams])
-
-    def uniform(self, *shape: int) -> Float[Tensor, "net ..."]:
-        """Between -1 and 1."""
-        drawn = [torch.rand(shape, generator=stream) for stream in self.streams]
-        return 2 * torch.stack(drawn) - 1
-
-    def order(self, n: int) -> Int[Tensor, "net n"]:
-        return torch.stack([torch.randperm(n, generator=stream) for stream in self.streams])
-
-    def rotation(self, *shape: int) -> Float[Tensor, "net ... row column"]:
-        """Orthonormal columns."""
-        return torch.linalg.qr(self.normal(*shape)).Q
-
-    def layers(self, *sizes: int) -> Layers:
-        """Weights and biases of an `mlp`, as `nn.Linear` starts them."""
-        made = []
-        for n_in, n_out in pairwise(sizes):
-            for shape in ((n_in, n_out), (1, n_out)):
-                made.append((self.uniform(*shape) / n_in**0.5).requires_grad_())
-        return made
-
-
-def mlp(layers: Layers, x: Float[Tensor, "net n in"]) -> Float[Tensor, "net n out"]:
-    """ReLU between the layers, none after the last."""
-    for number in range(0, len(layers), 2):
-        x = (relu(x) if number else x) @ layers[number] + layers[number + 1]
-    return x
+SPIKE, SLAB = 10.0, 1.0  # rates of the two exponential priors on |W|
+# What data/identifiability/make.py trained: at each correlation and seed, one of each kind.
+RHOS, KINDS, SEEDS = (0.0, 0.4, 0.8), {"sparse decoder": True, "VAE": False}, range(1000, 1012)
 
 
 def matched(
@@ -85,8 +49,6 @@ def residual(
     return of - given @ coefficients, coefficients
 
 
-# Sparse decoding
-
 # Which of the two latents each of the seven features reads.
 SUPPORT = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [1, 1]]).bool()
 
@@ -102,21 +64,26 @@ def sparse_world(
     return torch.stack([one, two], -1), torch.stack(clean, -1) + 0.5 * draw.normal(n, 7)
 
 
-@dataclass
-class VAE:
+class VAE(nn.Module):
     """x_j = head_j(generator(z ∘ W_j)): `W` says how much of each latent feature j may read.
 
     None for W is the plain decoder, in which every feature reads all. `slab` is the probability
     that an entry of W is one of the few large ones.
     """
 
-    encoder: Layers
-    generator: Layers
-    heads: Float[Tensor, "net feature hidden"]
-    bias: Float[Tensor, "net 1 feature"]
-    log_sigma: Float[Tensor, "net feature"]
-    W: Float[Tensor, "net feature latent"] | None
     slab: Float[Tensor, "net feature latent"]
+
+    def __init__(self, draw: Draws, d: int, sparse: bool, n_latents: int = 5) -> None:
+        super().__init__()
+        nets, hidden = len(draw.streams), 50
+        self.encoder = nn.ParameterList(draw.layers(d, hidden, hidden, 2 * n_latents))
+        self.generator = nn.ParameterList(draw.layers(n_latents, hidden, hidden))
+        nn.init.zeros_(self.generator[1]).requires_grad_(False)  # the first layer has no bias
+        self.heads = nn.Parameter(draw.uniform(d, hidden) / hidden**0.5)  # [net, feature, hidden]
+        self.bias = nn.Parameter(draw.uniform(1, d) / hidden**0.5)
+        self.log_sigma = nn.Parameter(torch.zeros(nets, d))  # of each feature's noise
+        self.W = nn.Parameter(draw.normal(d, n_latents)) if sparse else None
+        self.register_buffer("slab", torch.full((nets, d, n_latents), 0.5))
 
     def encode(self, x: Float[Tensor, "net n feature"]) -> tuple[Tensor, Tensor]:
         """Mean and log variance of each latent, both [net, n, latent]."""
@@ -130,18 +97,6 @@ class VAE:
         return (hidden * self.heads[:, None]).sum(-1) + self.bias
 
 
-# What data/identifiability/make.py trained: at each correlation and seed, one of each kind.
-RHOS, KINDS, SEEDS = (0.0, 0.4, 0.8), {"sparse decoder": True, "VAE": False}, range(1000, 1012)
-LAYERS = {"encoder": 6, "generator": 4}  # tensors of each `mlp`
-
-
-def named(vae: VAE) -> dict[str, Tensor]:
-    """The tensors of a VAE by name, for a file."""
-    found = {f"{part}.{i}": t for part in LAYERS for i, t in enumerate(getattr(vae, part))}
-    rest = {name: getattr(vae, name) for name in ("heads", "bias", "log_sigma", "W", "slab")}
-    return found | {name: tensor for name, tensor in rest.items() if tensor is not None}
-
-
 def trained_vaes(n: int = len(SEEDS)) -> dict[tuple[float, str], VAE]:
     """The shipped networks of the first `n` of `SEEDS`, by correlation and kind.
 
@@ -151,19 +106,12 @@ def trained_vaes(n: int = len(SEEDS)) -> dict[tuple[float, str], VAE]:
     """
     if n > len(SEEDS):
         raise ValueError(f"networks of {len(SEEDS)} seeds ship, not {n}; train more: train_vae")
-    file = Path(__file__).parents[1] / "data" / "identifiability" / "vaes.safetensors"
-    tensors = {name: tensor[:n] for name, tensor in load_file(file).items()}
-
-    def one(rho: float, kind: str) -> VAE:
-        prefix = f"{rho} {kind} "
-        of = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        layers = {part: [of.pop(f"{part}.{i}") for i in range(k)] for part, k in LAYERS.items()}
-        return VAE(**layers, **({"W": None} | of))  # type: ignore[arg-type]
-
-    return {(rho, kind): one(rho, kind) for rho in RHOS for kind in KINDS}
-
-
-SPIKE, SLAB = 10.0, 1.0  # rates of the two exponential priors on |W|
+    stored = load_file(Path(__file__).parents[1] / "data" / "identifiability" / "vaes.safetensors")
+    vaes = {(rho, kind): VAE(Draws(SEEDS[:n]), 7, KINDS[kind]) for rho in RHOS for kind in KINDS}
+    for (rho, kind), vae in vaes.items():
+        own = {name: stored[f"{rho} {kind} {name}"][:n] for name in vae.state_dict()}
+        vae.requires_grad_(False).load_state_dict(own)
+    return vaes
 
 
 def slab_probability(
@@ -179,29 +127,16 @@ def train_vae(
     seeds: Sequence[int],
     sparse: bool,
     n_latents: int = 5,
-    hidden: int = 50,
     epochs: int = 200,
-    batch: int = 100,
 ) -> VAE:
     """A VAE for each data set. Sizes, losses and their weights are those of the authors' code."""
-    draw, d = Draws(seeds), x.shape[-1]
-    spread = x.std(1)
-    vae = VAE(
-        encoder=draw.layers(d, hidden, hidden, 2 * n_latents),
-        generator=draw.layers(n_latents, hidden, hidden),
-        heads=(draw.uniform(d, hidden) / hidden**0.5).requires_grad_(),
-        bias=(draw.uniform(1, d) / hidden**0.5).requires_grad_(),
-        log_sigma=spread.log().requires_grad_(),
-        W=draw.normal(d, n_latents).requires_grad_() if sparse else None,
-        slab=torch.full((len(x), d, n_latents), 0.5),
-    )
+    draw, spread, d, batch = Draws(seeds), x.std(1), x.shape[-1], 100
+    vae = VAE(draw, d, sparse, n_latents)
+    vae.log_sigma.data = spread.log()
     share = (draw.uniform(1, n_latents) + 1) / 2
-    vae.generator[1] = torch.zeros(len(x), 1, hidden)  # the first layer has no bias
     # The noise's prior is an inverse gamma; .584 is the 10 % quantile of χ² with 3 degrees.
     prior = spread.quantile(0.05, dim=1, keepdim=True) ** 2 * 0.584 / 3
-    weights = [*vae.encoder, *vae.generator, vae.heads, vae.bias, vae.log_sigma]
-    weights += [] if vae.W is None else [vae.W]
-    optimiser = torch.optim.Adam([w for w in weights if w.requires_grad], lr=0.01)
+    optimiser = torch.optim.Adam(vae.parameters(), lr=0.01)
     for _ in tqdm(range(epochs), "sparse decoders" if sparse else "plain decoders", leave=False):
         for rows in draw.order(x.shape[1]).split(batch, dim=1):
             seen = x.gather(1, repeat(rows, "net n -> net n d", d=d))
@@ -215,12 +150,8 @@ def train_vae(
             if vae.W is not None:
                 rate = SLAB * vae.slab + SPIKE * (1 - vae.slab)
                 loss = loss + (rate * vae.W.abs()).sum((1, 2)) / batch
-            optimiser.zero_grad()
-            loss.sum().backward()  # networks do not touch each other
-            optimiser.step()
+            descend(optimiser, loss)
             if vae.W is not None:
                 vae.slab = slab_probability(vae.W.detach(), share)
                 share = vae.slab.sum(1, keepdim=True) / (2 * d - 1)
-    for weight in weights:
-        weight.requires_grad_(False)
-    return vae
+    return vae.requires_grad_(False)

@@ -5,22 +5,23 @@
 2. `causal_world`: in two of three environments one latent was set, nobody says which. `fit` gives
    each guess its likelihood. Source: after von Kügelgen et al. 2023, arXiv 2306.00542.
 
-All networks of one call train side by side, [net, ...], each on random numbers of its own seed.
+All networks of one call train side by side, [net, ...].
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from tqdm.auto import tqdm
 
-from .identifiability import Draws, mlp, residual
+from .identifiability import residual
+from .side_by_side import Draws, descend, mlp
 
 # Actions beyond their range
 
@@ -92,13 +93,11 @@ def train_autoencoder(
     seeds: Sequence[int],
     weight: float,
     steps: int = 800,
-    batch: int = 1000,
-    hidden: int = 32,
 ) -> Float[Tensor, "net n 2"]:
     """Codes of x, each of variance one. `weight` is that of `moment` beside the squared error."""
     draw, d, waves = Draws([seed + 1 for seed in seeds]), x.shape[-1], cosines()
     x = (x - x.mean(1, keepdim=True)) / x.std((1, 2), keepdim=True)
-    encoder, decoder = draw.layers(d, hidden, hidden, 2), draw.layers(2, hidden, hidden, d)
+    encoder, decoder = draw.layers(d, 32, 32, 2), draw.layers(2, 32, 32, d)
     optimiser = torch.optim.Adam([*encoder, *decoder], lr=0.005)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
@@ -108,44 +107,41 @@ def train_autoencoder(
 
     pick = torch.Generator().manual_seed(0)
     for _ in tqdm(range(steps), "autoencoders", leave=False):
-        rows = torch.randint(x.shape[1], (batch,), generator=pick)
+        rows = torch.randint(x.shape[1], (1000,), generator=pick)
         code = codes(x[:, rows])
         loss = (mlp(decoder, code) - x[:, rows]).square().mean((1, 2))
         if weight:
             loss = loss + weight * moment(residual(code, a[:, rows])[0], a[:, rows], waves)
-        optimiser.zero_grad()
-        loss.sum().backward()
-        optimiser.step()
+        descend(optimiser, loss)
         schedule.step()
     return codes(x).detach()
 
 
-class Smooth:
-    """Ridge regression on Gaussian bumps at the first hundred rows, beside linear columns.
+def smooth(
+    x: Float[Tensor, "net n d"], y: Float[Tensor, "net n"], beside: Float[Tensor, "net n e"]
+) -> Callable[[Float[Tensor, "net m d"]], Float[Tensor, "net m"]]:
+    """Ridge regression on Gaussian bumps at the first hundred rows, with linear columns beside.
 
-    Inputs are whitened first, so that an affine map of them changes nothing.
+    Returns the fit as a function of x, without the columns beside. Inputs are whitened first, so
+    that an affine map of them changes nothing.
     """
+    mean = x.double().mean(1, keepdim=True)
+    centred = x.double() - mean
+    factor = torch.linalg.cholesky(centred.mT @ centred / x.shape[1])
+    whiten = torch.linalg.inv(factor).mT
+    bumps = (centred @ whiten)[:, :100]
 
-    def __init__(self, x: Tensor, y: Float[Tensor, "net n"], beside: Tensor) -> None:
-        x = x.double()
-        self.mean = x.mean(1, keepdim=True)
-        centred = x - self.mean
-        factor = torch.linalg.cholesky(centred.mT @ centred / x.shape[1])
-        self.whiten = torch.linalg.inv(factor).mT
-        self.bumps = (centred @ self.whiten)[:, :100]
-        columns = torch.cat([self.columns(x), beside.double()], -1)
-        gram = columns.mT @ columns / x.shape[1] + 1e-4 * torch.eye(columns.shape[-1]).double()
-        moments = columns.mT @ y.double()[..., None] / x.shape[1]
-        self.weights = torch.linalg.solve(gram, moments)[:, : columns.shape[-1] - beside.shape[-1]]
-
-    def columns(self, x: Tensor) -> Tensor:
-        x = (x.double() - self.mean) @ self.whiten
-        near = (-torch.cdist(x, self.bumps).square() / 2).exp()
+    def columns(x: Tensor) -> Float[Tensor, "net m column"]:
+        x = (x.double() - mean) @ whiten
+        near = (-torch.cdist(x, bumps).square() / 2).exp()
         return torch.cat([torch.ones_like(x[..., :1]), x, near], -1)
 
-    def __call__(self, x: Float[Tensor, "net m d"]) -> Float[Tensor, "net m"]:
-        """The fit without the columns beside."""
-        return (self.columns(x) @ self.weights)[..., 0]
+    own = columns(x)
+    both = torch.cat([own, beside.double()], -1)
+    gram = both.mT @ both / x.shape[1] + 1e-4 * torch.eye(both.shape[-1]).double()
+    weights = torch.linalg.solve(gram, both.mT @ y.double()[..., None] / x.shape[1])
+    weights = weights[:, : own.shape[-1]]
+    return lambda x: (columns(x) @ weights)[..., 0]
 
 
 def extrapolate(
@@ -161,7 +157,7 @@ def extrapolate(
     Source: 2310.04295, section 5; there the second term may be nonlinear as well.
     """
     noise, linear = residual(codes.double(), a.double())
-    fit = Smooth(codes, y, noise)
+    fit = smooth(codes, y, noise)
     targets = torch.cat([targets, torch.ones_like(targets[..., :1])], -1).double() @ linear
     return torch.stack([fit(at[:, None] + noise).mean(1) for at in targets.unbind(1)], 1)
 
@@ -193,58 +189,36 @@ def causal_world(
     return v, bent @ draw.rotation(1, 2, 2)
 
 
-@dataclass
-class CausalModel:
-    """Unmixes x and says how likely it is; one row of every tensor for each model.
+class CausalModel(nn.Module):
+    """Unmixes x and says how likely it is, under one guess and from one seed for each model.
 
     z = unbend(x W₁ + b₁) W₂ + b₂. The first latent is N(0, 1), the second N(f(first), σ²) with f a
     small tanh network, or f = 0 without an edge. A latent that was set has a mean and a spread of
     its own in that environment.
     """
 
-    W: Float[Tensor, "model 2 row column"]
-    b: Float[Tensor, "model 2 1 column"]
-    f: list[Tensor]  # weights and biases of f
-    log_sigma: Float[Tensor, "model 1 1"]
-    set_mean: Float[Tensor, "model 2 1"]  # in environments 1 and 2
-    set_log_sigma: Float[Tensor, "model 2 1"]
-    edge: Bool[Tensor, "model"]
-    targets: Int[Tensor, "model 2"]
-
-    @classmethod
-    def start(
-        cls, guesses: Sequence[Guess], seeds: Sequence[int], hidden: int = 8
-    ) -> "CausalModel":
-        draw = Draws(seeds)
-        zeros = [torch.zeros(len(seeds), 2, 1) for _ in range(2)]
-        model = cls(
-            W=draw.rotation(2, 2, 2) + 0.1 * draw.normal(2, 2, 2),
-            b=0.3 * draw.normal(2, 1, 2),
-            f=[draw.normal(1, hidden), draw.normal(1, hidden), 0.3 * draw.normal(hidden, 1)],
-            log_sigma=torch.zeros(len(seeds), 1, 1),
-            set_mean=zeros[0],
-            set_log_sigma=zeros[1],
-            edge=torch.tensor([guess.edge for guess in guesses]),
-            targets=torch.tensor([guess.targets for guess in guesses]),
-        )
-        model.f.append(torch.zeros(len(seeds), 1, 1))
-        return model
-
-    def weights(self) -> list[Tensor]:
-        return [self.W, self.b, *self.f, self.log_sigma, self.set_mean, self.set_log_sigma]
+    def __init__(self, guesses: Sequence[Guess], seeds: Sequence[int], hidden: int = 8) -> None:
+        super().__init__()
+        draw, n = Draws(seeds), len(seeds)
+        self.W = nn.Parameter(draw.rotation(2, 2, 2) + 0.1 * draw.normal(2, 2, 2))
+        self.b = nn.Parameter(0.3 * draw.normal(2, 1, 2))  # [model, layer, 1, column], W likewise
+        f = [draw.normal(1, hidden), draw.normal(1, hidden), 0.3 * draw.normal(hidden, 1)]
+        self.f = nn.ParameterList([*f, torch.zeros(n, 1, 1)])  # weights and biases in turn
+        self.log_sigma = nn.Parameter(torch.zeros(n, 1, 1))
+        self.set_mean = nn.Parameter(torch.zeros(n, 2, 1))  # in environments 1 and 2
+        self.set_log_sigma = nn.Parameter(torch.zeros(n, 2, 1))
+        self.edge = torch.tensor([guess.edge for guess in guesses])
+        self.targets = torch.tensor([guess.targets for guess in guesses])  # [model, 2]
 
     def unmix(
         self, x: Float[Tensor, "model env n 2"]
     ) -> tuple[Float[Tensor, "model env n 2"], Float[Tensor, "model env n"]]:
         """The latents, and log |det dz/dx|."""
-        envs = x.shape[1]
         rows = rearrange(x, "model e n d -> model (e n) d")
         unbent, log_slope = unbend(torch.baddbmm(self.b[:, 0], rows, self.W[:, 0]))
         z = torch.baddbmm(self.b[:, 1], unbent, self.W[:, 1])
-        volume = log_slope.sum(-1)
-        volume = volume + self.W.det().abs().log().sum(1, keepdim=True)
-        z = rearrange(z, "model (e n) d -> model e n d", e=envs)
-        return z, rearrange(volume, "model (e n) -> model e n", e=envs)
+        volume = log_slope.sum(-1) + self.W.det().abs().log().sum(1, keepdim=True)
+        return z.view(x.shape), volume.view(x.shape[:-1])
 
     def log_likelihood(self, x: Float[Tensor, "model 3 n 2"]) -> Float[Tensor, "model 3 n"]:
         """log p(x) of every row, in nats."""
@@ -252,7 +226,7 @@ class CausalModel:
         first = rearrange(z[..., :1], "model e n 1 -> model (e n) 1")
         hidden = torch.baddbmm(self.f[1], first, self.f[0]).tanh()
         caused = torch.baddbmm(self.f[3], hidden, self.f[2])[..., 0] * self.edge[:, None]
-        means = torch.zeros_like(total), caused.unflatten(1, total.shape[1:])
+        means = torch.zeros_like(total), caused.view(total.shape)
         for latent, spread in enumerate((torch.zeros_like(self.log_sigma), self.log_sigma)):
             own = log_normal(z[..., latent], means[latent], spread)
             put = log_normal(z[:, 1:, :, latent], self.set_mean, self.set_log_sigma)
@@ -277,49 +251,29 @@ def fit(
     seeds: Sequence[int],
     starts: int = 6,
     steps: int = 400,
-    batch: int = 128,
 ) -> Fitted:
     """Maximum likelihood under each guess, on the first half of the rows; the rest is held out.
 
     Of several starts that with the largest likelihood on the first half counts. The starts are the
     same for every guess.
     """
-    which = [
-        (net, g, s) for net in range(len(x)) for g in range(len(guesses)) for s in range(starts)
-    ]
-    nets = torch.tensor([net for net, _, _ in which])
-    model = CausalModel.start(
-        [guesses[g] for _, g, _ in which], [1000 * seeds[net] + s for net, _, s in which]
+    which = list(product(range(len(x)), guesses, range(starts)))
+    model = CausalModel(
+        [guess for _, guess, _ in which], [1000 * seeds[net] + start for net, _, start in which]
     )
-    for weight in model.weights():
-        weight.requires_grad_()
-    half = x.shape[2] // 2
-    optimiser = torch.optim.Adam(model.weights(), lr=0.02)
+    each, half = x.repeat_interleave(len(guesses) * starts, 0), x.shape[2] // 2
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     pick = torch.Generator().manual_seed(0)
     for _ in tqdm(range(steps), "causal models", leave=False):
-        rows = torch.randint(half, (batch,), generator=pick)
-        loss = -model.log_likelihood(x[:, :, rows][nets]).mean((1, 2)).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        rows = torch.randint(half, (128,), generator=pick)
+        descend(optimiser, -model.log_likelihood(each[:, :, rows]).mean((1, 2)))
         schedule.step()
-    with torch.no_grad():
-        trained, held_out = (
-            rearrange(
-                model.log_likelihood(part[nets]).mean((1, 2)),
-                "(net g s) -> net g s",
-                g=len(guesses),
-                s=starts,
-            )
-            for part in (x[:, :, :half], x[:, :, half:])
-        )
-        z = rearrange(
-            model.unmix(x[nets][:, :, half:])[0],
-            "(net g s) e n d -> net g s e n d",
-            g=len(guesses),
-            s=starts,
-        )
-    best = trained.argmax(-1, keepdim=True)
-    at = best[..., None, None, None].expand(-1, -1, 1, *z.shape[3:])
-    return Fitted(held_out.gather(2, best)[..., 0], z.gather(2, at)[:, :, 0])
+    model.requires_grad_(False)
+    trained, held_out = (
+        model.log_likelihood(part).mean((1, 2)).view(len(x), len(guesses), starts)
+        for part in (each[:, :, :half], each[:, :, half:])
+    )
+    z = model.unmix(each[:, :, half:])[0].unflatten(0, trained.shape)
+    best = torch.arange(len(x))[:, None], torch.arange(len(guesses)), trained.argmax(-1)
+    return Fitted(held_out[best], z[best])

@@ -6,14 +6,16 @@
 - :class:`ModularAddition`: the one-layer transformer on (a + b) mod p; :func:`trained_addition`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -155,13 +157,15 @@ def linear_network(
     widths: Sequence[int] = (10, 10, 10, 6), n: int = 1000, seed: int = 0
 ) -> tuple[Stack, Float[Tensor, "n width"]]:
     """Random linear layers with biases (float64), and correlated Gaussian inputs."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    random = _normal(seed)
     sections = [_affine(random(a, b) / a**0.5, random(b)) for a, b in pairwise(widths)]
     return Stack(tuple(sections), folded=True), random(n, widths[0]) @ random(widths[0], widths[0])
+
+
+def _normal(seed: int) -> Callable[..., Tensor]:
+    """Draws of a given shape, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return partial(torch.randn, generator=generator, dtype=torch.float64)
 
 
 def _affine(W: Float[Tensor, "n m"], b: Float[Tensor, " m"]) -> Section:
@@ -184,31 +188,19 @@ class BlockNetwork:
         ``Cs``: a basis at every boundary, features in columns. One row per boundary and feature
         that varies, with the block; a purity of 1 / blocks is an even mixture.
         """
-        rows = []
-        for boundary, (x, S, C) in enumerate(
-            zip(self.stack.activations(self.inputs), self.mixers, Cs, strict=True)
-        ):
-            hidden = (x - x.mean(0)) @ S.inverse()
-            parts = [
-                h @ w
-                for h, w in zip(
-                    hidden.split(self.block_width, dim=1),
-                    (S @ C).split(self.block_width),
-                    strict=True,
-                )
-            ]
-            variance = torch.stack([part.pow(2).mean(0) for part in parts])
+        tables = []
+        found = zip(self.stack.activations(self.inputs), self.mixers, Cs, strict=True)
+        for boundary, (x, S, C) in enumerate(found):
+            hidden = rearrange(
+                (x - x.mean(0)) @ S.inverse(), "n (b i) -> b n i", i=self.block_width
+            )
+            parts = hidden @ rearrange(S @ C, "(b i) feature -> b i feature", i=self.block_width)
+            variance = parts.pow(2).mean(1)  # [block, feature]
             total = variance.sum(0)
-            rows += [
-                {
-                    "boundary": boundary,
-                    "feature": i,
-                    "block": int(variance[:, i].argmax()),
-                    "purity": (variance[:, i].max() / total[i]).item(),
-                }
-                for i in torch.nonzero(total > 1e-20 * total.max())[:, 0].tolist()
-            ]
-        return pd.DataFrame(rows)
+            table = {"boundary": boundary, "feature": range(len(total))}
+            table |= {"block": variance.argmax(0), "purity": variance.amax(0) / total}
+            tables.append(pd.DataFrame(table)[(total > 1e-20 * total.max()).numpy()])
+        return pd.concat(tables, ignore_index=True)
 
 
 def block_network(
@@ -229,27 +221,20 @@ def block_network(
     """
     if not 0 <= correlation < 1:
         raise ValueError(f"correlation is at least 0 and below 1, got {correlation}")
-    generator = torch.Generator().manual_seed(seed)
-    width = n_blocks * block_width
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    random, width = _normal(seed), n_blocks * block_width
+    unmixed = torch.eye(width, dtype=torch.float64)
+    stretch = torch.logspace(-0.5, 0.5, width, dtype=torch.float64)
 
     def mixer() -> Tensor:
         Q, P = (torch.linalg.qr(random(width, width)).Q for _ in range(2))
-        stretch = torch.logspace(-0.5, 0.5, width, dtype=torch.float64)
-        return {
-            "none": torch.eye(width, dtype=torch.float64),
-            "rotation": Q,
-            "invertible": Q * stretch @ P,
-        }[mix]
+        return {"none": unmixed, "rotation": Q, "invertible": Q * stretch @ P}[mix]
 
     states = random(n_blocks, n, block_width)
     combinations = torch.cartesian_prod(*[torch.arange(n)] * n_blocks)
     drawn = [states[i, combinations[:, i]] for i in range(n_blocks)]
     own = (1 - correlation**2) ** 0.5
     hidden = torch.cat([drawn[0], *(correlation * drawn[0] + own * d for d in drawn[1:])], dim=1)
-    mixers = [mixer() for _ in range(depth)] + [torch.eye(width, dtype=torch.float64)]
+    mixers = [mixer() for _ in range(depth)] + [unmixed]
     sections = []
     for before, after in pairwise(mixers):
         W = torch.block_diag(*random(n_blocks, block_width, block_width))
@@ -279,23 +264,14 @@ def degenerate_mlp(
     The inputs stay clear of zero along their first coordinate, for every plant. With the default
     seed nothing else is degenerate: no unit fires always, or too rarely to be pinned down.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    network = (
-        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-        .double()
-        .requires_grad_(False)
-    )
+    random = _normal(seed)
+    first, last = nn.Linear(6, 8), nn.Linear(8, 4)
+    network = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), last).double()
+    network.requires_grad_(False)
     for parameter in network.parameters():
         parameter.copy_(random(*parameter.shape) / parameter.shape[-1] ** 0.5)
     x = random(n, 6)
     x[:, 0] += x[:, 0].sign()
-    first, last = network[0], network[4]
-    assert isinstance(first, nn.Linear)
-    assert isinstance(last, nn.Linear)
     if plant == "activations":
         rows: list[Tensor] = [first.weight, first.bias]
         for row in rows:

@@ -11,7 +11,7 @@ Source: Wang & Murfet 2026, arXiv 2601.13548; the networks and their data are ou
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from math import prod
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, pad
 from tqdm.auto import tqdm
+
+from .side_by_side import Draws, descend
 
 SOURCES = ("bigrams", "repeats", "echoes", "skip trigrams")
 MIXTURE = torch.tensor([0.2, 0.4, 0.2, 0.2])
@@ -65,19 +67,15 @@ def sequences(n: int, generator: torch.Generator) -> Int[Tensor, "source n pos"]
 
 def start(seeds: Sequence[int]) -> Float[Tensor, "net parameter"]:
     """Untrained networks: weights N(0, 1 / rows), biases zero."""
-    rows = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = {k: torch.randn(s, generator=generator) / s[-2] ** 0.5 for k, s in SHAPES.items()}
-        drawn["bias"].zero_()
-        rows.append(torch.cat([x.flatten() for x in drawn.values()]))
-    return torch.stack(rows)
+    draw = Draws(seeds)
+    drawn = {name: draw.normal(*shape) / shape[-2] ** 0.5 for name, shape in SHAPES.items()}
+    drawn["bias"].zero_()
+    return torch.cat([x.flatten(1) for x in drawn.values()], 1)
 
 
 def unpack(w: Float[Tensor, "net parameter"]) -> dict[str, Tensor]:
     """Views of the matrices in `SHAPES`, each with a leading net."""
-    ends = list(accumulate(torch.Size(shape).numel() for shape in SHAPES.values()))
-    parts = w.tensor_split(ends[:-1], 1)
+    parts = w.split([prod(shape) for shape in SHAPES.values()], 1)
     return {k: part.unflatten(1, s) for (k, s), part in zip(SHAPES.items(), parts, strict=True)}
 
 
@@ -100,13 +98,22 @@ def forward(
     return (x @ p["U"]).unflatten(1, (seqs, length)), torch.stack(patterns, 1)
 
 
+def token_losses(
+    w: Float[Tensor, "net parameter"], tokens: Int[Tensor, "net seq pos"]
+) -> Float[Tensor, "net seq next"]:
+    """Cross-entropy of each next token, in nats."""
+    logits, _ = forward(w, tokens[..., :-1])
+    after = tokens[..., 1:]
+    each = cross_entropy(logits.flatten(0, 2), after.flatten(), reduction="none")
+    return each.view(after.shape)
+
+
 def losses(
     w: Float[Tensor, "net parameter"], tokens: Int[Tensor, "net source seq pos"]
 ) -> Float[Tensor, "net source"]:
     """Mean cross-entropy of the next token, in nats."""
-    logits, _ = forward(w, rearrange(tokens[..., :-1], "n k s t -> n (k s) t"))
-    each = cross_entropy(logits.flatten(0, 2), tokens[..., 1:].flatten(), reduction="none")
-    return reduce(each, "(n k rest) -> n k", "mean", n=len(w), k=tokens.shape[1])
+    each = token_losses(w, tokens.flatten(1, 2))
+    return reduce(each, "n (k s) t -> n k", "mean", k=tokens.shape[1])
 
 
 def known(repeats: Int[Tensor, "seq pos"]) -> Bool[Tensor, "seq query key"]:
@@ -119,9 +126,7 @@ def in_context(
     w: Float[Tensor, "net parameter"], repeats: Int[Tensor, "seq pos"]
 ) -> Float[Tensor, "net"]:
     """Loss where induction cannot know the next token minus loss where it can, / log VOCAB."""
-    logits, _ = forward(w, repeat(repeats[:, :-1], "s t -> n s t", n=len(w)))
-    target = repeat(repeats[:, 1:], "s t -> (n s t)", n=len(w))
-    loss = cross_entropy(logits.flatten(0, 2), target, reduction="none").view(len(w), -1)
+    loss = token_losses(w, repeat(repeats, "s t -> n s t", n=len(w))).flatten(1)
     can = known(repeats).any(-1)[:, :-1].flatten()
     return (loss[:, ~can].mean(1) - loss[:, can].mean(1)) / torch.tensor(VOCAB).log()
 
@@ -140,35 +145,27 @@ def train(
     scores. A score is `in_context` on held-out sequences, every `EVERY` steps from 0 on. A net
     stops once its score is above `level`, and keeps that score.
     """
-    found, last, at = start(seeds), torch.zeros(len(seeds)), torch.arange(len(seeds))
-    w = found.clone().requires_grad_()  # of the nets that go on, which are those in `at`
-    optimiser = torch.optim.Adam([w], lr=0.02, betas=(0.9, 0.98))
+    w = [net.clone().requires_grad_() for net in start(seeds)]
+    optimiser = torch.optim.Adam(w, lr=0.02, betas=(0.9, 0.98))
     data = {seed: torch.Generator().manual_seed(1000 + seed) for seed in seeds}
     probe, scores = sequences(32, torch.Generator().manual_seed(7))[1], []
+    going, last = list(range(len(seeds))), torch.zeros(len(seeds))
     for step in tqdm(range(steps + settle), "training", leave=False):
         if step % EVERY == 0 and step < steps:
-            if len(at):
-                last[at] = in_context(w.detach(), probe)
+            if going:
+                last[going] = in_context(torch.stack([w[net].detach() for net in going]), probe)
             scores.append(last.clone())
-            if (last[at] > level).any():
-                found[at], on = w.detach(), last[at] <= level
-                at, old = at[on], optimiser.state.pop(w, {})
-                w = found[at].requires_grad_()
-                optimiser = torch.optim.Adam([w], lr=0.02, betas=(0.9, 0.98))
-                optimiser.state[w] = {k: v[on] if v.ndim else v for k, v in old.items()}
-        if not len(at):
+            going = [net for net in going if last[net] <= level]
+        if not going:
             continue
-        going = [seeds[i] for i in at.tolist()]
         if step % 50 == 0:  # sequences for 50 steps at once
-            blocks = {k: sequences(400, data[k]).unflatten(1, (50, 8)) for k in sorted({*going})}
+            blocks = {k: sequences(400, g).unflatten(1, (50, 8)) for k, g in data.items()}
         if step >= steps:
             optimiser.param_groups[0]["lr"] = 0.02 * (1 - (step - steps) / settle)
-        tokens = torch.stack([blocks[seed][:, step % 50] for seed in going])
-        (mixtures[at] * losses(w, tokens)).sum().backward()  # nets do not touch each other
-        optimiser.step()
-        optimiser.zero_grad()
-    found[at] = w.detach()
-    return found, torch.stack(scores)
+        tokens = torch.stack([blocks[seeds[net]][:, step % 50] for net in going])
+        found = losses(torch.stack([w[net] for net in going]), tokens)
+        descend(optimiser, (mixtures[going] * found).sum(1))  # nets that stopped have no gradient
+    return torch.stack(w).detach(), torch.stack(scores)
 
 
 def crossing(scores: Float[Tensor, "check *net"], level: float = 0.5) -> Float[Tensor, "*net"]:
@@ -205,7 +202,7 @@ def roles(w: Float[Tensor, "net parameter"]) -> Int[Tensor, "net layer"]:
 
 def parameters_of(heads: Int[Tensor, "net layer"]) -> Float[Tensor, "net parameter"]:
     """1 for the parameters of one head in each layer, 0 for all others."""
-    found = torch.zeros(len(heads), sum(torch.Size(shape).numel() for shape in SHAPES.values()))
+    found = torch.zeros(len(heads), sum(map(prod, SHAPES.values())))
     net = torch.arange(len(heads))
     for name in ("QKV", "O", "bias"):
         for layer in range(2):

@@ -47,10 +47,12 @@ def test_two_chains_need_one_node_of_each_to_restore_and_any_node_to_break():
 def test_an_edge_reaches_one_child_only():
     network = gates.Network({"p": gates.copy("x"), "q": gates.copy("x"), "y": gates.both("p", "q")})
     on, off = {"x": 1.0}, {"x": 0.0}
-    assert gates.patch(network, on, off, ["x"], "denoise") == 1
-    assert gates.patch(network, on, off, [("x", "p")], "denoise") == 0
-    assert gates.patch(network, on, off, [("x", "p"), ("x", "q")], "denoise") == 1
-    assert gates.patch(network, on, off, [("x", "p")], "noise") == 0
+    one, both = [("x", "p")], [("x", "p"), ("x", "q")]
+    assert scores(network, on, off, ["x"], one, both) == {
+        "x": (1, 0),
+        "x→p": (0, 0),
+        "x→p + x→q": (1, 0),
+    }
 
 
 def test_values_may_be_batches():
@@ -66,6 +68,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="before its parents"):
         gates.Network({"y": gates.copy("z"), "z": gates.copy("y")})
     with pytest.raises(ValueError, match="both give"):
-        gates.patch(gates.AND, OFF, OFF, ["a"], "noise")
-    with pytest.raises(ValueError, match="direction"):
-        gates.patch(gates.AND, ON, OFF, ["a"], "both")  # type: ignore[arg-type]
+        gates.patch_table(gates.AND, OFF, OFF)

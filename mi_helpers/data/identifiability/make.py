@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ...toys.identifiability import KINDS, RHOS, SEEDS, named, sparse_world, train_vae
+from ...toys.identifiability import KINDS, RHOS, SEEDS, sparse_world, train_vae
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         _, x = sparse_world(rho, seeds)
         for kind, sparse in KINDS.items():
             vae = train_vae(x[:, :500], seeds, sparse, epochs=args.epochs)
-            tensors |= {f"{rho} {kind} {name}": t for name, t in named(vae).items()}
+            tensors |= {f"{rho} {kind} {name}": t for name, t in vae.state_dict().items()}
     args.out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous() for name, t in tensors.items()}, args.out / "vaes.safetensors")
 

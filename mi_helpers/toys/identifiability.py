@@ -1,8 +1,8 @@
 """When must learned latents be the true ones? Sparse decoders, and how latents are compared.
 
-In `sparse_world` each feature reads few latents; `train_vae` learns with a decoder that has to be
-sparse, or with a plain one. `matched` compares learned latents with true ones. All networks of one
-call train side by side, [net, ...].
+In `sparse_world` each feature reads few latents; a `VAE` has a decoder that has to be sparse, or a
+plain one. `matched` compares learned latents with true ones. Training stands beside the networks
+that it made, in data/identifiability/make.py.
 
 Source: Moran et al. 2022, arXiv 2110.10804, and the authors' code, for sizes and losses.
 """
@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import relu
-from tqdm.auto import tqdm
 
-from .side_by_side import Draws, descend, mlp
+from .side_by_side import Draws, mlp
 
 SPIKE, SLAB = 10.0, 1.0  # rates of the two exponential priors on |W|
 # What data/identifiability/make.py trained: at each correlation and seed, one of each kind.
@@ -105,7 +104,9 @@ def trained_vaes(n: int = len(SEEDS)) -> dict[tuple[float, str], VAE]:
     Raises ValueError when fewer ship.
     """
     if n > len(SEEDS):
-        raise ValueError(f"networks of {len(SEEDS)} seeds ship, not {n}; train more: train_vae")
+        raise ValueError(
+            f"networks of {len(SEEDS)} seeds ship, not {n}; train more: see its make.py"
+        )
     stored = load_file(Path(__file__).parents[1] / "data" / "identifiability" / "vaes.safetensors")
     vaes = {(rho, kind): VAE(Draws(SEEDS[:n]), 7, KINDS[kind]) for rho in RHOS for kind in KINDS}
     for (rho, kind), vae in vaes.items():
@@ -120,38 +121,3 @@ def slab_probability(
     """That an entry is of the slab, where a `share` of its column is: the code's E step."""
     slab, spike = share * (-SLAB * W.abs()).exp(), (1 - share) * (-SPIKE * W.abs()).exp()
     return slab / (slab + spike)
-
-
-def train_vae(
-    x: Float[Tensor, "net n feature"],
-    seeds: Sequence[int],
-    sparse: bool,
-    n_latents: int = 5,
-    epochs: int = 200,
-) -> VAE:
-    """A VAE for each data set. Sizes, losses and their weights are those of the authors' code."""
-    draw, spread, d, batch = Draws(seeds), x.std(1), x.shape[-1], 100
-    vae = VAE(draw, d, sparse, n_latents)
-    vae.log_sigma.data = spread.log()
-    share = (draw.uniform(1, n_latents) + 1) / 2
-    # The noise's prior is an inverse gamma; .584 is the 10 % quantile of χ² with 3 degrees.
-    prior = spread.quantile(0.05, dim=1, keepdim=True) ** 2 * 0.584 / 3
-    optimiser = torch.optim.Adam(vae.parameters(), lr=0.01)
-    for _ in tqdm(range(epochs), "sparse decoders" if sparse else "plain decoders", leave=False):
-        for rows in draw.order(x.shape[1]).split(batch, dim=1):
-            seen = x.gather(1, repeat(rows, "net n -> net n d", d=d))
-            mean, log_var = vae.encode(seen)
-            z = mean + (log_var / 2).exp() * draw.normal(*mean.shape[1:])
-            error = (vae.decode(z) - seen) / vae.log_sigma.exp()[:, None]
-            loss = error.square().mean((1, 2)) / 2
-            loss = loss + (mean**2 + log_var.exp() - 1 - log_var).mean((1, 2)) / 2
-            noise = (batch + 5) * vae.log_sigma + 1.5 * prior * (-2 * vae.log_sigma).exp()
-            loss = loss + noise.sum(1) / batch
-            if vae.W is not None:
-                rate = SLAB * vae.slab + SPIKE * (1 - vae.slab)
-                loss = loss + (rate * vae.W.abs()).sum((1, 2)) / batch
-            descend(optimiser, loss)
-            if vae.W is not None:
-                vae.slab = slab_probability(vae.W.detach(), share)
-                share = vae.slab.sum(1, keepdim=True) / (2 * d - 1)
-    return vae.requires_grad_(False)

@@ -48,8 +48,8 @@ def test_features_read_what_the_support_says() -> None:
 
 def test_a_decoder_reads_through_its_mask() -> None:
     _, x = toys.sparse_world(0.0, [0, 1], n=200)
-    sparse = toys.train_vae(x, [0, 1], sparse=True, epochs=1)
-    plain = toys.train_vae(x, [0, 1], sparse=False, epochs=1)
+    sparse = make.train_vae(x, [0, 1], sparse=True, epochs=1)
+    plain = make.train_vae(x, [0, 1], sparse=False, epochs=1)
     assert plain.W is None
     assert sparse.W is not None
     z = normal(2, 6, 5)
@@ -74,8 +74,8 @@ def test_large_weights_are_of_the_slab() -> None:
 
 def test_decoders_do_not_depend_on_those_beside_them() -> None:
     _, x = toys.sparse_world(0.0, [0, 1], n=100)
-    both = toys.train_vae(x, [0, 1], sparse=True, epochs=2)
-    alone = toys.train_vae(x[1:], [1], sparse=True, epochs=2)
+    both = make.train_vae(x, [0, 1], sparse=True, epochs=2)
+    alone = make.train_vae(x[1:], [1], sparse=True, epochs=2)
     assert both.W is not None
     assert alone.W is not None
     assert torch.allclose(both.W[1], alone.W[0], atol=1e-4)
@@ -213,5 +213,5 @@ def test_the_maker_writes_what_the_loader_reads(
     monkeypatch.setattr(toys, "__file__", str(tmp_path / "toys/identifiability.py"))
     vae = toys.trained_vaes(1)[0.8, "sparse decoder"]
     _, x = toys.sparse_world(0.8, toys.SEEDS[:1])
-    again = toys.train_vae(x[:, :500], toys.SEEDS[:1], True, epochs=1)
+    again = make.train_vae(x[:, :500], toys.SEEDS[:1], True, epochs=1)
     torch.testing.assert_close(vae.state_dict(), again.state_dict())

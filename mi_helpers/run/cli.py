@@ -77,7 +77,8 @@ def run(
     folder = _folder(name or time.strftime("%Y-%m-%d_%H-%M-%S"), root, fresh=True)
     settings = {"notebooks": _chosen(names, root), "parameters": dict(parameters or {})}
     jobs, notes = plan.make(settings, root, full=full, resumable=False)
-    print(*notes, sep="\n", end="\n" if notes else "")
+    for note in notes:
+        print(note)
     work = Sweep(folder, jobs)
     _work(work, minutes, full=full)
     return work
@@ -112,7 +113,8 @@ def _render(notebook: Sequence[str], timeout: float | None) -> int:
     finished = run(notebook, minutes=timeout)
     faults = render.store(finished)
     code = _report(finished, save_reference=not faults)
-    print(*(f"NOT STORED {fault}" for fault in faults), sep="\n", end="\n" if faults else "")
+    for fault in faults:
+        print(f"NOT STORED {fault}")
     return code or int(bool(faults))
 
 
@@ -124,8 +126,7 @@ def _sweep(
     # the file's settings, with those of the command line in their place
     settings = plan.read_settings(file) if file else {}
     given = {key: more.pop(key) for key in ("notebooks", "models", "seeds")}
-    given = {key: values for key, values in given.items() if values is not None}
-    settings |= plan.resolve(given, Path.cwd())
+    settings |= plan.resolve({key: own for key, own in given.items() if own}, Path.cwd())
     if values := _pairs(p):
         settings["parameters"] = settings.get("parameters", {}) | values
     if not settings:
@@ -138,12 +139,9 @@ def _sweep(
         raise ValueError("--jobs is for a cluster on this machine; with --scheduler leave it out")
     jobs, notes = plan.make(settings, root)
     work = Sweep(folder, jobs)
-    done, failed, to_do = work.count("done"), work.count("failed"), work.to_do(more["retry"])
-    print(*notes, sep="\n", end="\n" if notes else "")
-    print(f"plan: {len(jobs)} runs: {done} finished before, {failed} failed before", end="")
-    print(
-        f"{' (--retry repeats them)' if failed and not more['retry'] else ''}, {len(to_do)} to do"
-    )
+    before = f"{work.count('done')} finished and {work.count('failed')} failed before"
+    to_do = len(work.to_do(more["retry"]))
+    print(*notes, f"plan: {len(jobs)} runs, {before} (--retry); {to_do} to do", sep="\n")
     if more.pop("plan"):
         return 0
     _work(work, more.pop("timeout"), **more)
@@ -198,8 +196,7 @@ def _models() -> int:
     from ..models.loading import available_models
 
     table = available_models()
-    print(table.to_string(index=False))
-    print(table.attrs["note"])
+    print(table.to_string(index=False), table.attrs["note"], sep="\n")
     return 0
 
 

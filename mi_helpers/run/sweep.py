@@ -12,6 +12,7 @@ Each run is a fresh kernel and loads its own model: a kernel that is kept warm w
 weights and random states from one run into the next.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -133,30 +134,24 @@ def carry_out(
             for abandoned in (folder / ".attempts").glob(f"{job.folder}.*"):
                 shutil.rmtree(abandoned, ignore_errors=True)  # of a process that was killed
             with _attempt(job, folder) as attempt:
-                return _execute(job, Path(attempt), folder, minutes, on_cell)
+                tell, seconds = functools.partial(on_cell, job), 60 * minutes
+                ended = execute.execute(job.path, attempt, job.given, seconds=seconds, on_cell=tell)
+                return _keep(job, folder, attempt, ended)
     except Timeout:
         return Outcome("busy")
 
 
-def _attempt(job: Job, folder: Path) -> tempfile.TemporaryDirectory:
+@contextlib.contextmanager
+def _attempt(job: Job, folder: Path) -> Iterator[Path]:
     """A folder that is gone when its work has ended, however that was."""
-    return tempfile.TemporaryDirectory(
-        prefix=f"{job.folder}.", dir=folder / ".attempts", ignore_cleanup_errors=True
-    )
+    place, prefix = folder / ".attempts", f"{job.folder}."
+    with tempfile.TemporaryDirectory(None, prefix, place, ignore_cleanup_errors=True) as attempt:
+        yield Path(attempt)
 
 
-def _execute(
-    job: Job,
-    attempt: Path,
-    folder: Path,
-    minutes: float,
-    on_cell: Callable[[Job, int], None],
-) -> Outcome:
-    """Execute into the attempt's folder, and rename what is worth keeping into place."""
-    tell = functools.partial(on_cell, job)
-    error, seconds, restarted = execute.execute(
-        job.path, attempt, job.given, seconds=60 * minutes, on_cell=tell
-    )
+def _keep(job: Job, folder: Path, attempt: Path, ended: execute.Outcome) -> Outcome:
+    """Rename what an execution left, as far as it is worth keeping, into place."""
+    error, seconds, restarted = ended
     if error and any(fault in error for fault in _DISK_FAULTS):
         raise OSError(f"{job}: {error}")
     if _edited(job):  # while it ran, so that nobody knows which version this is of
@@ -166,16 +161,21 @@ def _execute(
         records = read_lines(attempt / execute.CLAIMS) if error is None else []
     except ValueError as fault:
         error = str(fault)
-    more: dict[str, Any] = {
+    run = {
+        "error": error,
+        "traceback": execute.traceback(attempt) if error else None,
+        "made_with": provenance.environment(folder.parents[1]),
+        **execute.notes(attempt),
         "seconds": round(seconds, 1),
         "restarted": restarted,
         "records": records,
     }
-    more |= {"made_with": provenance.environment(folder.parents[1]), **execute.notes(attempt)}
-    more["traceback"] = execute.traceback(attempt) if error else None
-    _install(attempt, folder, job, error=error, **more)
-    text = error or f"{seconds:.0f} s, {len(records)} claims"
-    return Outcome("failed" if error else "done", text)
+    _install(attempt, folder, job, run)
+    return (
+        Outcome("failed", error)
+        if error
+        else Outcome("done", f"{seconds:.0f} s, {len(records)} claims")
+    )
 
 
 def _edited(job: Job) -> bool:
@@ -185,13 +185,13 @@ def _edited(job: Job) -> bool:
 
 def fail(job: Job, folder: Path, error: str) -> Outcome:
     """Record a job that brought down whatever worked on it."""
-    nothing: dict[str, Any] = {"made_with": {}, "seconds": 0.0, "records": []}
+    nothing = {"made_with": {}, "seconds": 0.0, "records": []}
     with _attempt(job, folder) as attempt:
-        _install(Path(attempt), folder, job, error=error, traceback=error, **nothing)
+        _install(attempt, folder, job, {"error": error, "traceback": error, **nothing})
     return Outcome("failed", error)
 
 
-def _install(attempt: Path, folder: Path, job: Job, **run: Any) -> None:
+def _install(attempt: Path, folder: Path, job: Job, run: dict[str, Any]) -> None:
     """Put record and notebook together, and rename them into place: both appear, or nothing."""
     kept, target = attempt / "result", folder / "runs" / job.folder
     kept.mkdir()

@@ -214,13 +214,13 @@ def test_finished_runs_are_not_repeated_and_failed_ones_only_when_asked(
 ) -> None:
     assert go("--seeds", "0", "1") == 1
     out = capsys.readouterr().out
-    assert "plan: 4 runs: 0 finished before, 0 failed before, 4 to do" in out
+    assert "plan: 4 runs, 0 finished and 0 failed before (--retry); 4 to do" in out
     assert "failed  01_bad MODEL=a-2 SEED=0: cell 1: ValueError: no" in out
     assert sorted(executor.calls) == ["00_toy 0", "00_toy 1", "01_bad 0", "01_bad 1"]
     first = kept(root)
     assert go("--seeds", "0", "1") == 1
     out = capsys.readouterr().out
-    assert "3 finished before, 1 failed before (--retry repeats them), 0 to do" in out
+    assert "3 finished and 1 failed before (--retry); 0 to do" in out
     assert len(executor.calls) == 4
     assert kept(root) == first
     (folder,) = (root / "papermill_runs/s/runs").glob("01_bad-a-2-*/01_bad.failed.ipynb")
@@ -464,9 +464,9 @@ def test_the_options_of_the_command_line_take_the_place_of_the_files(
 ) -> None:
     (root / "s.yml").write_text("notebooks: [00]\nseeds: [0, 1]\nparameters: {N: [1, 2]}\n")
     assert runs.main(["sweep", "s.yml", "--plan"]) == 0
-    assert "plan: 4 runs: 0" in capsys.readouterr().out
+    assert "plan: 4 runs, 0" in capsys.readouterr().out
     assert runs.main(["sweep", "s.yml", "--plan", "--seeds", "5", "-p", "N=3", "-p", "N=4"]) == 0
-    assert "plan: 2 runs: 0" in capsys.readouterr().out
+    assert "plan: 2 runs, 0" in capsys.readouterr().out
     assert runs.SUMMARY_S > 0
 
 
@@ -497,7 +497,7 @@ def test_the_sweeps_that_come_with_the_notebooks_can_be_planned(
             monkeypatch.setattr(provenance, "weights", lambda name: {"name": name})
         assert runs.main(["sweep", str(file), "--name", "never-swept", "--plan"]) == 0
         planned = 40 if name == "published" else 7
-        assert f"plan: {planned} runs: " in capsys.readouterr().out
+        assert f"plan: {planned} runs, " in capsys.readouterr().out
         monkeypatch.undo()
         monkeypatch.chdir(here)
 

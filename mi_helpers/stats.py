@@ -110,7 +110,7 @@ def ratio(
 
 
 def paired_ratio(
-    above: ArrayLike, below: ArrayLike, over: str = "pairs", unit: str = "×", seed: int = 0
+    above: ArrayLike, below: ArrayLike, over: str = "pairs", seed: int = 0
 ) -> Estimate:
     """The typical ratio, exp of the mean of log(above_i / below_i), both [sample], above 0.
 
@@ -119,17 +119,17 @@ def paired_ratio(
     """
     log = np.log(_array(above).astype(float) / _array(below).astype(float))
     log = log[~np.isnan(log)]
-    return estimate(log, lambda x: float(np.exp(x.mean())), over, unit, seed)
+    return estimate(log, lambda x: float(np.exp(x.mean())), over, "×", seed)
 
 
-def share(hits: int, n: int, over: str = "pairs", unit: str = "") -> Estimate:
+def share(hits: int, n: int, over: str = "pairs") -> Estimate:
     """`hits` of `n` as a share, with Wilson's score interval (Wilson 1927)."""
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"a share is of at least one, got {hits} of {n}")
     from scipy.stats import binomtest
 
     interval = binomtest(int(hits), int(n)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(hits / n, float(interval.low), float(interval.high), int(n), over, unit)
+    return Estimate(hits / n, float(interval.low), float(interval.high), int(n), over)
 
 
 def correlation(

@@ -20,7 +20,6 @@ def edges(
     inputs: Float[Tensor, "batch ... feature"],
     *,
     points: int | Literal["data"] | Sequence[int | Literal["data"]] = 8,
-    rule: str = "gauss",
     sources: int | None = None,
     outputs: int | None = None,
     batch_size: int = 256,
@@ -36,8 +35,8 @@ def edges(
     not returned.
 
     ``points="data"``: the derivative at the data point in place of the integral, as the published
-    numbers use. Otherwise points of the integral by ``rule``, "gauss" or "midpoint" (a section that
-    is linear along the path needs one; see :func:`convergence`). One for all sections or one each.
+    numbers use. Otherwise points of the integral, by Gauss and Legendre's rule (a section that is
+    linear along the path needs one; see :func:`convergence`). One for all sections or one each.
     ``sources``: so many random sign vectors over output positions instead of every position.
     ``outputs``: only the first so many next features. Memory: about ``batch_size * chunk``
     gradients, whatever ``points`` is.
@@ -62,7 +61,7 @@ def edges(
                 one = end.new_ones(len(end), *[1] * (end.ndim - 1))
                 pulled = pull_back(partial(function, one=one), end, chunk)
             else:
-                pulled = integrated_gradients(function, end, n, rule, chunk)
+                pulled = integrated_gradients(function, end, n, chunk)
             for rows, gradients in pulled:
                 # Along each feature: by the chain rule, and times the feature itself.
                 effects = gradients @ here.C_pinv.mT.to(features) * features

@@ -122,14 +122,10 @@ def spectrum(
     return values[keep].flip(0), vectors[:, keep].flip(1)
 
 
-def quadrature(points: int, rule: str) -> tuple[Float[Tensor, "point"], Float[Tensor, "point"]]:
-    """Where to evaluate an integral over [0, 1], and the weights: "gauss" or "midpoint"."""
-    if points < 1 or rule not in ("gauss", "midpoint"):
-        raise ValueError(
-            f"points must be at least 1 and rule 'gauss' or 'midpoint', got {points} and {rule!r}"
-        )
-    if rule == "midpoint":
-        return (torch.arange(points) + 0.5) / points, torch.full((points,), 1 / points)
+def quadrature(points: int) -> tuple[Float[Tensor, "point"], Float[Tensor, "point"]]:
+    """Where to evaluate an integral over [0, 1], and the weights: Gauss and Legendre's rule."""
+    if points < 1:
+        raise ValueError(f"points must be at least 1, got {points}")
     nodes, weights = np.polynomial.legendre.leggauss(points)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
@@ -139,7 +135,6 @@ def integrated_gradients(
     function: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "batch ... feature"],
     points: int,
-    rule: str,
     chunk: int,
 ) -> Iterator[tuple[Int[Tensor, "row"], Float[Tensor, "row batch ... feature"]]]:
     """Gradients averaged over the straight path from zero to ``x``, a chunk of outputs at a time.
@@ -147,7 +142,7 @@ def integrated_gradients(
     ``function(path, one)`` also gets the constant feature, ``[row of path, 1, ...]``, which is the
     share of the way. Multiply the result by ``x`` for the integrated gradient itself.
     """
-    alphas, weights = (t.to(x) for t in quadrature(points, rule))
+    alphas, weights = (t.to(x) for t in quadrature(points))
     ones = [1] * (x.ndim - 1)
     one = alphas.repeat_interleave(len(x)).view(-1, *ones)
     path = x.repeat(points, *ones) * one

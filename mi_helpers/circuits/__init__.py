@@ -4,11 +4,11 @@ An edge runs from what a part writes (embedding, head, MLP) to what another read
 head, MLP input, output). To remove an edge is to let its reader see the writer's value from the
 corrupted prompt, or zero, or a mean, while all other readers see the real one. In reading order:
 
-1. `graph`: `Graph` names senders, receivers and edges; a `Circuit` is a part of it. `choosing`:
-   `top`, `greedy` and `ladder` make circuits of scores, `random_like` a control.
+1. `graph`: `Graph` names senders, receivers and edges; a `Circuit` is a part of it.
 2. `runs`: `record` runs the prompt pairs once; all that follows takes what it returns.
 3. `attribution`: `attribute` scores every edge, estimated from gradients (`eap`, `eap-ig`) or
-   measured (`exact`). `scores`: `head_importance` sums those of a node's edges, `bootstrapped`
+   measured (`exact`). `choosing` makes circuits of the scores: `top`, `greedy` and `ladder`, and
+   `random_like` as a control; `head_importance` sums the scores of a node's edges, `bootstrapped`
    keeps those whose sign does not hang on the prompts.
 4. `discovery`, `probing`: `acdc` finds a circuit by removing edges (or whole heads) one at a time,
    `subnetwork_probing` by training masks.
@@ -17,13 +17,13 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
    and `minimality` look for missing and idle parts.
 6. `drawing`: `draw` shows it. `files`: `save` and `load` in the MIB benchmark's format.
 
-`wiring` runs a model with edges removed, by `blocks` and `mixing`; only 3 to 5 call it. What a
+`wiring` runs a model with edges removed, by the arithmetic of `blocks`; only 3 to 5 call it. What a
 removed edge carries is decided in one place, `CircuitRuns.ablated`; which edges are removed when a
-circuit is evaluated, in `Ablation.overwritten`.
+circuit is evaluated, in `Ablation.overwritten`; by which threshold ACDC removes one, in `acdc`.
 """
 
 from .attribution import attribute
-from .choosing import SHARES, greedy, ladder, random_like, top
+from .choosing import SHARES, bootstrapped, greedy, head_importance, ladder, random_like, top
 from .discovery import Discovery, acdc
 from .drawing import draw
 from .evaluation import (
@@ -44,7 +44,6 @@ from .files import load, save
 from .graph import Circuit, Graph
 from .probing import Probing, subnetwork_probing
 from .runs import CircuitRuns, record
-from .scores import bootstrapped, head_importance
 
 __all__ = [
     "SHARES",

@@ -13,6 +13,7 @@ product (`_contract`).
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -22,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..engine.recording import at_each, each_position
-from ..models.hooks import first, hooked
+from ..engine.recording import each_position
+from ..models.hooks import entering, first, gradients_of, hooked, mlp_norm
 from .graph import Group
 from .runs import (
     CircuitRuns,
@@ -33,7 +34,6 @@ from .runs import (
     Weights,
     batches,
     by_head,
-    mlp_norm,
     projections,
     rows,
     sender_shift,
@@ -99,15 +99,15 @@ def attribute(
     ablated = source("resid_pre", 0).expand_as(clean)
     for prompts in batches(len(clean), max_memory // _of_a_pass(runs)):
         for share in shares[method]:  # of the way from the clean to the ablated embeddings
-            entering = torch.lerp(clean[prompts], ablated[prompts], share)
-            tangent = gradients(runs, entering, function, prompts)
+            stream = torch.lerp(clean[prompts], ablated[prompts], share)
+            tangent = gradients(runs, stream, function, prompts)
             _contract(scores, runs, tangent, source, prompts, min(max_memory, CACHE))
     scores /= len(shares[method])
     if not per_prompt:
-        return graph.table({"score": scores[0] / len(clean)}).assign(**runs.scored)
+        return graph.table({"score": scores[0] / len(clean)}).assign(**runs.pairs.said)
     each = {prompt: graph.table({"score": score}) for prompt, score in enumerate(scores)}
     table = pd.concat(each, names=["prompt"]).reset_index("prompt").reset_index(drop=True)
-    return table.assign(**runs.scored)
+    return table.assign(**runs.pairs.said)
 
 
 @dataclass(eq=False)
@@ -121,45 +121,33 @@ class Tangent:
 
 def gradients(
     runs: CircuitRuns,
-    entering: Float[Tensor, "prompt pos d_model"],
+    embeddings: Float[Tensor, "prompt pos d_model"],
     metric: Callable[[Tensor], Tensor],
     prompts: slice = slice(None),
 ) -> Tangent:
-    """One pass of some clean prompts, with `entering` in place of their embeddings, and back."""
+    """One pass of some clean prompts, with `embeddings` in place of theirs, and back."""
     model, found = runs.model, Tangent()
     taped: dict[tuple[str, int], Tensor] = {}
 
-    def tape(site: str, layer: int) -> Callable[[Tensor], Tensor]:
-        def hook(value: Tensor) -> Tensor:
-            taped[site, layer] = value
-            return value  # returned, so that the kept tensor is the one that is used
-
-        return hook
+    def tape(site: str, layer: int, value: Tensor) -> Tensor:
+        taped[site, layer] = value
+        return value  # returned, so that the kept tensor is the one that is used
 
     def leave(_: Any, args: tuple, output: Any) -> None:
-        tape("out", model.cfg.n_layers - 1)(first(output))
+        tape("out", model.cfg.n_layers - 1, first(output))
 
     def keep(site: str, layer: int) -> Callable[[Any, tuple], None]:
         return lambda _, args: found.streams.update({(site, layer): args[0].detach()})
 
-    def enter(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        stream = entering.detach().requires_grad_()
-        return (
-            ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
-        )
-
     def split(layer: int) -> Callable[[Any, tuple], tuple]:  # attention may read the same tensor
-        return lambda _, args: (tape("mlp", layer)(args[0].clone()), *args[1:])
+        return lambda _, args: (tape("mlp", layer, args[0].clone()), *args[1:])
 
     logits = runs.clean.logits().detach().clone()  # a metric reads all prompts' logits
     last = each_position(-1, runs.clean.roles, *runs.clean.tokens.shape)
     last = last[prompts].to(runs.clean.tokens.device)
-    with torch.enable_grad(), ExitStack() as stack:
-        handles = [
-            model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True),
-            model.blocks[-1].register_forward_hook(leave),
-            model.unembed.register_forward_pre_hook(lambda _, args: (at_each(args[0], last),)),
-        ]
+    leaf = embeddings.detach().requires_grad_()
+    with entering(model, leaf, last), ExitStack() as stack:
+        handles = [model.blocks[-1].register_forward_hook(leave)]
         for layer, block in enumerate(model.blocks):
             handles += [
                 block.ln1.register_forward_pre_hook(keep("attention", layer)),
@@ -168,14 +156,11 @@ def gradients(
             ]
             for site in ("q", "k", "v"):
                 point = runs.clean.hook(site, layer)
-                stack.enter_context(hooked(point, tape(site, layer)))
+                stack.enter_context(hooked(point, partial(tape, site, layer)))
         for handle in handles:
             stack.callback(handle.remove)
         logits[prompts] = model(runs.clean.tokens[prompts])[:, -1]
-        score = metric(logits[None])[:, prompts].sum()
-        if not score.requires_grad:
-            raise ValueError("this metric has no gradient; take one that is smooth")
-        slopes = torch.autograd.grad(score, list(taped.values()))
+        slopes = gradients_of(metric(logits[None])[:, prompts].sum(), list(taped.values()))
     found.gradients = dict(zip(taped, slopes, strict=True))
     return found
 

@@ -75,14 +75,18 @@ def acdc(
             recorded runs. It does not change what is found.
     """
     graph, lines = runs.graph, []
-    ahead = _Ahead(wire(runs, value), runs.loss(metric), threshold, max_memory)
+
+    def accepted(change: float) -> bool:  # the rule: here alone
+        return change < threshold
+
+    ahead = _Ahead(wire(runs, value), runs.loss(metric), accepted, max_memory)
     order = list(trials(graph, heads, units))
     total = sum(len(batch) for _, batch in order)
     with tqdm(total=total, desc="ACDC", leave=False, disable=total < 200) as bar:
         for group, batch in order:  # from the output to the embedding
             for trial in ahead.that_matter(group, batch):
                 change = ahead.change(trial)  # of the loss, were this edge gone too
-                removed = change < threshold
+                removed = accepted(change)
                 ahead.decide(removed)
                 lines.append({"edge": trial.name, "change": change, "removed": removed})
             bar.update(len(batch))
@@ -111,9 +115,13 @@ class _Ahead:
     """
 
     def __init__(
-        self, wiring: Wiring, loss: Callable[[Tensor], Tensor], threshold: float, max_memory: int
+        self,
+        wiring: Wiring,
+        loss: Callable[[Tensor], Tensor],
+        accepted: Callable[[float], bool],
+        max_memory: int,
     ) -> None:
-        self.wiring, self.function, self.threshold = wiring, loss, threshold
+        self.wiring, self.function, self.accepted = wiring, loss, accepted
         self.max_memory = max_memory
         self.removed = (~wiring.graph.exists).float()
         self.state = wiring.start()
@@ -156,7 +164,7 @@ class _Ahead:
             self.loss, self.removed, self.best = row.loss, row.removed, row.number
         if removed != row.guess:  # what the rest says is not the truth, but the best guess of it
             for trial, other in zip(self.coming, self.rows, strict=False):
-                self.guesses[trial] = other.change < self.threshold
+                self.guesses[trial] = self.accepted(other.change)
             self.rows = []
         if not self.rows and self.best is not None:
             self.state = self.batch = self.batch.row(self.best)

@@ -11,6 +11,7 @@ from ..panels import COLOURS
 from .graph import Circuit, Graph
 
 CHARACTER = 9  # of the title, in pixels
+SWEEPS = 4  # over the rows, to order their nodes
 LEVELS = 5  # widths of edges, and stops of the slider
 UNIT, ROW = 75, 50  # pixels from head to head, and from row to row
 PORT = {"q": -0.13, "k": 0.0, "v": 0.13}  # where an edge enters a head
@@ -21,27 +22,25 @@ Point = tuple[float, float]
 def draw(
     circuit: Circuit,
     scores: pd.DataFrame | None = None,
-    column: str = "score",
     title: str | None = None,
-    sweeps: int = 4,
 ) -> go.Figure:
     """The circuit as a figure: embedding at the bottom, output at the top, a row for each layer's
     heads and above it its MLP. An arrow enters a head at its mark q, k or v. On grouped-query
     models an edge into a shared key or value is one arrow, into the first head that reads it, and
     a dotted line joins the heads that share.
 
-    With `scores` (a table with `edge` and `column`, the change of a metric when the edge is
+    With `scores` (a table with `edge` and `score`, the change of a metric when the edge is
     removed), width is the absolute score in five steps; removal of a blue edge lowers the metric,
     of an orange one raises it; a slider hides the weaker edges. Hovering shows the numbers. Rows
-    are ordered in a few `sweeps` so that nodes stand near those they talk to. A picture says
-    nothing about how good a circuit is: put its faithfulness in the `title`.
+    are ordered so that nodes stand near those they talk to. A picture says nothing about how good a
+    circuit is: put its faithfulness in the `title`.
 
     Raises ValueError for an empty circuit, and for more than 1500 edges.
     """
     if not 0 < len(circuit) <= 1500:
         raise ValueError(f"the circuit has {len(circuit)} edges; up to 1500 can be drawn")
-    lines = _lines(circuit, scores, column)
-    at = _layout(lines, sweeps)
+    lines = _lines(circuit, scores)
+    at = _layout(lines)
     figure = go.Figure()
     for (level, effect), part in lines.groupby(["level", "effect"]):
         _add_arrows(figure, part, at, int(level), str(effect))
@@ -53,9 +52,9 @@ def draw(
     return _framed(figure, at, title)
 
 
-def _lines(circuit: Circuit, scores: pd.DataFrame | None, column: str) -> pd.DataFrame:
+def _lines(circuit: Circuit, scores: pd.DataFrame | None) -> pd.DataFrame:
     """One line per edge: edge, sender, node (where it enters), port, score, level, effect."""
-    value = {} if scores is None else dict(zip(scores["edge"], scores[column], strict=True))
+    value = {} if scores is None else dict(zip(scores["edge"], scores["score"], strict=True))
     nodes, rows = set(circuit.nodes), []
     for edge in circuit:
         sender, receiver = edge.split(" -> ")
@@ -89,7 +88,7 @@ def _height(name: str) -> float:
     return layer + 0.5 * (name[0] == "M")
 
 
-def _layout(lines: pd.DataFrame, sweeps: int) -> dict[str, Point]:
+def _layout(lines: pd.DataFrame) -> dict[str, Point]:
     """Places of all nodes: rows by height, in a row by the mean place of the neighbours."""
     names = list(dict.fromkeys([*lines["sender"], *lines["node"]]))
     names.sort(key=lambda n: (_height(n), int(n.split(".")[1]) if "." in n else 0))
@@ -100,7 +99,7 @@ def _layout(lines: pd.DataFrame, sweeps: int) -> dict[str, Point]:
     for sender, node in lines[["sender", "node"]].itertuples(index=False):
         neighbours[sender].append(node)
         neighbours[node].append(sender)
-    for _ in range(sweeps):
+    for _ in range(SWEEPS):
         for row in rows:
             row.sort(key=lambda n: (np.mean([x[m] for m in neighbours[n]]), n))
             x |= {name: i - (len(row) - 1) / 2 for i, name in enumerate(row)}

@@ -111,12 +111,16 @@ def evaluate(
     for (name, circuit), value in zip(chosen.items(), values, strict=True):
         size = {"edges": len(circuit), "share": len(circuit) / len(graph.edges)}
         numbers = {"prompt": range(len(value)), "value": value, "full": full, "empty": empty}
-        tables.append(pd.DataFrame({"circuit": name, **size, **numbers, **runs.scored}))
+        tables.append(pd.DataFrame({"circuit": name, **size, **numbers, **runs.pairs.said}))
     return pd.concat(tables, ignore_index=True)
 
 
 def _values(
-    runs: CircuitRuns, masks: Sequence[Mask], ablation: Ablation, metric: Metric, max_memory: int
+    runs: CircuitRuns,
+    masks: Sequence[Mask],
+    ablation: Ablation,
+    metric: Metric,
+    max_memory: int = MEMORY,
 ) -> list[np.ndarray]:
     """The metric with each set of edges overwritten, by prompt."""
     logits: list[list[Tensor]] = [[] for _ in masks]
@@ -209,7 +213,6 @@ def completeness(
     sets: Sequence[Sequence[str]],
     ablation: Ablation = Ablation(),
     metric: Metric = "logit_diff",
-    max_memory: int = MEMORY,
 ) -> pd.DataFrame:
     """Take nodes away, in the circuit and in the model: do both fall alike?
 
@@ -222,7 +225,7 @@ def completeness(
     for names in sets:
         gone = torch.tensor([name in names for name in graph.senders])[:, None] & graph.exists
         masks += [graph.exists & (~inside | gone), gone]
-    values = [value.mean() for value in _values(runs, masks, ablation, metric, max_memory)]
+    values = [value.mean() for value in _values(runs, masks, ablation, metric)]
     table = pd.DataFrame({"nodes": [" ".join(names) for names in sets], "size": map(len, sets)})
     table["circuit"], table["model"] = values[::2], values[1::2]
     return table.assign(incompleteness=(table["circuit"] - table["model"]).abs())
@@ -253,7 +256,6 @@ def minimality(
     circuit: Circuit,
     ablation: Ablation = Ablation(),
     metric: Metric = "logit_diff",
-    max_memory: int = MEMORY,
 ) -> pd.DataFrame:
     """What the circuit loses with each of its edges: edge, value, change (means over prompts).
     Judge a circuit by the metric that found it, or edges that it keeps for good reason look idle.
@@ -261,7 +263,7 @@ def minimality(
     graph, inside = runs.graph, ablation.expand(circuit)
     masks = [graph.exists & ~inside]
     masks += [masks[0] | graph.mask([edge]) for edge in circuit]
-    whole, *values = (x.mean() for x in _values(runs, masks, ablation, metric, max_memory))
+    whole, *values = (x.mean() for x in _values(runs, masks, ablation, metric))
     table = pd.DataFrame({"edge": circuit.edges, "value": values})
     return table.assign(change=table["value"] - whole)
 

@@ -45,11 +45,6 @@ class CircuitRuns:
             return metric
         return build(self.pairs, [metric], reference=self.clean.logits())[metric]
 
-    @property
-    def scored(self) -> dict[str, str]:
-        """What tables say about answers of several tokens."""
-        return {} if self.pairs.scored == "one" else {"scored": self.pairs.scored}
-
     def loss(self, metric: Metric) -> Callable[[Tensor], Tensor]:
         """The same, such that less is better: "kl" and functions as they are, a named score by its
         negative."""
@@ -157,8 +152,3 @@ def by_head(
 ) -> Float[Tensor, "head prompt pos d_model"]:
     """What each head writes to the stream."""
     return einsum(z, weight, "prompt pos head d, head d model -> head prompt pos model")
-
-
-def mlp_norm(block: Any) -> Any:
-    """The norm in front of the MLP; some parallel blocks have one for both."""
-    return block.ln2 if hasattr(block, "ln2") else block.ln1

@@ -36,9 +36,18 @@ from torch import Tensor
 from ..engine import Run, unembed
 from ..engine.recording import at_each, each_position
 from ..models.hooks import map_leaves
-from .blocks import Heads, Stream, attention_from, mlp_from
+from .blocks import (
+    Heads,
+    Stream,
+    Streams,
+    alike,
+    attention_from,
+    columns,
+    mix,
+    mlp_from,
+    stack,
+)
 from .graph import Graph, Group
-from .mixing import Streams, alike, columns, mix, stack
 from .runs import CircuitRuns, Source, Value, projections, rows, sender_shift
 
 CHUNK = 2**20  # numbers in streams that are made together; more would leave the processor's cache

@@ -98,56 +98,31 @@ class Activations:
 Baseline = Callable[[Activations, Generator], Float[Tensor, "token d"]]
 
 
-def _isotropic(a: Activations, generator: Generator) -> Tensor:
+def _normal(a: Activations, generator: Generator) -> Float[Tensor, "token d"]:
     return torch.randn(a.x.shape, dtype=torch.float64, generator=generator).to(a.x)
 
 
-def _covariance(a: Activations, generator: Generator) -> Tensor:
-    return a.gaussian.draw(len(a.x), generator, centred=True).to(a.x)
-
-
-def _real(a: Activations, generator: Generator) -> Tensor:
+def _difference(a: Activations, generator: Generator) -> Float[Tensor, "token d"]:
     first, second = a.others(generator)
     return first - second
 
 
-def _isotropic_target(a: Activations, generator: Generator) -> Tensor:
-    return a.length * _isotropic(a, generator) - a.x
-
-
-def _isotropic_target_same_length(a: Activations, generator: Generator) -> Tensor:
-    return a.length * unit(_isotropic(a, generator)) - a.x
-
-
-def _covariance_target(a: Activations, generator: Generator) -> Tensor:
-    return a.gaussian.draw(len(a.x), generator).to(a.x) - a.x
-
-
-def _real_target(a: Activations, generator: Generator) -> Tensor:
-    return a.others(generator)[0] - a.x
-
-
-def _zero(a: Activations, generator: Generator) -> Tensor:
-    return -a.x
-
-
-def _principal(a: Activations, generator: Generator) -> Tensor:
-    return pick(a.principal.to(a.x), len(a.x), generator, signed=True)
-
-
 MIXTURE: dict[str, Baseline] = {
-    "isotropic": _isotropic,
-    "covariance": _covariance,
-    "real": _real,
+    "isotropic": _normal,
+    "covariance": lambda a, g: a.gaussian.draw(len(a.x), g, centred=True).to(a.x),
+    "real": _difference,
 }
 ITSELF: dict[str, Baseline] = {
-    "isotropic target": _isotropic_target,
-    "isotropic target, same length": _isotropic_target_same_length,
-    "covariance target": _covariance_target,
-    "real target": _real_target,
-    "zero": _zero,
+    "isotropic target": lambda a, g: a.length * _normal(a, g) - a.x,
+    "isotropic target, same length": lambda a, g: a.length * unit(_normal(a, g)) - a.x,
+    "covariance target": lambda a, g: a.gaussian.draw(len(a.x), g).to(a.x) - a.x,
+    "real target": lambda a, g: a.others(g)[0] - a.x,
+    "zero": lambda a, g: -a.x,
 }
-BASELINES = MIXTURE | ITSELF | {"principal": _principal}
+EXTRA: dict[str, Baseline] = {
+    "principal": lambda a, g: pick(a.principal.to(a.x), len(a.x), g, signed=True),
+}
+BASELINES = MIXTURE | ITSELF | EXTRA
 
 
 def pick(

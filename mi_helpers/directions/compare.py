@@ -43,10 +43,9 @@ def ratio(
     names: Sequence[str],
     average: str = "mean",
     pick: Callable[[np.ndarray], float] = np.mean,
-    value: str = "kl",
     seed: int = 0,
 ) -> Estimate:
-    """The average of the first direction over that of the second, with an interval over texts.
+    """The average KL of the first direction over that of the second, with an interval over texts.
 
     Four names give (first / second) / (third / fourth). `pick` makes one number of those of all
     lengths: np.mean, np.min for "at each length", np.max.
@@ -54,7 +53,7 @@ def ratio(
 
     if average not in AVERAGES:
         raise ValueError(f"an average is one of {', '.join(AVERAGES)}, got {average!r}")
-    data = by_token(table, names, value)  # NaN where a position was left out, so texts by number
+    data = by_token(table, names)  # NaN where a position was left out, so texts by number
     sign = np.array([1, -1, -1, 1])[: len(names), None]
     whole = not np.isnan(data).any()
     centre = np.nanmedian if average == "median" else np.mean if whole else np.nanmean
@@ -103,10 +102,10 @@ def averages(table: pd.DataFrame, value: str = "kl") -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
-def slope(table: pd.DataFrame, x: str, y: str = "kl", seed: int = 0) -> Estimate:
-    """The slope of log y on log x over lines, each token (`prompt`, `at`) compared with itself,
+def slope(table: pd.DataFrame, x: str, seed: int = 0) -> Estimate:
+    """The slope of log KL on log x over lines, each token (`prompt`, `at`) compared with itself,
     with an interval over texts."""
-    logs = table[["prompt", "at"]].assign(x=np.log(table[x]), y=np.log(table[y].clip(SMALLEST)))
+    logs = table[["prompt", "at"]].assign(x=np.log(table[x]), y=np.log(table["kl"].clip(SMALLEST)))
     within = logs[["x", "y"]] - logs.groupby(["prompt", "at"])[["x", "y"]].transform("mean")
     products = pd.DataFrame({
         "prompt": logs["prompt"], "xy": within["x"] * within["y"], "xx": within["x"] ** 2
@@ -116,15 +115,16 @@ def slope(table: pd.DataFrame, x: str, y: str = "kl", seed: int = 0) -> Estimate
     )
 
 
-def blow_up(table: pd.DataFrame, value: str = "l2") -> pd.DataFrame:
-    """Of each way to a target, [0, 1] in even steps of `length`: where its slope is `steepest`, and
-    where it first `leaves` by a tenth the line through its start and the end of its first tenth.
+def blow_up(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each way to a target, [0, 1] in even steps of `length`: where the slope of `l2` is
+    `steepest`, and where it first `leaves` by a tenth the line through its start and the end of its
+    first tenth.
 
     One line for each direction, text and position. Source: Heimersheim & Mendel 2024, Interim
     report (step of maximal slope, non-linearity step).
     """
     index = ["direction", "prompt", "at"]
-    ways = table.pivot_table(index=index, columns="length", values=value)
+    ways = table.pivot_table(index=index, columns="length", values="l2")
     alpha, height = ways.columns.to_numpy(), ways.to_numpy()
     if len(alpha) < 4 or not np.allclose(np.diff(alpha), alpha[1] - alpha[0]):
         raise ValueError(f"a way needs four or more even steps, got {alpha.tolist()}")

@@ -80,32 +80,26 @@ def zero() -> Write:
     return Write("zero", lambda current, place: torch.zeros_like(current))
 
 
-def mean(run: Run, over_positions: bool = False) -> Write:
-    """Write the mean over the prompts of `run` (mean ablation), per position or over all of them.
+def mean(run: Run) -> Write:
+    """Write the mean over the prompts of `run` (mean ablation), per position, without padding.
 
     At a role, whose position differs from prompt to prompt, the mean is over the role's positions.
-    Padding is left out; so is position 0 from a mean over positions, since the residual there is
-    far larger than elsewhere.
     """
 
     def new(current: Tensor, place: Place) -> Tensor:
         activation = place.every_pos(run)
-        weight = run.real_tokens().to(activation)
-        if place.each is not None and not over_positions:
+        if place.each is not None:
             prompt = torch.arange(len(place.each), device=activation.device)[:, None]
             means = activation[prompt, place.each].mean(0)
             pos = torch.tensor(place.pos, device=prompt.device)
             column = (place.each[place.prompts][:, None] == pos[:, None]).int().argmax(-1)
             return means[column]
-        if over_positions:
-            weight[:, 0] = 0
+        weight = run.real_tokens().to(activation)
         weight = weight.reshape(*weight.shape, *[1] * (activation.ndim - 2))
-        if over_positions:
-            return ((activation * weight).sum((0, 1)) / weight.sum()).expand_as(current)
         per_position = (activation * weight).sum(0) / weight.sum(0)
         return per_position[list(place.pos)].expand_as(current)
 
-    return Write("mean over positions" if over_positions else "mean", new)
+    return Write("mean", new)
 
 
 def add(vector: Float[Tensor, "*prompt d"], label: str = "add") -> Write:

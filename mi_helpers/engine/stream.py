@@ -33,9 +33,9 @@ class Autoencoder(Protocol):
 
 
 def ordinary_tokens(
-    resid: Float[Tensor, "*batch d_model"], times: float = EXTREME
+    resid: Float[Tensor, "*batch d_model"],
 ) -> Bool[Tensor, "*batch"]:
-    """False for tokens whose norm is more than `times` the median norm of their text.
+    """False for tokens whose norm is more than `EXTREME` times the median norm of their text.
 
     The last axis but d_model is that of a text's tokens, so that the answer for a text does not
     depend on which others it is run with; [token, d_model] is one text.
@@ -43,7 +43,7 @@ def ordinary_tokens(
     baselines of directions and regions as well). `(~ordinary_tokens(x)).sum()` is to be reported.
     """
     norms = resid.norm(dim=-1)
-    return norms <= times * norms.median(dim=-1, keepdim=True).values
+    return norms <= EXTREME * norms.median(dim=-1, keepdim=True).values
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from .contexts import Card
 
 ASSETS = Path(__file__).parents[1] / "data" / "graph"
 KINDS = ("passed through", "gate", "appearing", "disappearing")
+HEIGHT = 640  # pixels
 _LEVELS = 10  # of activation, for shading
 _LINE = 0.03  # of the first view's height, which a line of words takes
 
@@ -38,7 +39,6 @@ class Explorer:
     first_view: go.Figure
     features: int
     edges: int
-    height: int = 640
 
     def save(self, path: str | Path) -> Path:
         """Write the page as one HTML file."""
@@ -51,7 +51,7 @@ class Explorer:
 
     def _repr_html_(self) -> str:
         page = self.page.replace("&", "&amp;").replace("'", "&#39;")
-        frame = f"width:100%;height:{self.height}px;border:1px solid #ccc"
+        frame = f"width:100%;height:{HEIGHT}px;border:1px solid #ccc"
         return f"<iframe sandbox='allow-scripts' style='{frame}' srcdoc='{page}'></iframe>"
 
 
@@ -62,7 +62,6 @@ def explorer(
     title: str = "Features across layers",
     about: str = "",
     statistics: Mapping[str, str] = MappingProxyType({"Pearson's r": "weight"}),
-    height: int = 640,
 ) -> Explorer:
     """The explorer of a graph.
 
@@ -112,7 +111,7 @@ def explorer(
         "cards": [_packed(card, words) for card in found],
     }
     data["words"] = list(words)
-    return Explorer(_page(title, data), _first_view(title, data), len(nodes), len(inside), height)
+    return Explorer(_page(title, data), _first_view(title, data), len(nodes), len(inside))
 
 
 def _checked(nodes: pd.DataFrame, cards: Mapping[tuple[int, int], Card]) -> pd.DataFrame:
@@ -206,7 +205,7 @@ def _first_view(title: str, data: dict[str, Any], named: int = 40) -> go.Figure:
     figure.update_xaxes(tickvals=data["columns"], ticktext=ticks, showgrid=False, zeroline=False)
     figure.update_yaxes(visible=False)
     title = f"{safe_text(title)}<br><sup>{safe_text(data['about'])}</sup>"
-    return figure.update_layout(title=title, width=1000, height=640, showlegend=False)
+    return figure.update_layout(title=title, width=1000, height=HEIGHT, showlegend=False)
 
 
 def _page(title: str, data: dict[str, Any]) -> str:

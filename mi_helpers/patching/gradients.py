@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import metrics
-from ..engine.recording import Run, at_each, each_position
+from ..engine.recording import Run, each_position
+from ..models.hooks import entering, gradients_of, hooked
 from .places import Positions, coordinates
 from .runs import BaseRuns, Direction, normalised, whole
 
@@ -24,7 +26,6 @@ def attribution(
     steps: int | None = None,
     layers: Sequence[int] | None = None,
     positions: Positions | None = None,
-    heads: Literal["each", "all"] = "each",
     normalise: bool = True,
     per_prompt: bool = False,
 ) -> pd.DataFrame:
@@ -48,7 +49,7 @@ def attribution(
         raise ValueError(f"steps is {steps}; it must be at least 1, or None for the plain gradient")
     if metric == "kl" and direction == "noise" and steps is None:
         raise ValueError("kl has zero gradient at the clean run: denoise, or give steps")
-    places = coordinates(runs, site, layers, positions, heads)
+    places = coordinates(runs, site, layers, positions)
     n, name = len(runs.pairs), metric if isinstance(metric, str) else "metric"
     if runs.others is not None and isinstance(metric, str):  # all tokens of two answers
         values = _whole(runs, site, metric, direction, steps, places)
@@ -62,9 +63,7 @@ def attribution(
         table = table.loc[table.index.repeat(n)].reset_index(drop=True)
         table["prompt"] = list(range(n)) * len(places)
     table[name] = (values.flatten() if per_prompt else values.mean(1)).cpu().numpy()
-    table["direction"] = direction
-    if runs.pairs.scored != "one":
-        table["scored"] = runs.pairs.scored
+    table = table.assign(direction=direction, **runs.pairs.said)
     return normalised(runs, table, named, per_prompt) if normalise else table
 
 
@@ -105,8 +104,8 @@ def _estimates(
     alphas = [0.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
     mean: dict[int, Tensor] = {}
     for alpha in alphas:
-        entering = torch.lerp(base.resid[0], source.resid[0], alpha)
-        for layer, gradient in _gradients(base, site, function, read, entering).items():
+        stream = torch.lerp(base.resid[0], source.resid[0], alpha)
+        for layer, gradient in _gradients(base, site, function, read, stream).items():
             mean[layer] = mean.get(layer, 0) + gradient / len(alphas)
     # gradient times difference, at every position and head
     effects = {
@@ -152,40 +151,25 @@ def _gradients(
     site: str,
     metric: Callable[[Tensor], Tensor],
     read: Int[Tensor, "prompt *k"],
-    entering: Float[Tensor, "prompt pos d_model"],
+    embeddings: Float[Tensor, "prompt pos d_model"],
 ) -> dict[int, Tensor]:
-    """d metric / d activation at every layer of a site, when `entering` enters block 0; the metric
+    """d metric / d activation at every layer of a site, when `embeddings` enter block 0; the metric
     is of the logits at `read`."""
-    model, leaf = base.model, entering.detach().requires_grad_()
     kept: dict[int, Tensor] = {}
 
-    def enter(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return ((leaf, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": leaf})
-
-    def keep(layer: int) -> Callable[[Tensor, Any], Tensor]:
-        def hook(value: Tensor, hook: Any) -> Tensor:
-            kept[layer] = value
-            return value  # returned, so that the kept tensor is the one that is used
-
-        return hook
+    def keep(layer: int, value: Tensor) -> Tensor:
+        kept[layer] = value
+        return value  # returned, so that the kept tensor is the one that is used
 
     # The metric's gradient at resid_mid is that at attn_out, which enters it as a plain summand.
     at = "attn_out" if site == "resid_mid" else site
-    hooks = [(base.hook(at, layer).name, keep(layer)) for layer in range(model.cfg.n_layers)]
-    where = read.reshape(len(read), -1)
-    with torch.enable_grad(), ExitStack() as stack:
-        handle = model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
-        stack.callback(handle.remove)
-        handle = model.unembed.register_forward_pre_hook(
-            lambda module, args: (at_each(args[0], where),)
-        )
-        stack.callback(handle.remove)
-        stack.enter_context(model.hooks(fwd_hooks=hooks))
-        logits = model(base.tokens, **base.forward_arguments)
+    leaf = embeddings.detach().requires_grad_()
+    with entering(base.model, leaf, read.reshape(len(read), -1)), ExitStack() as stack:
+        for layer in range(base.model.cfg.n_layers):
+            stack.enter_context(hooked(base.hook(at, layer), partial(keep, layer)))
+        logits = base.model(base.tokens, **base.forward_arguments)
         score = metric((logits[:, 0] if read.ndim == 1 else logits)[None]).sum()
-        if not score.requires_grad:
-            raise ValueError("this metric has no gradient; take one that is smooth in the logits")
-        gradients = torch.autograd.grad(score, list(kept.values()))
+        gradients = gradients_of(score, list(kept.values()))
     if site == "pattern":
         gradients = tuple(gradient.transpose(1, 2) for gradient in gradients)
     return dict(zip(kept, gradients, strict=True))

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from .. import engine
 from ..engine.recording import at_each, each_position
 from ..engine.rows import Place, Write
-from ..models.hooks import first
+from ..models.hooks import first, mlp_norm
 from ..models.sites import hook_name, n_heads
 from .runs import BaseRuns, Direction, Metrics, measure
 
@@ -171,8 +171,9 @@ def direct_effects(
     clean = runs.scores(names).query("run == 'clean'").set_index("prompt")
     raw[names] = clean.loc[raw["prompt"], names].to_numpy() - raw[names]
     raw["logit_diff"] = raw["answer_logit"] - raw["wrong_logit"]
-    said = ["scored"] if "scored" in raw else []
-    return raw[["sender", "site", "layer", "head", "prompt", *names, "logit_diff", *said]]
+    return raw[
+        ["sender", "site", "layer", "head", "prompt", *names, "logit_diff", *runs.pairs.said]
+    ]
 
 
 def _senders(base: engine.Run, names: Sequence[str] | str, ends: Sequence[Node]) -> list[Node]:
@@ -242,7 +243,7 @@ def _hear(
     streams = at_each(base.activation(read, end.layer), where) + change
     flat = rearrange(streams, "sender prompt k d -> (sender prompt) k d")
     if end.site == "mlp_out":
-        value = first(block.mlp((block.ln2 if hasattr(block, "ln2") else block.ln1)(flat)))
+        value = first(block.mlp(mlp_norm(block)(flat)))
         value = block.ln2_post(value) if hasattr(block, "ln2_post") else value
     else:
         value = getattr(block.attn, end.site)(block.ln1(flat))

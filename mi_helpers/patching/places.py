@@ -17,24 +17,21 @@ def coordinates(
     site: str,
     layers: Sequence[int] | None = None,
     positions: Positions | None = None,
-    heads: Literal["each", "all"] = "each",
 ) -> pd.DataFrame:
     """One line per place, layers first: site, layer, pos (a number, a role such as "S2", or None
-    for all), head (None: all or none).
+    for all), head (None where the site has none).
 
-    Raises ValueError for a site, layer, position, role or head choice that does not exist.
+    Raises ValueError for a site, layer, position or role that does not exist.
     """
     cfg, by_head = runs.model.cfg, site in HEAD_SITES
     hook_name(site, 0)  # raises for an unknown site
     if why := runs.model.missing_sites.get(site):
         raise ValueError(f"{cfg.architecture} has no site {site!r}: {why}")
-    if heads not in ("each", "all"):
-        raise ValueError(f"heads is 'each' or 'all', got {heads!r}")
     chosen: Sequence[Any] = range(cfg.n_layers)
     if layers is not None:
         chosen = [_index(layer, cfg.n_layers, "layer") for layer in layers]
     where = _positions(runs, "all" if by_head and positions is None else positions)
-    every = range(n_heads(runs.model, site)) if by_head and heads == "each" else [None]
+    every = range(n_heads(runs.model, site)) if by_head else [None]
     rows = list(product([site], chosen, where, every))
     if not rows:
         raise ValueError("nothing to patch: layers or positions is an empty list")

@@ -94,8 +94,7 @@ class BaseRuns:
                 return run, pd.DataFrame([row])
 
             table = carry_out(self, untouched, names, per_prompt=True)
-            said = ["scored"] if "scored" in table else []
-            tables.append(table.assign(run=name)[["run", "prompt", *chosen, *said]])
+            tables.append(table.assign(run=name)[["run", "prompt", *chosen, *self.pairs.said]])
         return pd.concat(tables, ignore_index=True)
 
 
@@ -107,7 +106,7 @@ def carry_out(
 ) -> pd.DataFrame:
     """Carry out a table of interventions, and measure. Where all tokens of answers are scored, it
     is carried out twice: before the answers, and before the wrong answers."""
-    scored = {} if runs.pairs.scored == "one" else {"scored": runs.pairs.scored}
+    scored = runs.pairs.said
     if runs.others is None or isinstance(names, Mapping):
         base, rows = work(runs)
         return engine.run(base, rows, runs.functions(names), per_prompt=per_prompt).assign(**scored)

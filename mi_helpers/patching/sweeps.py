@@ -1,7 +1,7 @@
 """A sweep: one site patched at every layer, position and head, one at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +17,6 @@ def sweep(
     metrics: Metrics = ("logit_diff",),
     layers: Sequence[int] | None = None,
     positions: Positions | None = None,
-    heads: Literal["each", "all"] = "each",
     window: int = 1,
     normalise: bool = True,
     per_prompt: bool = False,
@@ -32,9 +31,8 @@ def sweep(
         layers: all by default.
         positions: "each" alone, "all" together, or a list of numbers and roles (each alone). By
             default "each" at residual sites, or each role where prompts differ in length, and "all"
-            at head sites.
-        heads: "each" alone or "all" together, at head sites. Keys and values of grouped-query
-            models have one head per group: a patch of one reaches all query heads of its group.
+            at head sites. Keys and values of grouped-query models have one head per group: a patch
+            of one reaches all query heads of its group.
         window: patch this many neighbouring layers at once, centred on `layer` and cut off at the
             first and last layer.
         normalise: 0 is the corrupted run, 1 the clean run, else raw metrics.
@@ -47,7 +45,7 @@ def sweep(
     Source: Heimersheim & Nanda 2024, arXiv 2404.15255; windows as in Zhang & Nanda 2023,
     arXiv 2309.16042, section 5.
     """
-    places, n_layers = coordinates(runs, site, layers, positions, heads), runs.model.cfg.n_layers
+    places, n_layers = coordinates(runs, site, layers, positions), runs.model.cfg.n_layers
     if not 1 <= window <= n_layers:
         raise ValueError(f"window is {window}; it must be between 1 and {n_layers}, the layers")
 

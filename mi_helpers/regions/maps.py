@@ -32,20 +32,19 @@ def slice_map(
     tokens: Int[Tensor, "three pos"],
     layer: int = 0,
     size: int = 31,
-    read: str = "post",
 ) -> tuple[Float[Tensor, "side"], Float[Tensor, "beta alpha three"], Float[Tensor, "three two"]]:
     """A map of the plane through three prompts' activations, with the first prompt as context.
 
     Returns the coordinates of the grid's side (-0.25 to 1.25), the closeness of each point's
-    read-out to those at A, B and C (1 there, 0 at the distance of the other two or beyond), and
-    the (α, β) of the three corners.
+    read-out (behind the final norm) to those at A, B and C (1 there, 0 at the distance of the other
+    two or beyond), and the (α, β) of the three corners.
     """
     recorded = engine.record(model, tokens)
     corners = activation(recorded, layer)
     side = torch.linspace(-0.25, 1.25, size)
     grid = slice_points(corners, side.to(corners))
     points = torch.cat([corners, grid])[:, None]
-    values = walk(take(recorded, [0]), point_rows(points, layer)).read(read)[:, 0]
+    values = walk(take(recorded, [0]), point_rows(points, layer)).post[:, 0]
     ends, values = values[:3], values[3:]
     apart = torch.cdist(ends, ends)
     reach = apart.masked_fill(torch.eye(3, device=apart.device).bool(), torch.inf).amin(0)

@@ -138,7 +138,7 @@ def flip_density(
     return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
 
 
-def held_sharpness(run: Run, steps: int = 50, read: str = "post") -> pd.DataFrame:
+def held_sharpness(run: Run, steps: int = 50) -> pd.DataFrame:
     """Sharpness of the paths from each prompt of a run to the next, with all later attention
     `patterns` held at those of α = 0, and with the scales of all later blocks' `norms` held there.
     `run` must have recorded `pattern`."""
@@ -149,7 +149,7 @@ def held_sharpness(run: Run, steps: int = 50, read: str = "post") -> pd.DataFram
         "patterns": walk(start, rows),
         "norms": walk_points(start, line(start, end, steps=steps), frozen_norms=later),
     }
-    return pd.DataFrame({name: one.sharpness(read).numpy() for name, one in found.items()})
+    return pd.DataFrame({name: one.sharpness().numpy() for name, one in found.items()})
 
 
 def jacobian_norm(

@@ -147,10 +147,10 @@ class Walk:
             raise ValueError(f"read is 'pre' or 'post' (of the final norm), got {read!r}")
         return self.pre if read == "pre" else self.post
 
-    def kept(self, floor: float = FLOOR) -> Bool[Tensor, "pair"]:
-        """True for the pairs whose two ends differ, in both read-outs, by more than `floor` of the
+    def kept(self) -> Bool[Tensor, "pair"]:
+        """True for the pairs whose two ends differ, in both read-outs, by more than `FLOOR` of the
         read-out's own length; the others' slopes would be noise divided by noise."""
-        near = [self.distance(r)[-1] > floor * self.read(r)[0].norm(dim=-1) for r in _READS]
+        near = [self.distance(r)[-1] > FLOOR * self.read(r)[0].norm(dim=-1) for r in _READS]
         return near[0] & near[1]
 
     def kl(self) -> Float[Tensor, "step pair"]:
@@ -189,7 +189,7 @@ def slopes(distance: Float[Tensor, "step pair"]) -> Float[Tensor, "gap pair"]:
     return distance.diff(dim=0) * (len(distance) - 1) / distance[-1]
 
 
-def summary(walk: Walk, floor: float = FLOOR) -> pd.DataFrame:
+def summary(walk: Walk) -> pd.DataFrame:
     """One line a pair: sharpness and d(1) by both read-outs, and where d passes a tenth and nine
     tenths of d(1). Pairs that end too near are dropped, counted in `.attrs["dropped"]`."""
     columns: dict[str, Tensor] = {}
@@ -201,7 +201,7 @@ def summary(walk: Walk, floor: float = FLOOR) -> pd.DataFrame:
             first = (share >= level).int().argmax(0)
             columns[f"{name}_{read}"] = first / (len(share) - 1)
     table = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
-    kept = walk.kept(floor).cpu().numpy()
+    kept = walk.kept().cpu().numpy()
     found = table[kept].rename_axis("pair").reset_index()
     found.attrs["dropped"] = int((~kept).sum())
     return found

@@ -49,7 +49,6 @@ def suite_sharpness(
     tokens: Int[Tensor, "prompt pos"],
     layer: int = 0,
     steps: int = 50,
-    read: str = "post",
 ) -> Float[np.ndarray, "pair checkpoint"]:
     """`chained_sharpness` of the same prompts in every checkpoint; pairs dropped anywhere are
     dropped everywhere, so that rows stay paired.
@@ -59,7 +58,7 @@ def suite_sharpness(
     """
     revisions = checkpoints.get("revision", [None] * len(checkpoints))
     columns = [
-        chained_sharpness(load_model(path, revision=revision), tokens, layer, steps, read)
+        chained_sharpness(load_model(path, revision=revision), tokens, layer, steps)
         for path, revision in zip(checkpoints["path"], revisions, strict=True)
     ]
     table = torch.stack(columns, dim=1)

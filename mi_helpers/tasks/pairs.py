@@ -221,6 +221,11 @@ class PromptPairs:
         mask = (place <= self.roles["END"].to(place)[:, None]).int()
         return None if mask.all() else mask
 
+    @property
+    def said(self) -> dict[str, str]:
+        """The column `scored` of tables about answers of several tokens; empty for one token."""
+        return {} if self.scored == "one" else {"scored": self.scored}
+
     def followed_by(self, name: Literal["answer", "wrong"]) -> Followed:
         """The prompts with their answers, or the wrong answers, behind them."""
         answers = {"answer": self.answer_tokens, "wrong": self.wrong_tokens}[name]
@@ -282,7 +287,7 @@ class PromptPairs:
         clean, moved = table.loc["clean"], estimate(diffs["clean"] - diffs["corrupted"])
         accurate = clean["accuracy"] >= ACCURATE and clean["accuracy_low"] > 0.5
         does = bool(accurate and clean["logit_diff_low"] > 0 and moved.low > 0)
-        return table if self.scored == "one" else table.assign(scored=self.scored), does
+        return table.assign(**self.said), does
 
     def does_task(self, model: Model) -> bool:
         """True if there is a behaviour here to patch.

@@ -227,7 +227,6 @@ def test_a_metric_that_does_not_move_gives_nan_and_a_warning():
         ({"positions": [POS]}, "position 7"),
         ({"positions": "some"}, "positions"),
         ({"layers": []}, "nothing to patch"),
-        ({"heads": "some"}, "heads"),
     ],
 )
 def test_bad_input_is_named(arguments, message):

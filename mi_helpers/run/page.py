@@ -11,7 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -116,7 +116,6 @@ def templates() -> jinja2.Environment:
         "outcome": scorecard.outcome,
         "plain": _plain,
         "link": _link,
-        "topic": _topic,
         "axis": _axis,
     }
     environment.globals |= {
@@ -141,11 +140,6 @@ def _link(context: jinja2.runtime.Context, run: Run) -> str | None:
     return quote(os.path.relpath(run.file, context["base"]).replace(os.sep, "/"))
 
 
-def _topic(notebook: str) -> str:
-    number, _, words = notebook.partition("_")
-    return f"{number} · {words.replace('_', ' ')}" if words else notebook
-
-
 def _axis(entries: Sequence[Entry]) -> tuple[float, float] | None:
     """The range of a row's values and intervals; None where there are no intervals."""
     records = [entry.record for entry in entries]
@@ -158,16 +152,15 @@ def _axis(entries: Sequence[Entry]) -> tuple[float, float] | None:
 
 def _figures(table: Table) -> Iterator[tuple[str, list[Any]]]:
     """The figures of each notebook, models side by side, from the first seed of each."""
-    shown: dict[tuple, tuple[Run, Path]] = {}
+    first: dict[tuple, Run] = {}
     for run in table.runs:
         if run.records and run.file:
-            shown.setdefault((run.notebook, run.column), (run, run.file))
+            first.setdefault((run.notebook, run.column), run)
     left = PICTURES
-    for notebook in dict.fromkeys(name for name, _ in shown):
-        runs = [run for (name, _), run in shown.items() if name == notebook]
-        found = [
-            [(run, *each) for each in thumbnails(file)[: left // len(runs)]] for run, file in runs
-        ]
+    for notebook, same in groupby(first.values(), key=lambda run: run.notebook):
+        runs = list(same)
+        share = left // len(runs)
+        found = [[(r, *each) for each in thumbnails(r.file)[:share]] for r in runs if r.file]
         left -= sum(map(len, found))
         if strips := found if len(found) == 1 else list(zip_longest(*found)):
             yield notebook, strips

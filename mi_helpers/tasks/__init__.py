@@ -1,6 +1,7 @@
 """Prompts: pairs with a clean and a corrupted side, the tasks that make them, and running text."""
 
 from .corpora import documents, texts, texts_by_package
+from .listed import colored_objects, sequence
 from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
 from .sampled import order_gain, sample_prompts, text_pairs
@@ -10,6 +11,7 @@ __all__ = [
     "PromptPairs",
     "bos_token",
     "chat",
+    "colored_objects",
     "compare_tokens",
     "docstring",
     "documents",
@@ -19,6 +21,7 @@ __all__ = [
     "ioi",
     "order_gain",
     "sample_prompts",
+    "sequence",
     "text_pairs",
     "texts",
     "texts_by_package",

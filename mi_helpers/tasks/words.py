@@ -16,6 +16,13 @@ island jacket kitchen ladder mirror needle orange pencil rabbit saddle temple va
 silver copper market mountain planet bottle camera candle pepper cotton desert dragon finger flower
 glass horse iron paper piano queen salt shadow shoulder stone sugar summer tiger tower train water
 wheel wolf circle button farmer artist lawyer ocean"""
+COLORS = "red blue green yellow black white brown pink purple orange gray"
+SEQUENCES = {
+    "digits": "1 2 3 4 5 6 7 8 9",
+    "numbers": "one two three four five six seven eight nine ten eleven twelve",
+    "months": """January February March April May June July August September October November
+    December""",
+}
 ARGUMENTS = """file run client project option create error name value path size line text user node
 key index count data table color width height model target source parent child group level mode
 rate start stop step state type unit version weight order page list item image host port role

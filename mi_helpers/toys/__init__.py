@@ -12,6 +12,7 @@ from . import (
     node_masks,
     patterning,
     sparse_weights,
+    string_operations,
 )
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
@@ -55,6 +56,7 @@ __all__ = [
     "patterning",
     "sparse_weights",
     "squared_change",
+    "string_operations",
     "tracr_pairs",
     "tracr_program",
     "trained_addition",

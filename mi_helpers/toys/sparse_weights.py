@@ -120,7 +120,15 @@ class Twins(nn.Module):
     (what the heads gathered), "attn" (what they write), "mlp_read", "neuron", "mlp"; "final".
     """
 
-    def __init__(self, n_nets: int, d: int = 32, layers: int = 2, seed: int = 0) -> None:
+    def __init__(
+        self,
+        n_nets: int,
+        d: int = 32,
+        layers: int = 2,
+        seed: int = 0,
+        characters: int = len(VOCABULARY),
+        length: int = LENGTH,
+    ) -> None:
         super().__init__()
         self.d, self.layers, self.heads = d, layers, 2
         generators = [torch.Generator().manual_seed(seed + i) for i in range(n_nets)]
@@ -129,7 +137,7 @@ class Twins(nn.Module):
             drawn = torch.stack([torch.randn(rows, columns, generator=g) for g in generators])
             return nn.Parameter(drawn * (scale or rows**-0.5))
 
-        self.W_E, self.W_pos = weight(len(VOCABULARY), d, 0.5), weight(LENGTH, d, 0.5)
+        self.W_E, self.W_pos = weight(characters, d, 0.5), weight(length, d, 0.5)
         shapes = {"Q": (d, d), "K": (d, d), "V": (d, d), "O": (d, d)}
         shapes |= {"in": (d, 4 * d), "out": (4 * d, d)}
         self.W = nn.ParameterDict(
@@ -139,7 +147,7 @@ class Twins(nn.Module):
                 for name, shape in shapes.items()
             }
         )
-        self.W_U = weight(d, len(VOCABULARY))
+        self.W_U = weight(d, characters)
         self.W_gate = weight(d, layers * 5 * d)  # a relevance for each unit, for self-ablation
 
     def forward(

@@ -238,6 +238,28 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"11.by-hand"}),
     ),
     Listed(
+        "15_circuit_reuse",
+        changed={
+            "SEED": "1",
+            "N_PROMPTS": "4",
+            "N_TEST": "2",
+            "N_RANDOM": "2",
+            "N_TEXTS": "10",
+        },
+        families=("gpt2", "qwen2"),
+        model_free=frozenset(
+            {
+                "15.strings-faithful",
+                "15.copy-small",
+                "15.copy-nested",
+                "15.strings-overlap-tells",
+                "15.union-echo",
+                "15.union-shift",
+                "15.union-beyond-size",
+            }
+        ),
+    ),
+    Listed(
         "16_linear_representations",
         changed={"SEED": "1", "N_RANDOM": "200"},
         families=("gpt2", "qwen2"),

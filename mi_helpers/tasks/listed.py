@@ -1,0 +1,84 @@
+"""Tasks whose prompts list things: what comes next in the list, or which colour a thing has."""
+
+from typing import Literal
+
+import numpy as np
+
+from . import words
+from .pairs import PromptPairs
+from .prompts import _differing, _one_of, _rng, _single_tokens, _with_roles
+from .tokens import Model, continuation
+
+SHOWN = 4  # elements of a sequence that a prompt shows
+
+
+def sequence(
+    model: Model,
+    n: int = 8,
+    seed: int = 0,
+    *,
+    kind: Literal["digits", "numbers", "months"] = "digits",
+) -> PromptPairs:
+    """Sequence continuation: "The salt: 5, 6, 7, 8," -> 9; the wrong answer is the last one shown.
+
+    The corrupted prompt lists other elements of the kind, none of which follows its predecessor and
+    none of which is the answer; the word before them is the same, and says nothing. Where a space before
+    a digit is a token, it is the prompt's last (`scored` is "first"). `numbers` are number words.
+    Source: Lan, Torr & Barez 2023, arXiv 2311.04131, there in sentences.
+
+    Raises ValueError for a tokenizer that gives the elements unequal numbers of tokens.
+    """
+    _one_of("kind", kind, tuple(words.SEQUENCES))
+    elements, rng = words.SEQUENCES[kind].split(), _rng(n, seed)
+    counts = {x: len(continuation(model, "the", f" {x}") or []) for x in elements}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"these {kind} are not equally many tokens for this model: {counts}")
+    first = _single_tokens(model, words.WORDS.split(), 1, "words")
+    clean, corrupted, answers, wrong = list[str](), list[str](), [], []
+    for _ in range(n):
+        start = int(rng.integers(len(elements) - SHOWN))
+        shown, answer = elements[start : start + SHOWN], elements[start + SHOWN]
+        others = _out_of_order(rng, len(elements), start + SHOWN)
+        sides = (shown, [elements[i] for i in others])
+        head = f"The {rng.choice(first)}: "
+        for side, listed in zip((clean, corrupted), sides, strict=True):
+            side.append(head + ", ".join(listed) + ",")
+        answers.append(f" {answer}")
+        wrong.append(f" {shown[-1]}")
+    task = f"sequence of {kind}"
+    return PromptPairs.from_texts(
+        model, clean, corrupted, answers, wrong, task=task, scored="first"
+    )
+
+
+def _out_of_order(rng: np.random.Generator, n: int, answer: int) -> list[int]:
+    """Places in a sequence of n without the answer, none behind its predecessor, whose last is not
+    the answer's predecessor."""
+    while True:
+        drawn = rng.choice([i for i in range(n) if i != answer], SHOWN, replace=False)
+        if (np.diff(drawn) != 1).all() and drawn[-1] != answer - 1:
+            return [int(i) for i in drawn]
+
+
+def colored_objects(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
+    """Colored objects: "The key is gray, the map is red, the cup is blue. The map is" -> red.
+
+    The corrupted prompt asks for another of the three, whose colour is the wrong answer; that is
+    the one position that differs.
+    Source: Merullo, Eickhoff & Pavlick 2023, arXiv 2310.08744, in a shorter sentence of our own.
+    """
+    rng = _rng(n, seed)
+    colors = _single_tokens(model, words.COLORS.split(), 3, "colors")
+    objects = _single_tokens(model, words.OBJECTS.split(), 3, "objects")
+    sentence = "The {} is {}, the {} is {}, the {} is {}. The {} is"
+    clean, corrupted, answers, wrong = [], [], [], []
+    for _ in range(n):
+        things, painted = (rng.choice(x, 3, replace=False) for x in (objects, colors))
+        listed = [word for pair in zip(things, painted, strict=True) for word in pair]
+        asked, other = rng.choice(3, 2, replace=False)
+        clean.append(sentence.format(*listed, things[asked]))
+        corrupted.append(sentence.format(*listed, things[other]))
+        answers.append(f" {painted[asked]}")
+        wrong.append(f" {painted[other]}")
+    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="colored objects")
+    return _with_roles(pairs, {"object": _differing(pairs)[0]})

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from . import node_masks
+from .side_by_side import descend
 from .sparse_weights import Twins
 
 OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
@@ -80,9 +81,7 @@ def train(n_nets: int, d: int = D, steps: int = 800, batch: int = 96, seed: int 
         )
         logits, after = model(tokens[..., :-1]), tokens[..., 1:]
         loss = n_nets * cross_entropy(logits[asked], after[asked])  # a sum: nets do not meet
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        descend(optimiser, loss)
         schedule.step()
     return model.requires_grad_(False)
 
@@ -132,9 +131,7 @@ def learn(
         found = rows(tokens[..., :-1], node_masks.ablated(rows, mask, flat)).log_softmax(-1)
         kl = reduce(full.exp() * (full - found), "row text pos token -> row text pos", "sum")
         loss = (kl * asked).sum((1, 2)) / asked.sum((1, 2)) + penalty * (mask * free).sum(1)
-        optimiser.zero_grad()
-        loss.sum().backward()
-        optimiser.step()
+        descend(optimiser, loss)
     return ((score.detach() > 0) | ~free).view(means.shape)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from .graph import Circuit, Graph
 
@@ -32,22 +33,31 @@ def top(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute
 def greedy(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute") -> Circuit:
     """`n` edges grown from the output: each time the first-ranked edge into a node that is in the
     circuit. Source: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806, section 2."""
+    return _first(graph, _grown(graph, scores, n, ranking), n)
+
+
+def _grown(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking) -> list[tuple[int, int]]:
+    """Sender and receiver of the first `n` edges of `greedy`, in the order in which they enter."""
     rank = dict(zip(scores["edge"], -ranked(scores, ranking), strict=True))
     into: dict[int, list[tuple[float, int, int]]] = {}
     for edge, (u, r) in graph.number.items():
         into.setdefault(r, []).append((rank[edge], r, u))
-    kept, opened = torch.zeros_like(graph.exists), {len(graph.receivers) - 1}
+    entered, opened = list[tuple[int, int]](), {len(graph.receivers) - 1}
     queue = into[len(graph.receivers) - 1]
     heapq.heapify(queue)
-    for _ in range(min(n, len(graph.edges))):
-        if not queue:
-            break
+    while queue and len(entered) < n:
         _, r, u = heapq.heappop(queue)
-        kept[u, r] = True
+        entered.append((u, r))
         for new in set(graph.inputs[u]) - opened:  # the sender's node is in the circuit now
             opened.add(new)
             for entry in into[new]:
                 heapq.heappush(queue, entry)
+    return entered
+
+
+def _first(graph: Graph, edges: list[tuple[int, int]], n: int) -> Circuit:
+    kept = torch.zeros_like(graph.exists)
+    kept[tuple(torch.tensor(edges[:n], dtype=torch.long).view(-1, 2).T)] = True
     return Circuit(graph, kept)
 
 
@@ -60,9 +70,11 @@ def ladder(
 ) -> dict[float, Circuit]:
     """Circuits of growing size by the same scores, by the share of all edges asked for; without the
     edges that lie on no path, so that fewer may be left."""
-    pick = {"greedy": greedy, "top": top}[select]
     sizes = {share: int(share * len(graph.edges)) for share in shares}
-    return {share: pick(graph, scores, n, ranking).pruned() for share, n in sizes.items()}
+    if select == "top":
+        return {share: top(graph, scores, n, ranking).pruned() for share, n in sizes.items()}
+    order = _grown(graph, scores, max(sizes.values(), default=0), ranking)  # small ones come first
+    return {share: _first(graph, order, n).pruned() for share, n in sizes.items()}
 
 
 def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Circuit:
@@ -74,15 +86,18 @@ def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Ci
         raise ValueError("prune the circuit first: some of its edges lie on no path")
     graph, rng = circuit.graph, np.random.default_rng(seed)
     among = Circuit.between(graph, circuit.nodes).kept if same_nodes else graph.exists
-    kept, cells = torch.zeros_like(graph.exists), dict[tuple, list[tuple[int, int]]]()
-    for u, r in among.nonzero().tolist():
-        layer, *rest = graph.receivers[r].split(".")
-        cells.setdefault((layer, *rest[1:], graph.senders[u][0] == "A"), []).append((u, r))
-    for places in cells.values():
-        n = int(sum(circuit.kept[place] for place in places))
-        for chosen in rng.choice(len(places), n, replace=False):
-            kept[places[chosen]] = True
+    kept = torch.zeros_like(graph.exists)
+    cells = [(u[among[u, r]], r[among[u, r]]) for u, r in graph.cells]
+    for u, r in sorted((cell for cell in cells if len(cell[0])), key=_place):
+        n = int(circuit.kept[u, r].sum())
+        chosen = rng.choice(len(u), n, replace=False)
+        kept[u[chosen], r[chosen]] = True
     return Circuit(graph, kept)
+
+
+def _place(cell: tuple[Tensor, Tensor]) -> tuple[int, int]:
+    """Sender and receiver of a cell's first edge: the order in which random edges are drawn."""
+    return int(cell[0][0]), int(cell[1][0])
 
 
 def bootstrapped(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import einsum
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -114,6 +114,18 @@ class Graph:
         """Sender and receiver number of every edge, receivers in order and their senders."""
         receiver, sender = self.exists.T.nonzero(as_tuple=True)
         return sender.tolist(), receiver.tolist()
+
+    @cached_property
+    def cells(self) -> list[tuple[Int[Tensor, "edge"], Int[Tensor, "edge"]]]:
+        """Senders and receivers of the edges of one kind: into the queries, keys, values, MLP or
+        output of one layer, from heads or from MLPs (the embedding counts with them)."""
+        found: dict[tuple, list[tuple[int, int]]] = {}
+        for u, r in self.exists.nonzero().tolist():
+            layer, *rest = self.receivers[r].split(".")
+            kind = (layer, *rest[1:], self.senders[u][0] == "A")
+            found.setdefault(kind, []).append((u, r))
+        pairs = (torch.tensor(places).T for places in found.values())
+        return [(u, r) for u, r in pairs]
 
     @cached_property
     def edges(self) -> list[str]:

@@ -515,6 +515,20 @@ def test_greedy_circuits_grow_from_the_output():
     assert greedy(graph, scores, 10**6).edges == graph.edges
 
 
+def test_a_ladder_holds_what_grows_edge_by_edge():
+    graph = Graph(3, 2, 2)
+    generator = np.random.default_rng(0)
+    scores = pd.DataFrame({"edge": graph.edges, "score": generator.normal(size=len(graph.edges))})
+    size = dict(zip(graph.edges, scores["score"].abs(), strict=True))
+    grown, opened = list[str](), {len(graph.receivers) - 1}
+    for share, circuit in circuits.ladder(graph, scores, [0.1, 0.5, 0.9]).items():
+        while len(grown) < int(share * len(size)):
+            left = [e for e in graph.edges if e not in grown and graph.number[e][1] in opened]
+            grown.append(max(left, key=lambda e: size[e]))
+            opened |= {*graph.inputs[graph.number[grown[-1]][0]]}
+        assert circuit.edges == Circuit.of(graph, grown).pruned().edges
+
+
 def test_curve_ends_at_one():
     runs = runs_of("gpt2")
     scores = circuits.attribute(runs)

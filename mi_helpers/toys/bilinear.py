@@ -9,7 +9,6 @@ arXiv 2605.08934 (compositional interpretability). The closed form is derived he
 learn modular addition, as in Gromov 2023, arXiv 2301.02679.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm.auto import tqdm
+from torch.nn.functional import one_hot
 
 P = 23  # of the shipped networks, which add modulo P
 
@@ -40,9 +39,9 @@ class Bilinear:
         T = einsum(self.D, self.L, self.R, "... o h, ... h i, ... h j -> ... o i j")
         return (T + T.mT) / 2
 
-    def rounded(self, per_number: int = 8) -> "Bilinear":
+    def rounded(self, bits: int = 8) -> "Bilinear":
         """Every weight `on_grid`."""
-        return Bilinear(*(on_grid(weight, per_number) for weight in (self.D, self.L, self.R)))
+        return Bilinear(*(on_grid(weight, bits) for weight in (self.D, self.L, self.R)))
 
     def __getitem__(self, at: int | tuple[int, ...]) -> "Bilinear":
         return Bilinear(self.D[at], self.L[at], self.R[at])
@@ -93,18 +92,18 @@ class Parts:
     def forms(self) -> Float[Tensor, "out d d"]:
         return einsum(self.values, self.vectors, self.vectors, "o i, o i d, o i e -> o d e")
 
-    def bits(self, per_number: int = 8) -> int:
-        """Length of a description with every number at a fixed precision."""
-        return per_number * (self.values.numel() + self.vectors.numel())
+    def bits(self) -> int:
+        """Length of a description with 8 bits for each number."""
+        return 8 * (self.values.numel() + self.vectors.numel())
 
-    def rounded(self, per_number: int = 8) -> "Parts":
+    def rounded(self, bits: int = 8) -> "Parts":
         """Values and vectors `on_grid`."""
-        return Parts(on_grid(self.values, per_number), on_grid(self.vectors, per_number))
+        return Parts(on_grid(self.values, bits), on_grid(self.vectors, bits))
 
 
-def on_grid(x: Float[Tensor, "*shape"], per_number: int = 8) -> Float[Tensor, "*shape"]:
+def on_grid(x: Float[Tensor, "*shape"], bits: int = 8) -> Float[Tensor, "*shape"]:
     """Every number at that precision: steps of the largest |number| / 2^(bits - 1)."""
-    step = x.abs().amax() / 2 ** (per_number - 1)
+    step = x.abs().amax() / 2 ** (bits - 1)
     return (x / step).round() * step
 
 
@@ -112,66 +111,27 @@ def parts(forms: Float[Tensor, "out d d"]) -> Parts:
     """The eigenvectors of each form: an exact refinement. Source: 2605.08934, 2410.08417."""
     values, vectors = torch.linalg.eigh(forms)
     order = values.abs().argsort(dim=-1, descending=True)
-    return Parts(
-        values.gather(-1, order), vectors.mT.gather(1, order[..., None].expand_as(vectors))
-    )
+    return Parts(values.gather(1, order), vectors.mT.take_along_dim(order[..., None], 1))
 
 
-# Networks that add
-
-
-def sums() -> tuple[Float[Tensor, "pair d_in"], Int[Tensor, "pair"]]:
-    """All pairs (a, b), each number one-hot, with a + b modulo P."""
-    a, b = torch.meshgrid(torch.arange(P), torch.arange(P), indexing="ij")
-    hot = [torch.nn.functional.one_hot(x.flatten(), P).float() for x in (a, b)]
-    return torch.cat(hot, 1), (a + b).flatten() % P
-
-
-def seen(net: int, share: float = 0.6) -> Int[Tensor, "pair"]:
-    """The pairs that a network is trained on."""
-    order = torch.randperm(P * P, generator=torch.Generator().manual_seed(net))
-    return order[: int(share * P * P)].sort().values
-
-
-def train(
-    nets: Sequence[int],
-    keep: Sequence[int],
-    hidden: int = 48,
-    lr: float = 0.005,
-    decay: float = 1.0,
-) -> Bilinear:
-    """Networks that learn to add from their seen pairs, as they are after the steps in `keep`.
-
-    AdamW on cross-entropy, all seen pairs at once; the constant input is left out of training.
-    Returns D, L, R with leading dimensions [checkpoint, net].
-    """
-    (x, y), rows = sums(), torch.stack([seen(net) for net in nets])
-    x, y = x[rows], y[rows]
-    start = [torch.Generator().manual_seed(net) for net in nets]
-
-    def weight(*shape: int) -> Tensor:
-        drawn = torch.stack([torch.randn(shape, generator=g) for g in start])
-        return (drawn / shape[-1] ** 0.5).requires_grad_()
-
-    D, L, R = weight(P, hidden), weight(hidden, 2 * P), weight(hidden, 2 * P)
-    optimiser = torch.optim.AdamW([D, L, R], lr=lr, weight_decay=decay)
-    kept = []
-    for step in tqdm(range(max(keep) + 1), "bilinear networks", leave=False):
-        if step in keep:
-            zero = torch.zeros(len(nets), hidden, 1)
-            kept.append([D.detach().clone(), *(torch.cat([zero, W.detach()], -1) for W in (L, R))])
-        logits = ((x @ L.mT) * (x @ R.mT)) @ D.mT
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()) * len(nets)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return Bilinear(*(torch.stack(weights) for weights in zip(*kept, strict=True)))
-
+# Networks that add, by data/bilinear/make.py
 
 CHECKPOINTS = (0, 25, 50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 3500, 4000)
 
 
+def sums() -> tuple[Float[Tensor, "pair d_in"], Int[Tensor, "pair"]]:
+    """All pairs (a, b), each number one-hot, with a + b modulo P."""
+    pairs = torch.cartesian_prod(torch.arange(P), torch.arange(P))
+    return one_hot(pairs, P).flatten(1).float(), pairs.sum(1) % P
+
+
+def seen(net: int) -> Int[Tensor, "pair"]:
+    """The pairs that a network is trained on, three fifths of all."""
+    order = torch.randperm(P * P, generator=torch.Generator().manual_seed(net))
+    return order[: int(0.6 * P * P)].sort().values
+
+
 def trained() -> Bilinear:
-    """Eight networks at `CHECKPOINTS`, [checkpoint, net]; made by data/bilinear/make.py."""
+    """Eight networks after the training steps `CHECKPOINTS`, [checkpoint, net]."""
     stored = load_file(Path(__file__).parents[1] / "data" / "bilinear" / "nets.safetensors")
     return Bilinear(*(stored[name].float() for name in ("D", "L", "R")))

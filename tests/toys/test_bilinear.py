@@ -97,7 +97,7 @@ def test_all_sums_are_there_and_some_are_trained_on() -> None:
 
 
 def test_networks_do_not_depend_on_those_beside_them() -> None:
-    both, alone = bilinear.train([0, 1], [0, 3]), bilinear.train([1], [0, 3])
+    both, alone = make.train([0, 1], [0, 3]), make.train([1], [0, 3])
     assert both.D.shape == (2, 2, 23, 48)
     assert torch.allclose(both.L[:, 1], alone.L[:, 0], atol=1e-5)
 

@@ -5,19 +5,12 @@ if its variables can be *interchanged*: put what holds a variable in a source in
 into the run of a base input, and the network answers as the causal model does after the same
 exchange. The share of (base, source) pairs for which it does so is the interchange accuracy.
 
-- `equality_pairs`, `rival_pairs` and `sum_pairs` draw pairs with a causal model's answers after the
-  exchange;
-- `interchange` makes the exchange in a subspace, `hits` says which answers are right after it;
-- `align` learns the subspaces (DAS), `align_boundless` how large one has to be as well;
-- `explained` chooses for each input which of several causal models explains it.
-
 Source: Geiger et al. 2021, arXiv 2106.02997; Geiger et al. 2024, arXiv 2303.02536 (DAS); Wu et al.
 2023, arXiv 2305.08809 (boundless DAS); after Pîslar et al. 2025, arXiv 2503.11429 (combined).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import cos, pi
 from pathlib import Path
 
@@ -25,11 +18,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Generator, Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
 
+from .identifiability import Draws
+
+Hidden = Float[Tensor, "net n d"]
+Subspaces = Sequence[Float[Tensor, "net k d"]]  # of each variable: orthonormal rows
 Pairs = tuple[Float[Tensor, "pair d_in"], Float[Tensor, "pair d_in"], Int[Tensor, "variable pair"]]
 Draw = Callable[[int, Generator], Pairs]  # base, source, and the answers after each exchange
+Loss = Callable[[Pairs, float], Tensor]  # of the pairs and the share of steps that are done
+PENALTY = 0.1  # of a boundary at the layer's end, in nats
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class Networks:
     weights: Sequence[Float[Tensor, "net d_in d_out"]]
     biases: Sequence[Float[Tensor, "net 1 d_out"]]
 
-    def until(self, x: Float[Tensor, "*net n d_in"], layer: int) -> Float[Tensor, "net n d"]:
+    def until(self, x: Float[Tensor, "*net n d_in"], layer: int) -> Hidden:
         """The activations of a hidden layer, after its ReLU; layer 0 is the first."""
         for i in range(layer + 1):
             x = (x @ self.weights[i] + self.biases[i]).relu()
         return x
 
-    def after(self, h: Float[Tensor, "net n d"], layer: int) -> Float[Tensor, "net n out"]:
+    def after(self, h: Hidden, layer: int) -> Float[Tensor, "net n out"]:
         """The logits that follow from a hidden layer's activations."""
         h = h @ self.weights[layer + 1] + self.biases[layer + 1]  # edited ones may be negative
         for i in range(layer + 2, len(self.weights)):
@@ -55,64 +54,29 @@ class Networks:
     def __call__(self, x: Float[Tensor, "*net n d_in"]) -> Float[Tensor, "net n out"]:
         return self.after(self.until(x, 0), 0)
 
-    @classmethod
-    def random(cls, seeds: Sequence[int], sizes: Sequence[int]) -> "Networks":
-        """Untrained, each from its own seed, uniform within ±1/√d_in as PyTorch's layers start."""
-        starts, drawn = [Generator().manual_seed(seed) for seed in seeds], []
-        for d_in, d_out in pairwise(sizes):
-            both = torch.stack([torch.rand(d_in + 1, d_out, generator=g) for g in starts])
-            drawn.append((2 * both - 1) / d_in**0.5)
-        return cls([w[:, :-1].clone() for w in drawn], [w[:, -1:].clone() for w in drawn])
 
-    def trained(
-        self,
-        draw: Draw,
-        steps: int,
-        batch: int = 512,
-        lr: float = 5e-3,
-        seed: int = 0,
-        held: tuple[int, int] | None = None,
-    ) -> "Networks":
-        """Trained side by side on the base inputs, whose answers `draw` gives last.
-
-        `held`: a layer and a number of its first units, in which the first variable is trained to
-        be exchangeable (interchange intervention training, Geiger et al. 2022, arXiv 2112.00826).
-        """
-        parts = [[w.clone().requires_grad_() for w in part] for part in (self.weights, self.biases)]
-        nets, generator = Networks(*parts), Generator().manual_seed(seed)
-        if held:
-            d = self.weights[held[0]].shape[-1]
-            units = torch.eye(d)[: held[1]].expand(len(self.weights[0]), -1, -1)
-
-        def loss(done: float) -> Tensor:
-            pairs = draw(batch, generator)
-            task = _loss(nets(pairs[0]), pairs[2][-1])
-            return task + (_exchange_loss(nets, held[0], [units], pairs) if held else 0)
-
-        _descend([*nets.weights, *nets.biases], loss, steps, lr, "networks")
-        return Networks(*([w.detach() for w in part] for part in parts))
+def untrained(seeds: Sequence[int], sizes: Sequence[int]) -> Networks:
+    """Networks with layers of these sizes, each from its own seed, as PyTorch's layers start."""
+    layers = [part.detach() for part in Draws(seeds).layers(*sizes)]
+    return Networks(layers[::2], layers[1::2])
 
 
 def trained(kind: str) -> Networks:
-    """The shipped networks: twelve of "equality", five of "sums" and five of "two-state sums".
-
-    Made by data/abstraction/make.py.
-    """
+    """The shipped networks: twelve of "equality", five of "sums" and five of "two-state sums"."""
     stored = load_file(Path(__file__).parents[1] / "data" / "abstraction" / "nets.safetensors")
-    part = {name.removeprefix(f"{kind}."): w for name, w in stored.items() if name.startswith(kind)}
-    layers = range(len(part) // 2)
-    return Networks([part[f"weight.{i}"] for i in layers], [part[f"bias.{i}"] for i in layers])
+    names = [[n for n in sorted(stored) if n.startswith(f"{kind}.{x}")] for x in ("weight", "bias")]
+    return Networks(*([stored[name] for name in part] for part in names))
 
 
 # Tasks
 
 
-def equality(n: int, generator: Generator, d: int = 4) -> tuple[Tensor, Bool[Tensor, "n 2"]]:
-    """Inputs (w, x, y, z) of d numbers each, as [n, 4d], and whether w = x and whether y = z.
+def equality(n: int, generator: Generator) -> tuple[Float[Tensor, "n 16"], Bool[Tensor, "n 2"]]:
+    """Inputs (w, x, y, z) of four numbers each, and whether w = x and whether y = z.
 
     Each of the two holds for half of the inputs. The task is to say whether both or neither do.
     """
-    x = 2 * torch.rand(n, 4, d, generator=generator) - 1
+    x = 2 * torch.rand(n, 4, 4, generator=generator) - 1
     equal = torch.rand(n, 2, generator=generator) < 0.5
     x[:, 1::2] = torch.where(equal[..., None], x[:, ::2], x[:, 1::2])
     return x.flatten(1), equal
@@ -120,8 +84,8 @@ def equality(n: int, generator: Generator, d: int = 4) -> tuple[Tensor, Bool[Ten
 
 def equality_answers(base: Bool[Tensor, "n 2"], source: Bool[Tensor, "n 2"]) -> Int[Tensor, "3 n"]:
     """Whether both or neither hold: with w = x from the source, with y = z from it, unchanged."""
-    changed = [(source[:, 0], base[:, 1]), (base[:, 0], source[:, 1]), (base[:, 0], base[:, 1])]
-    return torch.stack([a == b for a, b in changed]).long()
+    (wx, yz), (new_wx, new_yz) = base.T, source.T
+    return torch.stack([new_wx == yz, wx == new_yz, wx == yz]).long()
 
 
 def equality_pairs(n: int, generator: Generator) -> Pairs:
@@ -147,64 +111,66 @@ def rival_pairs(n: int, generator: Generator) -> Pairs:
 
 
 # Causal models of x + y + z, each with the digits of its inner sum.
-SUMS = {"(x + y) + z": (0, 1), "x + (y + z)": (1, 2), "(x + z) + y": (0, 2)}
+SUMS = {"(x + y) + z": (1, 1, 0), "x + (y + z)": (0, 1, 1), "(x + z) + y": (1, 0, 1)}
 
 
-def digits() -> Int[Tensor, "1000 3"]:
-    """All x, y, z from 0 to 9."""
-    return torch.cartesian_prod(*[torch.arange(10)] * 3)
+def hot(digits: Int[Tensor, "n 3"]) -> Float[Tensor, "n 30"]:
+    return one_hot(digits, 10).flatten(1).float()
 
 
-def hot(numbers: Int[Tensor, "n 3"]) -> Float[Tensor, "n 30"]:
-    return one_hot(numbers, 10).flatten(1).float()
-
-
-def sum_pairs(inner: Sequence[int], among: Int[Tensor, "input 3"] | None = None) -> Draw:
-    """Pairs whose variable is the sum of the digits `inner`; the task is x + y + z.
-
-    `among`: the inputs that bases and sources are drawn from; default: all of them.
-    """
-
-    def draw(n: int, generator: Generator) -> Pairs:
-        if among is None:
-            base, source = torch.randint(10, (2, n, 3), generator=generator)
-        else:
-            base, source = among[torch.randint(len(among), (2, n), generator=generator)]
-        changed = base.clone()
-        changed[:, list(inner)] = source[:, list(inner)]
-        return hot(base), hot(source), torch.stack([changed.sum(1), base.sum(1)])
-
-    return draw
-
-
-def two_state_pairs(n: int, generator: Generator) -> Pairs:
-    """As `sum_pairs`, the inner sum x + y where x < 5 and y + z elsewhere; sources in the base's
-    state. Networks that are trained to hold this variable compute in two ways."""
-    base, source = torch.randint(10, (2, n, 3), generator=generator)
-    first = base[:, :1] < 5
-    source[:, 0] = source[:, 0] % 5 + 5 * (~first[:, 0])
-    inner = torch.cat([first, torch.ones_like(first), ~first], 1)
-    changed = torch.where(inner, source, base)
+def sum_pairs(
+    inner: Sequence[int] | Bool[Tensor, "n 3"],
+    base: Int[Tensor, "n 3"],
+    source: Int[Tensor, "n 3"],
+) -> Pairs:
+    """Pairs of digits, for a network that adds. Variables: the sum of the `inner` digits; none."""
+    changed = torch.where(torch.as_tensor(inner).bool(), source, base)
     return hot(base), hot(source), torch.stack([changed.sum(1), base.sum(1)])
 
 
 # Interchange interventions and the search for alignments
 
 
-def interchange(
-    base: Float[Tensor, "net n d"], source: Float[Tensor, "net n d"], D: Float[Tensor, "net k d"]
-) -> Float[Tensor, "net n d"]:
+def interchange(base: Hidden, source: Hidden, D: Float[Tensor, "net k d"]) -> Hidden:
     """The base's activations with those of the source in the span of D's orthonormal rows."""
     return base + (source - base) @ D.mT @ D
 
 
+def exchanged(
+    nets: Networks, layer: int, subspaces: Subspaces, pairs: Pairs
+) -> Float[Tensor, "variable net pair out"]:
+    """The logits after each variable's exchange in its subspace."""
+    base, source = (nets.until(x, layer) for x in pairs[:2])
+    return torch.stack([nets.after(interchange(base, source, D), layer) for D in subspaces])
+
+
 def hits(
-    nets: Networks, layer: int, subspaces: Sequence[Float[Tensor, "net k d"]], pairs: Pairs
+    nets: Networks, layer: int, subspaces: Subspaces, pairs: Pairs
 ) -> Bool[Tensor, "variable net pair"]:
     """Whether the answer is the causal model's, after each variable's exchange in its subspace."""
-    base, source = (nets.until(x, layer) for x in pairs[:2])
-    found = [nets.after(interchange(base, source, D), layer).argmax(-1) for D in subspaces]
-    return torch.stack([f == a for f, a in zip(found, pairs[2], strict=False)])
+    answers = exchanged(nets, layer, subspaces, pairs).argmax(-1)
+    return answers == pairs[2][: len(subspaces), None]
+
+
+def surprise(
+    logits: Float[Tensor, "variable net pair out"], pairs: Pairs, smooth: bool = False
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the causal model's answers, or with `smooth` minus their probability: the
+    mean over pairs, summed over variables and networks, which do not touch each other."""
+    right = logits.softmax(-1) if smooth else logits.log_softmax(-1)
+    return -right.take_along_dim(pairs[2][: len(logits), None, :, None], -1).mean(2).sum()
+
+
+def fit(
+    parameters: Sequence[Tensor], loss: Loss, draw: Draw, steps: int, seed: int, lr: float = 0.05
+) -> None:
+    """Adam on 256 new pairs a step; the rate falls to zero as a cosine."""
+    optimiser, generator = torch.optim.Adam(parameters, lr=lr), Generator().manual_seed(seed)
+    for step in tqdm(range(steps), "fitting", leave=False):
+        optimiser.param_groups[0]["lr"] = lr * (1 + cos(pi * step / steps)) / 2
+        optimiser.zero_grad()
+        loss(draw(256, generator), step / steps).backward()
+        optimiser.step()
 
 
 def align(
@@ -213,8 +179,6 @@ def align(
     draw: Draw,
     sizes: Sequence[int],
     steps: int = 800,
-    batch: int = 256,
-    lr: float = 0.02,
     seed: int = 0,
     units: Sequence[int] | None = None,
     smooth: bool = False,
@@ -227,96 +191,54 @@ def align(
     more than 1. Source: arXiv 2303.02536, section 3; `smooth` is ours.
     """
     d = nets.weights[layer].shape[-1]
-    basis = torch.eye(d)[list(range(d)) if units is None else list(units)]
-    free, generator = _start(nets, len(basis), seed), Generator().manual_seed(seed)
+    basis = torch.eye(d)[list(units or range(d))]
+    free = started(nets, len(basis), seed)
 
-    def subspaces() -> list[Tensor]:
-        rows = _rotation(free) @ basis
-        return list(rows[:, : sum(sizes)].split(list(sizes), dim=1))
+    def subspaces() -> Subspaces:
+        return (rotation(free) @ basis)[:, : sum(sizes)].split(list(sizes), dim=1)
 
-    def loss(done: float) -> Tensor:
-        return _exchange_loss(nets, layer, subspaces(), draw(batch, generator), smooth)
+    def loss(pairs: Pairs, done: float) -> Tensor:
+        return surprise(exchanged(nets, layer, subspaces(), pairs), pairs, smooth)
 
-    _descend([free], loss, steps, lr, "rotations")
+    fit([free], loss, draw, steps, seed)
     return [D.detach() for D in subspaces()]
 
 
 def align_boundless(
-    nets: Networks,
-    layer: int,
-    draw: Draw,
-    penalty: float = 0.1,
-    steps: int = 800,
-    batch: int = 256,
-    lr: float = 0.02,
-    seed: int = 0,
-    start: float = 0.5,
+    nets: Networks, layer: int, draw: Draw, steps: int = 800, seed: int = 0, start: float = 0.5
 ) -> Float[Tensor, "net d d"]:
     """Boundless DAS of the first variable: a rotation, its rows beyond the learned boundary zero.
 
-    Row i takes part by sigmoid((boundary - i - 1/2) / T) while T falls from 2 to 0.1; a boundary at
-    the layer's end would cost `penalty`. It starts at the share `start` of the layer.
+    Row i takes part by sigmoid((boundary - i - 1/2) / T) while T falls from 2 to 0.1. The boundary
+    starts at the share `start` of the layer and costs `PENALTY` times its share.
     Source: arXiv 2305.08809, section 3.
     """
     d = nets.weights[layer].shape[-1]
-    free, generator = _start(nets, d, seed), Generator().manual_seed(seed)
+    free = started(nets, d, seed)
     boundary = torch.full((len(free), 1), d * start).requires_grad_()
 
-    def part(done: float) -> Tensor:
+    def part(done: float) -> Float[Tensor, "net d"]:
         return ((boundary - torch.arange(d) - 0.5) / (2 * 0.05**done)).sigmoid()
 
-    def loss(done: float) -> Tensor:
-        rows = _rotation(free) * part(done).clamp_min(1e-12).sqrt()[..., None]
-        wrong = _exchange_loss(nets, layer, [rows], draw(batch, generator))
-        return wrong + penalty * boundary.sum() / d
+    def loss(pairs: Pairs, done: float) -> Tensor:
+        rows = rotation(free) * part(done).clamp_min(1e-12).sqrt()[..., None]
+        missed = surprise(exchanged(nets, layer, [rows], pairs), pairs)
+        return missed + PENALTY * boundary.sum() / d
 
-    _descend([free, boundary], loss, steps, lr, "rotations and boundaries")
-    return (_rotation(free) * (part(1.0) > 0.5)[..., None]).detach()
+    fit([free, boundary], loss, draw, steps, seed)
+    return (rotation(free) * (part(1.0) > 0.5)[..., None]).detach()
 
 
-def _start(nets: Networks, d: int, seed: int) -> Float[Tensor, "net d d"]:
+def started(nets: Networks, d: int, seed: int) -> Float[Tensor, "net d d"]:
+    """Random numbers that `rotation` makes a rotation of."""
     drawn = torch.randn(len(nets.weights[0]), d, d, generator=Generator().manual_seed(seed))
     return (drawn / d**0.5).requires_grad_()
 
 
-def _rotation(free: Float[Tensor, "net d d"]) -> Float[Tensor, "net d d"]:
+def rotation(free: Float[Tensor, "net d d"]) -> Float[Tensor, "net d d"]:
     """Orthogonal, by Cayley's transform of a skew-symmetric matrix."""
     skew, one = free - free.mT, torch.eye(free.shape[-1])
     return torch.linalg.solve(one + skew, one - skew)
-
-
-def _loss(
-    logits: Float[Tensor, "net n out"], answers: Int[Tensor, "n"], smooth: bool = False
-) -> Tensor:
-    """Summed over networks, which do not touch each other."""
-    each = answers.expand(logits.shape[:2])
-    if smooth:
-        return -logits.softmax(-1).gather(-1, each[..., None]).mean() * len(logits)
-    return cross_entropy(logits.flatten(0, 1), each.flatten()) * len(logits)
-
-
-def _exchange_loss(
-    nets: Networks,
-    layer: int,
-    subspaces: Sequence[Float[Tensor, "net k d"]],
-    pairs: Pairs,
-    smooth: bool = False,
-) -> Tensor:
-    base, source = (nets.until(x, layer) for x in pairs[:2])
-    logits = [nets.after(interchange(base, source, D), layer) for D in subspaces]
-    return torch.stack([_loss(x, a, smooth) for x, a in zip(logits, pairs[2], strict=False)]).sum()
-
-
-def _descend(
-    parameters: Sequence[Tensor], loss: Callable[[float], Tensor], steps: int, lr: float, name: str
-) -> None:
-    """Adam; the rate falls to zero as a cosine. `loss` is told the share of steps that are done."""
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    for step in tqdm(range(steps), name, leave=False):
-        optimiser.param_groups[0]["lr"] = lr * (1 + cos(pi * step / steps)) / 2
-        optimiser.zero_grad()
-        loss(step / steps).backward()
-        optimiser.step()
 
 
 # Several causal models for one network
@@ -331,20 +253,18 @@ def explained(success: Bool[Tensor, "model input input"], faithful: float) -> In
     """
     chosen = torch.full((success.shape[1],), -1)
     for _ in success:
-        sets = [_peeled(one, chosen < 0, faithful) for one in success]
-        largest = max(range(len(sets)), key=lambda i: int(sets[i].sum()) * (i not in chosen))
+        sets = [kept(one, (chosen < 0).nonzero()[:, 0], faithful) for one in success]
+        largest = max(range(len(sets)), key=lambda i: len(sets[i]) * (i not in chosen))
         if largest not in chosen:
             chosen[sets[largest]] = largest
     return chosen
 
 
-def _peeled(success: Tensor, among: Bool[Tensor, "input"], faithful: float) -> Tensor:
-    inside, success = among.clone(), (success & among & among[:, None]).double()
-    degree, total = success.sum(0) + success.sum(1), float(success.sum())
-    while inside.any() and total < faithful * int(inside.sum()) ** 2:
-        worst = int(degree.masked_fill(~inside, torch.inf).argmin())
-        total -= float(degree[worst] - success[worst, worst])
-        inside[worst] = False
-        degree -= success[worst] + success[:, worst]
-        success[worst], success[:, worst] = 0, 0
-    return inside
+def kept(
+    success: Bool[Tensor, "input input"], left: Int[Tensor, "some"], faithful: float
+) -> Tensor:
+    """Which of the inputs that are `left` stay, as base and as source."""
+    while (part := success[left][:, left].long()).sum() < faithful * len(left) ** 2:
+        worst = (part.sum(0) + part.sum(1)).argmin()
+        left = left[torch.arange(len(left)) != worst]
+    return left

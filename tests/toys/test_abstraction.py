@@ -8,7 +8,9 @@ from torch import Generator, Tensor
 
 from mi_helpers.data.abstraction import make
 from mi_helpers.toys import abstraction
-from mi_helpers.toys.abstraction import Networks, Pairs
+from mi_helpers.toys.abstraction import Networks, Pairs, untrained
+
+DIGITS = torch.cartesian_prod(*[torch.arange(10)] * 3)
 
 
 def generator(seed: int = 0) -> Generator:
@@ -62,13 +64,11 @@ def test_known_units_have_accuracy_one_on_every_pair_and_wrong_ones_do_not() -> 
 
 
 def test_two_states_have_accuracy_one_within_a_state() -> None:
-    nets, xyz = sums_by_hand(), abstraction.digits()
+    nets, xyz = sums_by_hand(), DIGITS
     assert torch.equal(nets(abstraction.hot(xyz))[0].argmax(-1), xyz.sum(1))
     base, source = xyz[torch.randint(1000, (2, 3000), generator=generator())]
-    for inner, unit, state in (((0, 1), 0, base[:, 0] < 5), ((1, 2), 3, base[:, 0] >= 5)):
-        changed = base.clone()
-        changed[:, list(inner)] = source[:, list(inner)]
-        pairs = abstraction.hot(base), abstraction.hot(source), changed.sum(1)[None]
+    for inner, unit, state in (((1, 1, 0), 0, base[:, 0] < 5), ((0, 1, 1), 3, base[:, 0] >= 5)):
+        pairs = abstraction.sum_pairs(inner, base, source)
         right = abstraction.hits(nets, 0, [torch.eye(4)[None, [unit]]], pairs)[0, 0]
         same = state & ((base[:, 0] < 5) == (source[:, 0] < 5))
         assert right[same].all()
@@ -88,13 +88,13 @@ def test_an_interchange_is_the_formula_and_its_ends() -> None:
 
 
 def test_layers_compose_and_nets_do_not_touch_each_other() -> None:
-    both, one = (Networks.random(seeds, (6, 5, 4, 3)) for seeds in ([3, 4], [4]))
+    both, one = (untrained(seeds, (6, 5, 4, 3)) for seeds in ([3, 4], [4]))
     x = torch.randn(9, 6, generator=generator(2))
     for layer in range(2):
         assert torch.equal(both.after(both.until(x, layer), layer), both(x))
     assert torch.allclose(both(x)[1:], one(x), atol=1e-6)
     draw = abstraction.equality_pairs
-    both, one = (Networks.random(s, (16, 5, 2)).trained(draw, 3, 20) for s in ([3, 4], [4]))
+    both, one = (make.train(untrained(s, (16, 5, 2)), draw, 3, 20) for s in ([3, 4], [4]))
     assert torch.allclose(both.weights[0][1:], one.weights[0], atol=1e-4)
 
 
@@ -140,15 +140,15 @@ def test_sums_are_those_of_the_exchanged_digits() -> None:
     def digits(x: Tensor) -> Tensor:
         return x.unflatten(1, (3, 10)).argmax(-1)
 
+    given = torch.randint(10, (2, 50, 3), generator=generator())
     for inner in abstraction.SUMS.values():
-        base, source, answers = abstraction.sum_pairs(inner)(50, generator())
-        for b, s, changed, same in zip(digits(base), digits(source), *answers, strict=True):
-            assert changed == sum(s[i] if i in inner else b[i] for i in range(3))
+        base, source, answers = abstraction.sum_pairs(inner, *given)
+        assert torch.equal(torch.stack([digits(base), digits(source)]), given)
+        for b, s, changed, same in zip(*given, *answers, strict=True):
+            assert changed == sum(s[i] if inner[i] else b[i] for i in range(3))
             assert same == b.sum()
-    few = abstraction.digits()[[3, 500, 999]]
-    drawn = torch.cat([digits(x) for x in abstraction.sum_pairs((0, 1), few)(50, generator())[:2]])
-    assert torch.equal(drawn.unique(dim=0), few)
-    base, source, answers = abstraction.two_state_pairs(200, generator())
+    assert torch.equal(make.sum_pairs(50, generator())[2][1], given[0].sum(1))
+    base, source, answers = make.two_state_pairs(200, generator())
     b, s = digits(base), digits(source)
     assert torch.equal(b[:, 0] < 5, s[:, 0] < 5)
     first = s[:, 0] + s[:, 1] + b[:, 2]
@@ -163,7 +163,7 @@ def test_the_search_finds_the_known_variables() -> None:
         return x[0][chosen], x[1][chosen], x[2][:, chosen]
 
     nets = equality_by_hand(6)
-    found = abstraction.align(nets, 0, draw, (2, 2), steps=150, lr=0.05)
+    found = abstraction.align(nets, 0, draw, (2, 2), steps=150)
     rows = torch.cat(found, 1)
     assert torch.allclose(rows @ rows.mT, torch.eye(4).expand(6, -1, -1), atol=1e-4)
     share = abstraction.hits(nets, 0, found, draw(2000, generator())).float().mean((0, 2))
@@ -173,21 +173,19 @@ def test_the_search_finds_the_known_variables() -> None:
     assert torch.allclose(of_two.norm(dim=-1), torch.ones(6, 1), atol=1e-5)
 
 
-def test_boundless_rows_take_part_wholly_or_not_at_all() -> None:
-    rows = abstraction.align_boundless(
-        Networks.random([0, 1], (16, 6, 2)), 0, abstraction.equality_pairs, steps=5, batch=20
-    )
+def test_boundless_rows_take_part_wholly_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, draw = untrained([0, 1], (16, 6, 2)), abstraction.equality_pairs
+    rows = abstraction.align_boundless(nets, 0, draw, steps=5)
     size = rows.norm(dim=-1).round().sum(1).long()
     for one, k in zip(rows, size, strict=True):
         assert torch.allclose(one[:k] @ one[:k].T, torch.eye(int(k)), atol=1e-5)
         assert (one[k:] == 0).all()
-    nets, draw = Networks.random([0], (16, 6, 2)), abstraction.equality_pairs
-    dear = abstraction.align_boundless(nets, 0, draw, penalty=99, steps=300, lr=0.1)
-    assert (dear == 0).all()
-    still = abstraction.align_boundless(nets, 0, draw, steps=1, lr=1e-4, start=0.5)
-    assert still.norm(dim=-1).round().sum() == 3  # one step moves the boundary by 1e-4 units
-    still = abstraction.align_boundless(nets, 0, draw, steps=1, lr=1e-4, start=0.2)
-    assert still.norm(dim=-1).round().sum() == 1
+    nets = untrained([0], (16, 6, 2))
+    for start, size in ((0.5, 3), (0.2, 1)):
+        still = abstraction.align_boundless(nets, 0, draw, steps=1, start=start)
+        assert still.norm(dim=-1).round().sum() == size  # one step moves the boundary by 0.05 units
+    monkeypatch.setattr(abstraction, "PENALTY", 99)
+    assert (abstraction.align_boundless(nets, 0, draw, steps=300) == 0).all()
 
 
 def test_each_input_gets_the_story_of_its_block() -> None:
@@ -203,13 +201,10 @@ def test_each_input_gets_the_story_of_its_block() -> None:
 @pytest.mark.parametrize("faithful", [0.4, 0.7, 1.0])
 def test_dropping_inputs_equals_its_slow_version(faithful: float) -> None:
     success = torch.rand(30, 30, generator=generator(5)) < 0.5
-    left = list(range(1, 30))
-    while left and success[left][:, left].double().mean() < faithful:
-        part = success[left][:, left].long()
-        del left[int((part.sum(0) + part.sum(1)).argmin())]
-    among = torch.ones(30).bool()
-    among[0] = False
-    assert abstraction._peeled(success, among, faithful).nonzero()[:, 0].tolist() == left
+    table, left = success.tolist(), list(range(1, 30))
+    while left and sum(table[i][j] for i in left for j in left) / len(left) ** 2 < faithful:
+        left.remove(min(left, key=lambda i: sum(table[i][j] + table[j][i] for j in left)))
+    assert abstraction.kept(success, torch.arange(1, 30), faithful).tolist() == left
 
 
 def test_the_shipped_networks_can_be_made_again(tmp_path: Path) -> None:
@@ -219,13 +214,13 @@ def test_the_shipped_networks_can_be_made_again(tmp_path: Path) -> None:
     right = abstraction.trained("equality")(pairs[0]).argmax(-1) == pairs[2][-1]
     assert right.shape[0] == 12
     assert (right.float().mean(1) > 0.98).all()
-    xyz = abstraction.digits()
+    xyz = DIGITS
     for kind in ("sums", "two-state sums"):
         said = abstraction.trained(kind)(abstraction.hot(xyz)).argmax(-1)
         assert ((said == xyz.sum(1)).float().mean(1) > 0.98).all()
     nets, pairs = (
         abstraction.trained("two-state sums"),
-        abstraction.two_state_pairs(500, generator()),
+        make.two_state_pairs(500, generator()),
     )
     held = torch.eye(32)[:8].expand(5, -1, -1)
     assert (abstraction.hits(nets, 1, [held], pairs).float().mean(-1) > 0.95).all()

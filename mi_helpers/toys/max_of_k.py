@@ -1,18 +1,18 @@
-"""One attention head that names the largest of its input tokens, and proofs of how often it does.
+"""One attention head that names the largest of four input tokens, and proofs of how often it does.
 
 The network is small enough to be multiplied out (`Parts`), and so to be *proved* right on a share
 of all its inputs rather than tested on some. From the most work to the least:
 
-1. `accuracy`: every one of the d_vocab^n_ctx inputs is run.
+1. `accuracy`: every one of the d_vocab^4 inputs is run.
 2. `cubic`: a bound for each (largest token, last token, other token).
 3. `quadratic`: no loop over the other token; only how far below the largest it must stay.
 
-Both bounds take a `score_error`, for attention scores that are known only up to an error.
+Both bounds take a `score_error[q]`: how far any two attention scores of the last token q may be
+wrong against each other. Each token then takes its worse end.
 
 Source: Gross et al. 2024, arXiv 2406.11779; all here written for several networks at once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from tqdm.auto import tqdm
 
+ScoreError = Float[Tensor, "q"] | float
+GAPS = (1, 2, 3, 5, 8, 13, 21)  # that `quadratic` tries; ours
+
 
 class MaxOfK(nn.Module):
     """`n_nets` one-head, attention-only networks, read at the last position.
@@ -32,9 +35,7 @@ class MaxOfK(nn.Module):
     No norm and no biases; trained positions; weights start as N(0, .8²/d). Source: section 3.
     """
 
-    def __init__(
-        self, n_nets: int, d_vocab: int = 64, n_ctx: int = 4, d: int = 32, seed: int = 0
-    ) -> None:
+    def __init__(self, n_nets: int, d_vocab: int = 64, d: int = 32, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
 
@@ -42,10 +43,9 @@ class MaxOfK(nn.Module):
             drawn = torch.randn(n_nets, rows, columns, generator=generator)
             return nn.Parameter(drawn * 0.8 / d**0.5)
 
-        self.d_vocab, self.n_ctx, self.d = d_vocab, n_ctx, d
-        self.W_E, self.W_pos, self.W_U = weight(d_vocab, d), weight(n_ctx, d), weight(d, d_vocab)
-        self.W_Q, self.W_K = weight(d, d), weight(d, d)
-        self.W_V, self.W_O = weight(d, d), weight(d, d)
+        self.d_vocab, self.d = d_vocab, d
+        self.W_E, self.W_pos, self.W_U = weight(d_vocab, d), weight(4, d), weight(d, d_vocab)
+        self.W_Q, self.W_K, self.W_V, self.W_O = (weight(d, d) for _ in range(4))
 
     def forward(self, tokens: Int[Tensor, "net batch pos"]) -> Float[Tensor, "net batch vocab"]:
         """Logits at the last position."""
@@ -64,9 +64,8 @@ def train(n_nets: int, steps: int = 3000, batch: int = 128, seed: int = 0, **siz
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(seed + 1)
     for _ in tqdm(range(steps), "training", leave=False):
-        tokens = torch.randint(model.d_vocab, (n_nets, batch, model.n_ctx), generator=generator)
-        log_probs = model(tokens).log_softmax(-1)
-        right = log_probs.gather(-1, tokens.amax(-1, keepdim=True))
+        tokens = torch.randint(model.d_vocab, (n_nets, batch, 4), generator=generator)
+        right = model(tokens).log_softmax(-1).gather(-1, tokens.amax(-1, keepdim=True))
         loss = -reduce(right, "net b 1 -> net", "mean").sum()  # nets do not touch each other
         optimiser.zero_grad()
         loss.backward()
@@ -76,9 +75,8 @@ def train(n_nets: int, steps: int = 3000, batch: int = 128, seed: int = 0, **siz
 
 def trained() -> MaxOfK:
     """Twenty networks that differ in their start and their data; made by data/max_of_k/make.py."""
-    weights = load_file(Path(__file__).parents[1] / "data" / "max_of_k" / "nets.safetensors")
-    model = MaxOfK(len(weights["W_E"]))
-    model.load_state_dict(weights)
+    model, folder = MaxOfK(20), Path(__file__).parents[1] / "data" / "max_of_k"
+    model.load_state_dict(load_file(folder / "nets.safetensors"))
     return model.requires_grad_(False)
 
 
@@ -99,9 +97,9 @@ class Parts:
 
     @classmethod
     def of(cls, model: MaxOfK, net: int) -> "Parts":
-        E, P, U = model.W_E[net].double(), model.W_pos[net].double(), model.W_U[net].double()
-        read = model.W_Q[net].double() @ model.W_K[net].double().T / model.d**0.5
-        write = model.W_V[net].double() @ model.W_O[net].double() @ U
+        own = (model.W_E, model.W_pos, model.W_Q, model.W_K, model.W_V, model.W_O, model.W_U)
+        E, P, Q, K, V, out, U = (weight[net].double() for weight in own)
+        read, write = Q @ K.T / model.d**0.5, V @ out @ U
         last, centre = E + P[-1], reduce(P, "pos d -> d", "mean")
         return cls(
             scores=last @ read @ (E + centre).T,
@@ -121,9 +119,9 @@ class Parts:
 
 
 def accuracy(parts: Parts) -> float:
-    """Share of all d_vocab^4 inputs that the network gets right, by running every one."""
-    n = len(parts.direct)
-    tokens, right = torch.arange(n), 0
+    """Share of all inputs that the network gets right, by running every one."""
+    n, right = len(parts.direct), 0
+    tokens = torch.arange(n)
     for q in tqdm(range(n), "last token", leave=False):
         # For one last token, logits times the softmax's denominator are sums over positions.
         score = parts.scores[q] + parts.positions[q, :, None]  # [pos, t]
@@ -133,12 +131,11 @@ def accuracy(parts: Parts) -> float:
         rest = second[:, None] + third + last[q]  # [t, t, x]
         largest = tokens[:, None].maximum(tokens).clamp_min(q)
         for token in range(n):
-            named = (rest + first[token]).argmax(-1)
-            right += int((named == largest.clamp_min(token)).sum())
+            right += int(((rest + first[token]).argmax(-1) == largest.clamp_min(token)).sum())
     return right / n**4
 
 
-def cubic(parts: Parts, score_error: Float[Tensor, "q"] | float = 0.0) -> float:
+def cubic(parts: Parts, score_error: ScoreError = 0.0) -> float:
     """A proved lower bound on `accuracy`, from every (largest m, last q, other token k).
 
     An input is right if its positions' sum of exp(score) · (most that the token there can add to a
@@ -146,110 +143,83 @@ def cubic(parts: Parts, score_error: Float[Tensor, "q"] | float = 0.0) -> float:
     look at c copies of one token k beside copies of m, with k on the positions that count least and
     on those that count most; and where each k of a set passes alone, every mixture of them does.
 
-    `score_error[q]`: how far any two scores may be wrong against each other; each token then takes
-    its worse end. Source: arXiv 2406.11779, the cubic proof, and its argument by convexity.
+    Source: arXiv 2406.11779, the cubic proof, and its argument by convexity.
     """
-    n = len(parts.direct)
-    of_last, of_token = _harm(parts)
-    term = (of_token[:, None] + of_last[..., None]) * parts.scores.exp()  # [m, q, t]
+    # The most that token and position together, and the last token, can add to a wrong logit.
+    position = reduce(lead(parts.position_values), "m p x -> m 1 x", "max")
+    of_token = reduce(lead(parts.values) + position, "m t x -> m t", "max")
+    term = (of_token[:, None] + most(parts.direct)[..., None]) * parts.scores.exp()  # [m, q, t]
     largest, last = term.diagonal(dim1=0, dim2=2).T, term.diagonal(dim1=1, dim2=2)  # [m, q]
-    below = torch.ones(n, n).tril(-1).bool()[:, None]  # k < m, as [m, 1, k]
-    worst = _worst(parts, largest, last, term, score_error)
-    passing = [reduce(((of_c < 0) & below).long(), "m q k -> m q", "sum") for of_c in worst]
-    return _share(worst[0][..., 0] < 0, passing)
+    right = worst(parts, largest, last, term, score_error) < 0
+    below = torch.ones_like(of_token).tril(-1).bool()[:, None]  # k < m, as [m, 1, k]
+    return proved(right[0, ..., 0], reduce((right & below).long(), "c m q k -> c m q", "sum"))
 
 
-def quadratic(
-    parts: Parts,
-    score_error: Float[Tensor, "q"] | float = 0.0,
-    gaps: Sequence[int] = (1, 2, 3, 5, 8, 13, 21),
-) -> float:
+def quadratic(parts: Parts, score_error: ScoreError = 0.0) -> float:
     """As `cubic` without its loop over k: all tokens that lie a gap or more below m pass together,
-    by the worst score and the worst harm among them, for the smallest gap that works.
+    by the worst score and the worst harm among them, for the smallest of the `GAPS` that works.
 
-    Source: after the cheaper proofs of arXiv 2406.11779; the list of gaps is ours.
+    Source: after the cheaper proofs of arXiv 2406.11779.
     """
-    n = len(parts.direct)
-    of_last, of_token = _harm(parts, together=False)
+    tokens, of_last = torch.arange(len(parts.direct)), most(parts.direct)
+    of_token = most(parts.values) + most(parts.position_values).amax(1, keepdim=True)  # apart
     last = (of_token + of_last) * parts.scores.diagonal().exp()  # [m, q]
     largest = (of_token.diagonal()[:, None] + of_last) * parts.scores.T.exp()
     harm, high, low = of_token.cummax(1)[0], parts.scores.cummax(1)[0], parts.scores.cummin(1)[0]
-    passing = [torch.zeros(n, n, dtype=torch.long) for _ in range(4)]
-    for gap in gaps:
-        upto = torch.arange(n) - gap  # the tokens 0 … upto[m] are judged together
+    passing = torch.zeros(4, *last.shape, dtype=torch.long)
+    for gap in GAPS:
+        upto = tokens - gap  # the tokens 0 … upto[m] are judged together
         some = upto.clamp_min(0)
-        most = harm[torch.arange(n), some][:, None] + of_last
-        score = torch.where(most > 0, high[:, some].T, low[:, some].T)
-        worst = _worst(parts, largest, last, (most * score.exp())[..., None], score_error)
-        for found, of_c in zip(passing, worst, strict=True):
-            number = (of_c[..., 0] < 0) * (upto + 1).clamp_min(0)[:, None]
-            found.copy_(found.maximum(number))
-    return _share(worst[0][..., 0] < 0, passing)
+        add = harm[tokens, some][:, None] + of_last
+        score = torch.where(add > 0, high[:, some].T, low[:, some].T)
+        right = worst(parts, largest, last, (add * score.exp())[..., None], score_error)[..., 0] < 0
+        passing = passing.maximum(right * (upto + 1).clamp_min(0)[:, None])
+    return proved(right[0], passing)
 
 
-def _harm(parts: Parts, together: bool = True) -> tuple[Float[Tensor, "m q"], Float[Tensor, "m t"]]:
-    """The most by which a wrong logit can gain on that of m: from the last token, from each token.
-
-    Both are maxima over the wrong token taken apart, so that their sum bounds any one wrong token.
-    With `together`, token and position share it; without, they are taken apart as well.
-    """
-    position = reduce(_lead(parts.position_values), "m p x -> m 1 x", "max")
-    if together:
-        of_token = reduce(_lead(parts.values) + position, "m t x -> m t", "max")
-    else:
-        of_token = _most(parts.values) + reduce(position, "m 1 x -> m 1", "max")
-    return _most(parts.direct), of_token
-
-
-def _lead(logits: Float[Tensor, "row x"]) -> Float[Tensor, "m row x"]:
-    """Each wrong token's logit minus that of m."""
+def lead(logits: Float[Tensor, "row x"]) -> Float[Tensor, "m row x"]:
+    """Each wrong token's logit minus that of m; -inf for m itself."""
     right = torch.eye(logits.shape[1], dtype=torch.bool)[:, None]
-    lead = logits - rearrange(logits, "row m -> m row 1")
-    return lead.masked_fill(right, -torch.inf)
+    return (logits - rearrange(logits, "row m -> m row 1")).masked_fill(right, -torch.inf)
 
 
-def _most(logits: Float[Tensor, "row x"]) -> Float[Tensor, "m row"]:
-    """The largest lead, from the two largest logits of each row alone."""
+def most(logits: Float[Tensor, "row x"]) -> Float[Tensor, "m row"]:
+    """The largest `lead`, from the two largest logits of each row alone."""
     (first, second), at = logits.topk(2, dim=1).values.T, logits.argmax(1)
-    best = torch.where(torch.arange(logits.shape[1])[:, None] == at, second, first)
-    return best - logits.T
+    return torch.where(torch.arange(logits.shape[1])[:, None] == at, second, first) - logits.T
 
 
-def _worst(
+def worst(
     parts: Parts,
     largest: Float[Tensor, "m q"],
     last: Float[Tensor, "m q"],
     other: Float[Tensor, "m q k"],
-    score_error: Float[Tensor, "q"] | float,
-) -> list[Float[Tensor, "m q k"]]:
+    score_error: ScoreError,
+) -> Float[Tensor, "c m q k"]:
     """For c = 0 … 3 copies of k, the largest sum over positions; negative: all such are right."""
     reach = torch.as_tensor(score_error, dtype=torch.double).expand(len(parts.direct)).exp()
     largest, last = largest.maximum(largest * reach), last.maximum(last * reach)
     other = other.maximum(other * reach[:, None])
     beta = parts.positions.exp()
-    free = beta[:, :3].sort(dim=1).values  # the three positions before the last
-    fixed = last * beta[:, 3]
+    free, fixed = beta[:, :3].sort(dim=1).values, last * beta[:, 3]  # before the last; the last
     found = []
     for c in range(4):
-        least, most = free[:, :c].sum(1), free[:, 3 - c :].sum(1)  # what k's positions can weigh
-        both = [
+        ends = [
             (largest * (free.sum(1) - weight) + fixed)[..., None] + other * weight[:, None]
-            for weight in (least, most)
+            for weight in (free[:, :c].sum(1), free[:, 3 - c :].sum(1))  # of k's positions
         ]
-        found.append(both[0].maximum(both[1]))
-    return found
+        found.append(torch.maximum(*ends))
+    return torch.stack(found)
 
 
-def _share(alone: Bool[Tensor, "m q"], passing: list[Int[Tensor, "m q"]]) -> float:
-    """Inputs that are proved right: C(3, c) places for c other tokens, each of `passing[c]`.
+def proved(alone: Bool[Tensor, "m q"], passing: Int[Tensor, "c m q"]) -> float:
+    """Share of inputs that are right: C(3, c) places for c other tokens, each of `passing[c]`.
 
     The last token is at most m; if it is not m itself, one of the other three must be.
     """
-    n = len(alone)
-    q_is_m = torch.eye(n, dtype=torch.bool)
-    possible = torch.ones(n, n).tril().bool()
+    n, possible = len(alone), torch.ones(alone.shape).tril().bool()
     total = int((alone & possible).sum())
     for c in (1, 2, 3):
-        allowed = possible if c < 3 else q_is_m
+        allowed = possible if c < 3 else torch.eye(n).bool()
         total += comb(3, c) * int((passing[c] ** c)[allowed].sum())
     return total / n**4

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
 
-from .identifiability import Draws
+from .side_by_side import Draws, descend
 
 Hidden = Float[Tensor, "net n d"]
 Subspaces = Sequence[Float[Tensor, "net k d"]]  # of each variable: orthonormal rows
@@ -168,9 +168,7 @@ def fit(
     optimiser, generator = torch.optim.Adam(parameters, lr=lr), Generator().manual_seed(seed)
     for step in tqdm(range(steps), "fitting", leave=False):
         optimiser.param_groups[0]["lr"] = lr * (1 + cos(pi * step / steps)) / 2
-        optimiser.zero_grad()
-        loss(draw(256, generator), step / steps).backward()
-        optimiser.step()
+        descend(optimiser, loss(draw(256, generator), step / steps))
 
 
 def align(

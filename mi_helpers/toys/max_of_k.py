@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from tqdm.auto import tqdm
 
+from .side_by_side import descend
+
 ScoreError = Float[Tensor, "q"] | float
 GAPS = (1, 2, 3, 5, 8, 13, 21)  # that `quadratic` tries; ours
 
@@ -66,10 +68,7 @@ def train(n_nets: int, steps: int = 3000, batch: int = 128, seed: int = 0, **siz
     for _ in tqdm(range(steps), "training", leave=False):
         tokens = torch.randint(model.d_vocab, (n_nets, batch, 4), generator=generator)
         right = model(tokens).log_softmax(-1).gather(-1, tokens.amax(-1, keepdim=True))
-        loss = -reduce(right, "net b 1 -> net", "mean").sum()  # nets do not touch each other
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        descend(optimiser, -reduce(right, "net b 1 -> net", "mean"))
     return model.requires_grad_(False)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from ...toys.bilinear import CHECKPOINTS, Bilinear, P, seen, sums
+from ...toys.side_by_side import Draws, descend
 
 
 def train(nets: Sequence[int], keep: Sequence[int], hidden: int = 48) -> Bilinear:
@@ -24,13 +24,8 @@ def train(nets: Sequence[int], keep: Sequence[int], hidden: int = 48) -> Bilinea
     """
     (x, y), rows = sums(), torch.stack([seen(net) for net in nets])
     x, y = x[rows], y[rows]
-    start = [torch.Generator().manual_seed(net) for net in nets]
-
-    def weight(*shape: int) -> Tensor:
-        drawn = torch.stack([torch.randn(shape, generator=g) for g in start])
-        return (drawn / shape[-1] ** 0.5).requires_grad_()
-
-    D, L, R = weight(P, hidden), weight(hidden, 2 * P), weight(hidden, 2 * P)
+    draw, shapes = Draws(nets), ((P, hidden), (hidden, 2 * P), (hidden, 2 * P))
+    D, L, R = ((draw.normal(*shape) / shape[-1] ** 0.5).requires_grad_() for shape in shapes)
     optimiser = torch.optim.AdamW([D, L, R], lr=0.005, weight_decay=1.0)
     kept = []
     for step in tqdm(range(max(keep) + 1), "bilinear networks", leave=False):
@@ -39,9 +34,7 @@ def train(nets: Sequence[int], keep: Sequence[int], hidden: int = 48) -> Bilinea
             kept.append([D.detach().clone(), *(torch.cat([zero, W.detach()], -1) for W in (L, R))])
         logits = ((x @ L.mT) * (x @ R.mT)) @ D.mT
         loss = cross_entropy(logits.flatten(0, 1), y.flatten()) * len(nets)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        descend(optimiser, loss)
     return Bilinear(*(torch.stack(weights) for weights in zip(*kept, strict=True)))
 
 

@@ -48,8 +48,8 @@ def first_letters(
     or more; 0 at all others."""
     kinds, places = tokens.unique(return_inverse=True)
     said = [model.tokenizer.decode([int(kind)]) for kind in kinds]
-    is_word = [re.fullmatch(r" [A-Za-z]{3,}", word) is not None for word in said]
-    codes = [ord(word[1].lower()) * found for word, found in zip(said, is_word, strict=True)]
+    found = [re.fullmatch(r" ([A-Za-z])[A-Za-z]{2,}", word) for word in said]
+    codes = [ord(word[1].lower()) if word else 0 for word in found]
     return np.array(codes)[places.cpu().numpy()]
 
 

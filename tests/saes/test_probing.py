@@ -75,6 +75,15 @@ def test_taking_a_concepts_latents_out_hurts_its_probe_alone() -> None:
     assert (nothing["drop"] == 0).all()
 
 
+def test_first_letters_of_whole_words() -> None:
+    said = dict(enumerate(["<s>", "", " Apple", " ban", " to", "cat", " x1y", " "]))
+    tokenizer = SimpleNamespace(decode=lambda ids: said[ids[0]])
+    model = SimpleNamespace(tokenizer=tokenizer)
+    tokens = torch.tensor([[0, 2, 3, 1], [4, 5, 6, 7]])
+    letters = saes.first_letters(model, tokens)  # type: ignore[arg-type]
+    assert letters.tolist() == [[0, ord("a"), ord("b"), 0], [0, 0, 0, 0]]
+
+
 def words(n: int, seed: int) -> tuple[Tensor, np.ndarray]:
     """Words of the letters a and b: coordinates 0 and 1 say the letter, 2 one frequent word."""
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from .side_by_side import descend
+
 SIZES = (64, 32, 32, 10)
 N_TRAIN = 1200  # of 1797 images, in the order of the data; the others test
 
@@ -31,10 +33,7 @@ def train(mlp: nn.Sequential, steps: int = 300) -> nn.Sequential:
     x, labels = images()
     optimiser = torch.optim.Adam(mlp.parameters(), lr=3e-3, weight_decay=1e-4)
     for _ in range(steps):
-        loss = nn.functional.cross_entropy(mlp(x[:N_TRAIN]), labels[:N_TRAIN])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        descend(optimiser, nn.functional.cross_entropy(mlp(x[:N_TRAIN]), labels[:N_TRAIN]))
     return mlp.eval()
 
 

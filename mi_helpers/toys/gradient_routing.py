@@ -66,6 +66,10 @@ class Setting:
     sparsity: float = 3e-3
     correlation: float = 0.1
 
+    def allowed(self) -> Bool[Tensor, "half digit"]:
+        halves = self.top, self.bottom
+        return torch.tensor([[str(digit) in half for digit in range(10)] for half in halves])
+
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Images [image, pixel] from -1 to 1 with their digits: to train on, and 397 held out."""
@@ -101,25 +105,18 @@ class SplitAutoencoders(nn.Module):
         """The decoder's error on digits that train a half, the certificates' on all, penalties."""
         codes = mlp(self.encoder, images)
         halves = rearrange(codes, "net image (half d) -> half net image d", half=2)
-        allowed = [
-            [[str(digit) in half for digit in range(10)] for half in (s.top, s.bottom)]
-            for s in self.settings
-        ]
-        net = torch.arange(len(labels))[:, None]
-        trains = rearrange(
-            torch.tensor(allowed)[net, :, labels], "net image half -> half net image"
-        )
-        drawn = self.read(halves, trains)
-        errors = reduce(
-            (drawn - images[:, None]).abs(), "net which image p -> net which image", "mean"
-        )
+        allowed = torch.stack([setting.allowed() for setting in self.settings], 1)
+        trains = allowed[:, torch.arange(len(labels))[:, None], labels]  # [half, net, image]
+        errors = (self.read(halves, trains) - images[:, None]).abs().mean(-1)  # [net, which, image]
+        # Decoder and sparsity count the images that train a half, certificates count all.
         seen = trains.any(0).float()
         per_seen = seen / seen.sum(1, keepdim=True)
+        loss = (errors[:, 0] * per_seen).sum(1) + errors[:, 1:].mean(2).sum(1)
         small = reduce(codes.abs() * per_seen[..., None], "net image d -> net", "sum")
+        # The correlation of each number of one half with each of the other, over all images.
         unit = (halves - halves.mean(2, keepdim=True)) / (halves.std(2, keepdim=True) + 1e-6)
         corr = (unit[0].mT @ unit[1] / codes.shape[1]).abs().mean((1, 2))
         sparsity, correlation = torch.tensor([(s.sparsity, s.correlation) for s in self.settings]).T
-        loss = (errors[:, 0] * per_seen).sum(1) + errors[:, 1:].mean(2).sum(1)
         return loss + sparsity * small + correlation * corr
 
     @torch.no_grad()
@@ -135,7 +132,7 @@ class SplitAutoencoders(nn.Module):
         One row for each net, reader (see `READERS`) and group of digits ("0–4", "5–9").
         """
         _, (x, y) = digits()
-        errors = reduce((self.redrawn(x) - x).abs(), "net which image p -> net which image", "mean")
+        errors = (self.redrawn(x) - x).abs().mean(-1)  # [net, which, image]
         rows = [
             (setting.name, seed, reader, group, float(errors[net, which, inside].mean()))
             for net, (setting, seed) in enumerate(zip(self.settings, self.seeds, strict=True))
@@ -165,8 +162,8 @@ def train_split(
 class Treatment:
     """What is done with the documents of the topic that are marked, `marked` of all of them.
 
-    "route": they train the extra hidden units alone. "drop": they are left
-    out. "keep": they are text like any other.
+    "route": they train the extra hidden units alone. "drop": they are left out. "keep": they are
+    text like any other.
     """
 
     name: str

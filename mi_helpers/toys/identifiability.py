@@ -104,9 +104,7 @@ def trained_vaes(n: int = len(SEEDS)) -> dict[tuple[float, str], VAE]:
     Raises ValueError when fewer ship.
     """
     if n > len(SEEDS):
-        raise ValueError(
-            f"networks of {len(SEEDS)} seeds ship, not {n}; train more: see its make.py"
-        )
+        raise ValueError(f"networks of {len(SEEDS)} seeds ship, not {n}; make.py trains more")
     stored = load_file(Path(__file__).parents[1] / "data" / "identifiability" / "vaes.safetensors")
     vaes = {(rho, kind): VAE(Draws(SEEDS[:n]), 7, KINDS[kind]) for rho in RHOS for kind in KINDS}
     for (rho, kind), vae in vaes.items():

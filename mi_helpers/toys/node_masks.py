@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 from tqdm.auto import tqdm
 
+from .side_by_side import descend
 from .sparse_weights import VOCABULARY, Hook, Prompts, Twins, unchanged
 
 
@@ -109,9 +110,7 @@ def prune(
             loss = task_loss(model, some, fixed, switched(joined, keep))
         share = (keep * may).sum(1) / may.sum(1)
         penalty = 0.1 * 100 ** (step / steps)
-        optimiser.zero_grad()
-        (loss.mean(1) + penalty * share).sum().backward()
-        optimiser.step()
+        descend(optimiser, loss.mean(1) + penalty * share)
         if step % 10 == 9:
             trail.append((logits.detach() > 0) & may)
     return torch.stack(trail)

@@ -34,9 +34,8 @@ def by_place(model: Twins, nodes: Shaped[Tensor, "net node"]) -> dict[str, Tenso
 def averages(model: Twins, tokens: Int[Tensor, "text pos"]) -> Float[Tensor, "net node"]:
     """Each node's mean over texts and positions."""
     _, found = model.record(tokens)
-    return torch.cat(
-        [reduce(found[name], "net b p u -> net u", "mean") for name in sizes(model)], -1
-    )
+    means = [reduce(found[name], "net b p u -> net u", "mean") for name in sizes(model)]
+    return torch.cat(means, -1)
 
 
 def ablated(
@@ -82,7 +81,6 @@ def prune(
     means: Float[Tensor, "net node"],
     within: Bool[Tensor, "net node"] | None = None,
     steps: int = 300,
-    batch: int = 32,
     seed: int = 0,
 ) -> Bool[Tensor, "moment net mask"]:
     """A trail of ever smaller circuits: all nodes, then those kept at every tenth step of learning.
@@ -102,7 +100,7 @@ def prune(
     optimiser = torch.optim.Adam([logits], lr=0.1)
     generator, trail = torch.Generator().manual_seed(seed), [may]
     for step in tqdm(range(steps), "pruning", leave=False):
-        rows = torch.randint(len(asked.last), (batch,), generator=generator)
+        rows = torch.randint(len(asked.last), (32,), generator=generator)
         some, keep = Prompts(*(column[rows] for column in asked)), switch(logits)
         if within is None:
             loss = task_loss(model, some, ablated(model, keep, means))

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 from tqdm.auto import tqdm
 
+from .side_by_side import Draws, descend
+
 LETTERS = "abcdefgh"
 VOCABULARY = "\n=,'\"()[]" + LETTERS
 LENGTH = 16  # characters that a network sees
@@ -45,9 +47,8 @@ def unchanged(name: str, x: Tensor) -> Tensor:
 def opened(rng: random.Random, task: str, opener: str) -> str:
     """A line of code up to where it has to be closed, such as `a='bcd` or `a[b,c`."""
     name, letters = rng.choice(LETTERS), rng.choices(LETTERS, k=rng.randint(1, 4))
-    return name + (
-        "=" + opener + "".join(letters) if task == "quote" else opener + ",".join(letters[:3])
-    )
+    rest = "=" + opener + "".join(letters) if task == "quote" else opener + ",".join(letters[:3])
+    return name + rest
 
 
 def line(rng: random.Random) -> str:
@@ -65,9 +66,8 @@ def encode(text: str) -> list[int]:
 def texts(n: int, seed: int) -> Int[Tensor, "text pos"]:
     """n times the first `LENGTH` + 1 characters of random lines."""
     rng = random.Random(seed)
-    return torch.tensor(
-        [encode("".join(line(rng) for _ in range(5))[: LENGTH + 1]) for _ in range(n)]
-    )
+    long = ("".join(line(rng) for _ in range(5)) for _ in range(n))
+    return torch.tensor([encode(text[: LENGTH + 1]) for text in long])
 
 
 class Prompts(NamedTuple):
@@ -82,18 +82,15 @@ class Prompts(NamedTuple):
 
 def prompts(n: int, seed: int, task: str = "quote") -> Prompts:
     """n prompts of a task: up to two whole lines, then one that is to be closed."""
-    rng = random.Random(seed)
-    rows: list[tuple[list[int], list[int], int, int, int]] = []
+    rng, rows = random.Random(seed), list[tuple[object, ...]]()
     while len(rows) < n:
         before = "".join(line(rng) for _ in range(rng.randint(0, 2)))
         (opener, right), (other, wrong) = rng.sample(PAIRS[task], 2)
         asked = opened(rng, task, opener)
         pad = LENGTH - len(before + asked)
         if pad >= 0:
-            both = (before + asked + "\n" * pad, before + asked.replace(opener, other) + "\n" * pad)
-            text, otherwise = map(encode, both)
-            closing = VOCABULARY.index(right), VOCABULARY.index(wrong)
-            rows.append((text, otherwise, LENGTH - pad - 1, *closing))
+            both = (before + x + "\n" * pad for x in (asked, asked.replace(opener, other)))
+            rows.append((*map(encode, both), LENGTH - pad - 1, *encode(right + wrong)))
     return Prompts(*map(torch.tensor, zip(*rows, strict=True)))
 
 
@@ -131,21 +128,15 @@ class Twins(nn.Module):
     ) -> None:
         super().__init__()
         self.d, self.layers, self.heads = d, layers, 2
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(n_nets)]
+        draw = Draws(range(seed, seed + n_nets))
 
         def weight(rows: int, columns: int, scale: float | None = None) -> nn.Parameter:
-            drawn = torch.stack([torch.randn(rows, columns, generator=g) for g in generators])
-            return nn.Parameter(drawn * (scale or rows**-0.5))
+            return nn.Parameter(draw.normal(rows, columns) * (scale or rows**-0.5))
 
         self.W_E, self.W_pos = weight(characters, d, 0.5), weight(length, d, 0.5)
-        shapes = {"Q": (d, d), "K": (d, d), "V": (d, d), "O": (d, d)}
-        shapes |= {"in": (d, 4 * d), "out": (4 * d, d)}
+        shapes = dict.fromkeys("QKVO", (d, d)) | {"in": (d, 4 * d), "out": (4 * d, d)}
         self.W = nn.ParameterDict(
-            {
-                f"{name}{at}": weight(*shape)
-                for at in range(layers)
-                for name, shape in shapes.items()
-            }
+            {f"{name}{at}": weight(*shapes[name]) for at in range(layers) for name in shapes}
         )
         self.W_U = weight(d, characters)
         self.W_gate = weight(d, layers * 5 * d)  # a relevance for each unit, for self-ablation
@@ -267,10 +258,8 @@ def readable(
     reader = torch.zeros(len(gates), gates.shape[-1], len(VOCABULARY), requires_grad=True)
     optimiser = torch.optim.Adam([reader], lr=0.05)
     for _ in range(steps):
-        loss = -(seen @ reader).log_softmax(-1)[:, torch.arange(len(after)), after].mean(1).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        right = (seen @ reader).log_softmax(-1)[:, torch.arange(len(after)), after]
+        descend(optimiser, -right.mean(1))
     # log-probabilities of the frequencies, the reader and the network, on the texts left out
     plain = torch.bincount(after, minlength=len(VOCABULARY)).float().log()
     read, full = gates[:, 1::2] @ reader.detach()[:, None], logits[:, 1::2]
@@ -278,23 +267,20 @@ def readable(
     return (none - found) / (none - best)
 
 
-def train(
-    kind: str, n_nets: int, steps: int = 800, share: float = 0.1, batch: int = 48, seed: int = 0
-) -> Twins:
+def train(kind: str, n_nets: int, steps: int = 800, seed: int = 0) -> Twins:
     """Twins of one of the `KINDS`, by AdamW with a rate that falls as a cosine.
 
-    "sparse": after each step only the largest `share` of every matrix stays; the share falls from 1
-    through the first half. "self-ablating", or "soft" with soft gates: both passes' losses and the
-    distance, added.
+    "sparse": after each step only a share of every matrix stays, its largest weights; the share
+    falls from 1 to 0.1 through the first half. "self-ablating", or "soft" with soft gates: both
+    passes' losses and the distance, added.
     """
     model, gated = Twins(n_nets, seed=seed), kind in ("self-ablating", "soft")
     optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    text = torch.stack([texts(4000, seed + i) for i in range(n_nets)])
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(n_nets)]
+    seeds = range(seed, seed + n_nets)
+    text, draw = torch.stack([texts(4000, own) for own in seeds]), Draws(seeds)
     for step in tqdm(range(steps), kind, leave=False):
-        rows = [torch.randint(text.shape[1], (batch,), generator=g) for g in generators]
-        tokens = text[torch.arange(n_nets)[:, None], torch.stack(rows)]
+        tokens = text[torch.arange(n_nets)[:, None], draw.below(text.shape[1], 48)]
         if gated:
             clean, ablated, distance = self_ablate(model, tokens[..., :-1], kind == "soft")
             losses = text_loss(clean, tokens) + text_loss(ablated, tokens) + distance
@@ -309,9 +295,9 @@ def train(
         optimiser.step()
         schedule.step()
         if kind == "sparse":
-            now = 1 - (1 - share) * min(1, 2 * (step + 1) / steps)
+            share = 1 - 0.9 * min(1, 2 * (step + 1) / steps)
             for weight in model.parameters():
-                weight.data = largest(weight.data, now)
+                weight.data = largest(weight.data, share)
     return model.requires_grad_(False)
 
 

@@ -238,6 +238,41 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"11.by-hand"}),
     ),
     Listed(
+        "14_circuit_benchmark",
+        changed={
+            "SEED": "1",
+            "N_KNOWN": "4",
+            "N_SETS": "1",
+            "THRESHOLDS": "[0.01, 1.0]",
+            "PENALTIES": "[0.5, 8.0]",
+            "STEPS": "5",
+            "N_PROMPTS": "4",
+            "SHARES": "[0.1, 0.5, 1.0]",
+        },
+        families=("gpt2", "llama"),
+        model_free=frozenset(
+            {
+                "14.story",
+                "14.strict",
+                "14.acdc-area",
+                "14.eap-ig-area",
+                "14.eap-below-chance",
+                "14.acdc-over-eap-ig",
+                "14.ig-over-edge-sp",
+                "14.edge-over-node-sp",
+                "14.node-sp-over-eap",
+                "14.ig-over-eap",
+                "14.eap-over-acdc",
+                "14.acdc-over-hisp",
+                "14.acdc-kl-over-loss",
+                "14.acdc-resample-over-zero",
+                "14.ig-more-faithful",
+                "14.overlap-not-faithful",
+            }
+        ),
+        draft="its outputs are still to be made",
+    ),
+    Listed(
         "15_circuit_reuse",
         changed={
             "SEED": "1",

@@ -99,13 +99,12 @@ def test_interventions_exchange_a_node_or_leave_the_circuit_alone() -> None:
     assert whole.max() == graph.exists.sum() - inside.sum()
 
 
-@torch.no_grad()
 def test_make_trains_and_measures(tmp_path: Path) -> None:
     make.main(["--out", str(tmp_path), "--names", "votes", "--steps", "60", "--prompts", "40"])
     known = KNOWN["votes"]
     x = known.draw(200, torch.Generator().manual_seed(3), None)
     loss = [
-        cross_entropy(known_network("votes", folder)(x)[:, -1], known.answer(x))
+        float(cross_entropy(known_network("votes", folder)(x)[:, -1], known.answer(x)))
         for folder in (tmp_path, None)
     ]
     assert loss[0] < 0.6 * loss[1]

@@ -162,8 +162,9 @@ KNOWN: dict[str, Known] = {
     "names": Known(
         "When and met , then gave to Mary John Anna Paul Jane Mark Lucy Tom", 3, 2,
         _draw_names, _names,
+        # what A2.3 chooses from, the two names, is the same in both prompts
         ("embed -> A0.2.q", "embed -> A0.1.k", "embed -> A0.1.v", "A0.2 -> A1.0.v",
-         "A1.1 -> A2.3.q", "embed -> A2.1.k", "embed -> A2.1.v", "A2.3 -> out"),
+         "A1.1 -> A2.3.q", "A2.3 -> out"),
     ),
     "sums": Known(
         "0 1 2 3 4 5 6 keep turn =", 2, 4, _draw_sums, _sums,

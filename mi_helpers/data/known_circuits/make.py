@@ -13,6 +13,7 @@ node's variable exchanged, plus that of the second prompts as they are.
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +38,7 @@ from ...toys.known_circuits import (
 
 RECIPES: dict[str, dict] = {
     "recall": {"steps": 2500, "batch": 128},
-    "names": {"steps": 2500, "batch": 128},
+    "names": {"steps": 2500, "batch": 128, "allowed": ("embed -> A2.1.k", "embed -> A2.1.v")},
     "sums": {"steps": 2500},
     "largest": {"steps": 700},
     "votes": {"steps": 2000, "rate": 1.5e-3, "seed": 1},
@@ -97,14 +98,14 @@ def wired(
 
 
 def interventions(
-    known: Known, graph: Graph, x: Tokens, generator: Generator
+    known: Known, graph: Graph, x: Tokens, generator: Generator, allowed: Sequence[str] = ()
 ) -> tuple[Tokens, Removed, Int[Tensor, "prompt"]]:
     """Second prompts, what is removed for each prompt, and the story's answer then. Half of the
     prompts have a node exchanged; of those outside
     the circuit, a seventh of the prompts lose no edge, and a seventh all of them.
     """
     n, names = len(x), list(known.variables(x))
-    outside = graph.exists & ~graph.mask(known.circuit)
+    outside = graph.exists & ~graph.mask([*known.circuit, *allowed])
     share = (1.4 * torch.rand(n, 1, 1, generator=generator) - 0.2).clamp(0, 1)
     removed = outside * (torch.rand(n, *outside.shape, generator=generator) < share)
     nodes = torch.randint(2 * len(names), (n,), generator=generator)
@@ -118,16 +119,23 @@ def interventions(
 
 
 def train(
-    known: Known, steps: int, batch: int = 64, rate: float = 3e-3, seed: int = 0
+    known: Known,
+    steps: int,
+    batch: int = 64,
+    rate: float = 3e-3,
+    seed: int = 0,
+    allowed: Sequence[str] = (),
 ) -> Qwen2ForCausalLM:
-    """A network by AdamW with warm-up and cosine decay."""
+    """A network by AdamW with warm-up and cosine decay. Edges `allowed` beside the circuit are not
+    removed in training; those of `names` came out carrying nothing, and so are not in its circuit.
+    """
     model = network(known, seed)
     graph, generator = graph_of(known), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.05)
     bar = tqdm(range(steps), mininterval=5)
     for step in bar:
         x = known.draw(batch, generator, None)
-        second, removed, answers = interventions(known, graph, x, generator)
+        second, removed, answers = interventions(known, graph, x, generator, allowed)
         plain, other = wired(model, graph, second)
         logits, _ = wired(model, graph, x, removed, other)
         loss = cross_entropy(logits, answers) + cross_entropy(plain, known.answer(second))

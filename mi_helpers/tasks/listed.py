@@ -22,8 +22,8 @@ def sequence(
     """Sequence continuation: "The salt: 5, 6, 7, 8," -> 9; the wrong answer is the last one shown.
 
     The corrupted prompt lists other elements of the kind, none of which follows its predecessor and
-    none of which is the answer; the word before them is the same, and says nothing. Where a space before
-    a digit is a token, it is the prompt's last (`scored` is "first"). `numbers` are number words.
+    none of which is the answer; the word before them is the same, and says nothing. Where a space
+    before a digit is a token, it is the prompt's last (`scored` is "first"). `numbers` are words.
     Source: Lan, Torr & Barez 2023, arXiv 2311.04131, there in sentences.
 
     Raises ValueError for a tokenizer that gives the elements unequal numbers of tokens.

@@ -82,7 +82,6 @@ def fit(
     sections: Sequence[Section] | Stack,
     inputs: Float[Tensor, "batch ... feature"],
     *,
-    folded: bool = False,
     kind: Literal["local", "global", "pca"] = "local",
     last: Literal["pca", "identity"] = "pca",
     threshold: float = 1e-10,
@@ -95,6 +94,8 @@ def fit(
 ) -> Basis:
     """The interaction basis at every boundary of ``sections``, fitted on ``inputs``.
 
+    ``sections``: functions in a list, or a `Stack`, whose sections may be folded.
+
     ``kind``: Jacobians of the next boundary in its own basis ("local"), of the output ("global"),
     or none ("pca": the baseline, rotation to principal components without scaling).
     ``last``: coordinates of the output.
@@ -105,10 +106,10 @@ def fit(
     largest eigenvalue about 1e-15 in float32 and float64, 1e-7 in float16, 1e-5 in bfloat16.
     ``apart``: trailing features, at every boundary that has a section after it, that are not mixed
     with the others or each other (a norm's scale).
-    ``folded``, sections: see :mod:`mi_helpers.engine.stack`; the rest: see
+    The rest: see
     :func:`mi_helpers.basis.jacobians.jacobian_gram`.
     """
-    stack = sections if isinstance(sections, Stack) else Stack(tuple(sections), folded)
+    stack = sections if isinstance(sections, Stack) else Stack(tuple(sections))
     activations = stack.activations(inputs)
     after = _principal(activations[-1], threshold, relative)
     if last == "identity":

@@ -61,7 +61,8 @@ def attribute(
         method: how the gradient at the receivers is taken. "eap": at the clean run, one forward and
             one backward pass. "clean-corrupted": the mean of the gradients at the clean and at the
             ablated embeddings. "eap-ig": the mean over `steps` midpoints of the straight line
-            between those embeddings. "exact" takes none: see `exact`.
+            between those embeddings. "exact" takes none: each edge is removed by itself, and the
+            metric measured (edge activation patching).
         metric: a name, or a function of the last position's logits [row, prompt, d_vocab].
         value: what a removed edge carries, see `CircuitRuns.ablated`.
         edges: those wanted, for "exact" alone.
@@ -83,7 +84,7 @@ def attribute(
     if method == "exact":
         if per_prompt:
             raise ValueError("per_prompt=True is for estimates: 'exact' gives means over prompts")
-        return exact(runs, metric, value, edges, min(max_memory, CACHE))
+        return _exact(runs, metric, value, edges, min(max_memory, CACHE))
     shares = {"eap": [0.0], "clean-corrupted": [0.0, 1.0]}
     shares["eap-ig"] = [(step + 0.5) / steps for step in range(steps)]
     if method not in shares or not shares[method]:
@@ -234,17 +235,12 @@ def _through_norm(
 
 
 @torch.no_grad()
-def exact(
-    runs: CircuitRuns,
-    metric: Metric = "logit_diff",
-    value: Value = "resample",
-    edges: Sequence[str] | None = None,
-    max_memory: int = 64 * 10**6,
+def _exact(
+    runs: CircuitRuns, metric: Metric, value: Value, edges: Sequence[str] | None, max_memory: int
 ) -> pd.DataFrame:
-    """The measured change of the metric when each edge is removed by itself: edge activation
-    patching. Each edge runs the model from its receiver's layer on; edges into one layer share a
-    batch of at most `max_memory` bytes (a single one takes `Wiring.row_memory`). Columns as for
-    `attribute`."""
+    """The measured change of the metric when each edge is removed by itself. Each edge runs the
+    model from its receiver's layer on; edges into one layer share a batch of at most `max_memory`
+    bytes (a single one takes `Wiring.row_memory`)."""
     graph, wiring, function = runs.graph, wire(runs, value), runs.function(metric)
     start = wiring.start()
     before = float(function(wiring.logits(start)).mean())

@@ -249,10 +249,6 @@ class Circuit:
         return [name for name, here in zip(self.graph.senders, used, strict=True) if here] + ["out"]
 
     @classmethod
-    def full(cls, graph: Graph) -> "Circuit":
-        return cls(graph, graph.exists.clone())
-
-    @classmethod
     def of(cls, graph: Graph, edges: Iterable[str]) -> "Circuit":
         """The circuit of these edges. Raises ValueError for names that the graph does not have."""
         return cls(graph, graph.mask(edges))

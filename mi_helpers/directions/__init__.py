@@ -13,7 +13,7 @@
 Sources: Lee & Heimersheim 2024, arXiv 2410.12555; Heimersheim & Mendel 2024; Gurnee 2024.
 """
 
-from .baselines import BASELINES, ITSELF, MIXTURE, Gaussian, unit
+from .baselines import BASELINES, MIXTURE, Gaussian, unit
 from .compare import averages, blow_up, by_token, ratio, ratios, slope
 from .concepts import alignment, concept_pairs, direction, left_out, steps, whiten
 from .explore import explorer
@@ -22,7 +22,6 @@ from .spots import moves, push, rows, rows_from, spot
 
 __all__ = [
     "BASELINES",
-    "ITSELF",
     "MIXTURE",
     "Gaussian",
     "alignment",

@@ -19,7 +19,7 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..tasks.tokens import continuation
+from ..tasks.tokens import word_token
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -58,7 +58,7 @@ def concept_pairs(model: "TransformerBridge", words: Path = WORDS) -> list[Conce
             raise ValueError(f"the heading {heading!r} of {words.name} names no concepts")
         if wrong := [row for row in rows if len(row) != len(columns)]:
             raise ValueError(f"{words.name}, {table}: {wrong[0]} does not fill {columns}")
-        tokens = [[_token(model, word) for word in row] for row in rows]
+        tokens = [[word_token(model, word) for word in row] for row in rows]
         for name in concepts:
             base, target = (columns.index(column) for column in name.split("→"))
             kept = {
@@ -69,11 +69,6 @@ def concept_pairs(model: "TransformerBridge", words: Path = WORDS) -> list[Conce
             pairs = torch.tensor(list(kept), dtype=torch.long).reshape(-1, 2)
             found.append(Concept(name, table, torch.tensor(list(kept.values())), pairs))
     return found
-
-
-def _token(model: "TransformerBridge", word: str) -> int | None:
-    added = continuation(model, "the", f" {word}")
-    return added[0] if added is not None and len(added) == 1 else None
 
 
 def whiten(

@@ -214,16 +214,16 @@ def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
     site, layer, head, write = line["site"], line["layer"], line["head"], line["write"]
     if not isinstance(write, Write):
         raise ValueError(f"write must come from patch, zero, mean, add …, got {write!r}")
-    layer = _index(layer, model.cfg.n_layers, "layer")
+    layer = index(layer, model.cfg.n_layers, "layer")
     base.hook(site, layer)
     head = None if _absent(head) else head
     if head is not None:
         if site not in HEAD_SITES:
             raise ValueError(f"{site} has no heads")
-        head = _index(head, n_heads(model, site), "head")
+        head = index(head, n_heads(model, site), "head")
     pos = range(n_pos) if _absent(line["pos"]) else line["pos"]
     if isinstance(pos, range):  # of all prompts alike, padding and all
-        each = torch.tensor([[_index(p, n_pos, "position") for p in pos]])
+        each = torch.tensor([[index(p, n_pos, "position") for p in pos]])
     else:
         pos = [pos] if isinstance(pos, str) or not isinstance(pos, Sequence | Tensor) else pos
         each = each_position(pos, base.roles, *base.tokens.shape)
@@ -245,7 +245,9 @@ def _absent(value: Any) -> bool:
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
-def _index(value: Any, size: int, what: str) -> int:
+def index(value: Any, size: int, what: str) -> int:
+    """A layer, head or position by its number; negative ones count from the end. Raises ValueError
+    for one that does not exist."""
     if int(value) != value or not -size <= value < size:
         raise ValueError(f"{what} {value:g} does not exist: there are {size}")
     return int(value) % size

@@ -12,8 +12,9 @@ on what they then get.
 Source: Wang et al. 2022, arXiv 2211.00593, sections 2 and 4.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ def reduce_to(runs: BaseRuns, nodes: Collection[Node] | None, fill: Fill = "mean
         return HeadCircuit(runs, runs.clean, _nowhere(runs), fill)
     gone = ~places(runs, nodes)
     hooks = [
-        (hook_name("z", layer), _hook(_filled(runs, layer, fill), gone[layer]))
+        (hook_name("z", layer), partial(_overwrite, _filled(runs, layer, fill), gone[layer]))
         for layer in range(runs.model.cfg.n_layers)
     ]
     with runs.model.hooks(fwd_hooks=hooks):
@@ -142,13 +143,10 @@ def _filled(runs: BaseRuns, layer: int, fill: Fill) -> Float[Tensor, "prompt pos
     return z if fill == "resample" else runs.corrupted.mean("z", layer).expand_as(z)
 
 
-def _hook(
-    fill: Tensor, gone: Bool[Tensor, "prompt pos head"]
-) -> Callable[[Tensor, object], Tensor]:
-    def hook(value: Tensor, hook: object) -> Tensor:
-        return torch.where(gone[..., None], fill, value)
-
-    return hook
+def _overwrite(
+    fill: Tensor, gone: Bool[Tensor, "prompt pos head"], value: Tensor, hook: object
+) -> Tensor:
+    return torch.where(gone[..., None], fill, value)
 
 
 def _write(fill: Tensor, gone: Bool[Tensor, "prompt pos head"]) -> Write:

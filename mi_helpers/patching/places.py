@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ..engine.rows import index
 from ..models.sites import HEAD_SITES, hook_name, n_heads
 from .runs import BaseRuns
 
@@ -29,7 +30,7 @@ def coordinates(
         raise ValueError(f"{cfg.architecture} has no site {site!r}: {why}")
     chosen: Sequence[Any] = range(cfg.n_layers)
     if layers is not None:
-        chosen = [_index(layer, cfg.n_layers, "layer") for layer in layers]
+        chosen = [index(layer, cfg.n_layers, "layer") for layer in layers]
     where = _positions(runs, "all" if by_head and positions is None else positions)
     every = range(n_heads(runs.model, site)) if by_head else [None]
     rows = list(product([site], chosen, where, every))
@@ -63,12 +64,6 @@ def _positions(runs: BaseRuns, positions: Positions | None) -> list[int | str | 
         if isinstance(pos, str):
             found.append(pos)
         else:  # where lengths differ, negative numbers stay: they count from each prompt's end
-            place = _index(pos, n_pos, "position")
+            place = index(pos, n_pos, "position")
             found.append(place if one_length else int(pos))
     return found
-
-
-def _index(value: int, size: int, what: str) -> int:
-    if not -size <= value < size:
-        raise ValueError(f"{what} {value} does not exist: there are {size}")
-    return int(value) % size

@@ -20,7 +20,6 @@ from .mechanism import (
     held_sharpness,
     jacobian_norm,
     line,
-    walk_points,
 )
 from .paths import (
     activation,
@@ -81,6 +80,5 @@ __all__ = [
     "untrained",
     "walk",
     "walk_pairs",
-    "walk_points",
     "with_frozen_patterns",
 ]

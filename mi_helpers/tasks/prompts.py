@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import words
 from .pairs import PromptPairs
-from .tokens import Model, continuation, number_duplicates, token_ids
+from .tokens import Model, continuation, number_duplicates, token_ids, word_token
 
 
 def ioi(
@@ -239,9 +239,8 @@ def _single_tokens(model: Model, tried: Sequence[str], least: int, kind: str) ->
     """The words that are one token of their own after a space."""
     found: dict[int, str] = {}
     for word in tried:
-        added = continuation(model, "the", f" {word}")
-        if added is not None and len(added) == 1:
-            found.setdefault(added[0], word)
+        if (token := word_token(model, word)) is not None:
+            found.setdefault(token, word)
     if len(found) < least:
         raise ValueError(
             f"this model's tokenizer has {len(found)} single-token {kind} of {len(tried)} tried, "

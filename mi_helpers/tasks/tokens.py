@@ -106,6 +106,12 @@ def continuation(model: Model, prompt: str, text: str) -> list[int] | None:
     return after[len(before) :]
 
 
+def word_token(model: Model, word: str) -> int | None:
+    """The one token that a word is inside a sentence, behind a space; None if it is several."""
+    added = continuation(model, "the", f" {word}")
+    return added[0] if added is not None and len(added) == 1 else None
+
+
 def text_after(model: Model, ids: Sequence[int], added: Sequence[int]) -> str:
     """The text that some tokens add behind others; its leading space is kept on any tokenizer."""
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}

@@ -73,7 +73,7 @@ def test_pruning_keeps_edges_on_paths_only():
     path = ["embed -> A0.0.v", "A0.0 -> M1", "M1 -> out"]
     circuit = Circuit.of(graph, [*path, "embed -> A1.1.k", "M0 -> out"])
     assert circuit.pruned().edges == Circuit.of(graph, path).edges
-    assert len(Circuit.full(graph).pruned()) == len(graph.edges)
+    assert len(Circuit(graph, graph.exists).pruned()) == len(graph.edges)
 
 
 def test_a_circuit_of_nodes_has_all_edges_among_them():
@@ -426,7 +426,7 @@ def test_every_edge_of_two_chains_is_found_by_all_methods():
 def test_full_and_empty_circuits_are_one_and_zero():
     runs = runs_of("gpt2")
     nothing = Circuit.of(runs.graph, [])
-    both = {"full": Circuit.full(runs.graph), "empty": nothing}
+    both = {"full": Circuit(runs.graph, runs.graph.exists), "empty": nothing}
     for ablation in (
         circuits.Ablation(),
         circuits.Ablation(component="node", value="zero"),
@@ -595,7 +595,7 @@ def test_roc_counts_ties_at_their_lower_corner():
 def test_completeness_of_the_whole_model_is_perfect():
     runs = runs_of("gpt2")
     sets = [[], ["A0.1"], ["A0.1", "M2"]]
-    table = circuits.completeness(runs, Circuit.full(runs.graph), sets)
+    table = circuits.completeness(runs, Circuit(runs.graph, runs.graph.exists), sets)
     assert table["incompleteness"].max() < 1e-5
     assert table["size"].tolist() == [0, 1, 2]
 
@@ -677,7 +677,7 @@ def test_colours_say_what_removal_does():
     graph = Graph(2, 2, 2)
     scores = pd.DataFrame({"edge": graph.edges, "score": -1.0})
     scores.loc[scores["edge"] == "M1 -> out", "score"] = 1.0
-    figure = circuits.draw(Circuit.full(graph), scores)
+    figure = circuits.draw(Circuit(graph, graph.exists), scores)
     legend = {t.name: t.line.color for t in figure.data if t.x == (None,)}
     assert len(legend) == 2
     for trace in (t for t in figure.data if t.mode == "markers" and t.text):

@@ -1,6 +1,5 @@
 """Ablation of features and of edges, and how few of them keep what the network does."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial as bound
 
@@ -28,14 +27,31 @@ def ablate_nodes(
     Removed features are set to zero, which is their mean; the constant stays. One row per value of
     ``keep``. ``score`` gets the outputs of all inputs.
     """
-    boundary = basis.boundaries[at]
-    features = boundary.encode(basis.stack.activations(inputs)[at])
-    rows = []
-    for n in keep:
-        mask = (torch.arange(features.shape[-1], device=features.device) < n).to(features)
-        parts = [basis.stack.run(boundary.decode(f * mask), at) for f in features.split(batch_size)]
-        rows.append({"boundary": at, "kept": n, "score": score(torch.cat(parts))})
+    features = basis.boundaries[at].encode(basis.stack.activations(inputs)[at])
+    rows = [
+        {
+            "boundary": at,
+            "kept": n,
+            "score": _with_nodes(basis, features, at, n, score, batch_size),
+        }
+        for n in keep
+    ]
     return pd.DataFrame(rows)
+
+
+def _with_nodes(
+    basis: Basis,
+    features: Float[Tensor, "batch ... feature"],
+    at: int,
+    n: int,
+    score: Score,
+    batch_size: int = 1024,
+) -> float:
+    """The score with the first ``n`` features of a boundary alone."""
+    boundary = basis.boundaries[at]
+    mask = (torch.arange(features.shape[-1], device=features.device) < n).to(features)
+    parts = [basis.stack.run(boundary.decode(f * mask), at) for f in features.split(batch_size)]
+    return score(torch.cat(parts))
 
 
 @torch.no_grad()
@@ -59,26 +75,52 @@ def ablate_edges(
     that it could still be. Only for a score that is a mean over samples of numbers of at most 1,
     and that takes the outputs of the first so many inputs as well as those of all.
     """
-    E, here = interactions[section], basis.boundaries[section]
-    features = here.encode(basis.stack.activations(inputs)[section])
+    features = basis.boundaries[section].encode(basis.stack.activations(inputs)[section])
+    masks = _largest(interactions[section])
+    rows = [
+        {
+            "section": section,
+            "kept": n,
+            "score": _with_edges(basis, section, features, masks(n), score, batch_size, give_up),
+        }
+        for n in keep
+    ]
+    return pd.DataFrame(rows)
+
+
+def _largest(
+    E: Float[Tensor, "next feature"],
+) -> Callable[[int], Bool[Tensor, "next feature"]]:
+    """Masks of the so many largest edges."""
     order = E.flatten().argsort(descending=True, stable=True)
-    rows = []
-    for n in keep:
+
+    def largest(n: int) -> Tensor:
         mask = torch.zeros(E.numel(), dtype=torch.bool)
         mask[order[:n]] = True
-        parts: list[Tensor] = []
-        most = found = math.inf
-        for f in features.split(batch_size):
-            parts.append(_run_masked(basis, section, f, mask.view_as(E)))
-            if give_up is not None:
-                done = sum(map(len, parts)) / len(features)
-                most = done * score(torch.cat(parts)) + 1 - done
-                if most < give_up:
-                    break
-        else:
-            found = score(torch.cat(parts))
-        rows.append({"section": section, "kept": n, "score": min(found, most)})
-    return pd.DataFrame(rows)
+        return mask.view_as(E)
+
+    return largest
+
+
+def _with_edges(
+    basis: Basis,
+    section: int,
+    features: Float[Tensor, "batch ... feature"],
+    mask: Bool[Tensor, "next feature"],
+    score: Score,
+    batch_size: int = 1024,
+    give_up: float | None = None,
+) -> float:
+    """The score with these edges of a section alone; or the most that it could be, below `give_up`."""
+    parts = list[Tensor]()
+    for f in features.split(batch_size):
+        parts.append(_run_masked(basis, section, f, mask))
+        if give_up is not None:
+            done = sum(map(len, parts)) / len(features)
+            most = done * score(torch.cat(parts)) + 1 - done
+            if most < give_up:
+                return most
+    return score(torch.cat(parts))
 
 
 def _run_masked(
@@ -167,6 +209,7 @@ def settled(curve: pd.DataFrame, target: float) -> int | None:
     return int(ordered.loc[enough, "kept"].min()) if enough.any() else None
 
 
+@torch.no_grad()
 def needed(
     basis: Basis,
     interactions: Sequence[Float[Tensor, "next feature"]],
@@ -183,25 +226,32 @@ def needed(
     ``first`` inputs alone is then never tried on all, which saves most of the time: put the inputs
     first on which ablation does harm.
     """
-    with torch.no_grad():
-        target = score(basis.stack.run(inputs)) - tolerance
+    target = score(basis.stack.run(inputs)) - tolerance
+
+    def features_of(inputs: Tensor) -> list[Tensor]:
+        activations = basis.stack.activations(inputs)
+        return [b.encode(x) for b, x in zip(basis.boundaries, activations[:-1], strict=False)]
+
+    whole = features_of(inputs)
+    some = features_of(inputs[:first]) if partial else whole
 
     def edges_kept(section: int) -> int:
-        def kept(k: int, inputs: Tensor, give_up: float | None = None) -> float:
-            table = ablate_edges(basis, interactions, inputs, section, [k], score, give_up=give_up)
-            return table["score"][0]
+        masks = _largest(interactions[section])
+
+        def kept(k: int, features: list[Tensor], give_up: float | None = None) -> float:
+            return _with_edges(basis, section, features[section], masks(k), score, give_up=give_up)
 
         most, start = interactions[section].numel(), 1
         if partial:
             # If all others were right: what fails even so fails on all inputs.
             share = len(inputs[:first]) / len(inputs)
-            start = fewest(lambda k: 1 - share * (1 - kept(k, inputs[:first])), most, target)
+            start = fewest(lambda k: 1 - share * (1 - kept(k, some)), most, target)
         give_up = target if partial else None
-        return fewest(lambda k: kept(k, inputs, give_up), most, target, start)
+        return fewest(lambda k: kept(k, whole, give_up), most, target, start)
 
     def features_kept(section: int) -> int:
         return fewest(
-            lambda k: ablate_nodes(basis, inputs, section, [k], score)["score"][0],
+            lambda k: _with_nodes(basis, whole[section], section, k, score),
             len(basis.boundaries[section].importance),
             target,
         )

@@ -1,7 +1,8 @@
 """The book's "how do I …" pages as a reader follows them: every file, command and cell, in order.
 
 A small random model stands in `my-model`, and the default model's first two layers for the default
-model. The cluster's `sbatch` is a script that starts the job here.
+model. The notebook that pages run ends after its second claim; the whole of it has its own tests.
+The cluster's `sbatch` is a script that starts the job here.
 """
 
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,10 +34,20 @@ echo "Submitted batch job 1"
 """
 
 
+def shorten(path: Path, claims: int) -> None:
+    """Leave a notebook's cells up to that of its `claims`-th claim, and the table of claims."""
+    notebook = nbformat.read(path, as_version=4)
+    ends = [i for i, cell in enumerate(notebook.cells) if "mi.claim(" in cell.source]
+    table = [cell for cell in notebook.cells if cell.source.strip() == "mi.claims.table()"]
+    notebook.cells = [*notebook.cells[: ends[claims - 1] + 1], *table]
+    nbformat.write(notebook, path)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A reader's checkout: the notebooks, a model of their own, and the commands on the path."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    shorten(tmp_path / "notebooks/00_tour.ipynb", claims=2)
     shutil.copytree(ROOT / "papermill_runs/reference", tmp_path / "papermill_runs/reference")
     hf_model("gpt2", vocab_size=49_152, n_positions=512).save_pretrained(tmp_path / "my-model")
     tools = tmp_path / "tools"

@@ -111,7 +111,7 @@ def _with_edges(
     batch_size: int = 1024,
     give_up: float | None = None,
 ) -> float:
-    """The score with these edges of a section alone; or the most that it could be, below `give_up`."""
+    """The score with these edges of a section alone, or, below ``give_up``, the most it can be."""
     parts = list[Tensor]()
     for f in features.split(batch_size):
         parts.append(_run_masked(basis, section, f, mask))

@@ -43,8 +43,11 @@ class Passages:
 
     @staticmethod
     def of(model: TransformerBridge, tokens: Int[Tensor, "sequence pos"], layer: int) -> "Passages":
-        runs = [engine.record(model, rows) for rows in tokens.split(RECORDED_AT_ONCE)]
-        stream, final = (torch.cat([run.resid[n] for run in runs]) for n in (layer, -1))
+        parts = []
+        for rows in tokens.split(RECORDED_AT_ONCE):
+            resid = engine.record(model, rows).resid
+            parts.append((resid[layer].clone(), resid[-1].clone()))  # the other layers go
+        stream, final = (torch.cat(part) for part in zip(*parts, strict=True))
         return Passages(layer, tokens, stream, final)
 
     def take(self, rows: Int[Tensor, "k"]) -> "Passages":

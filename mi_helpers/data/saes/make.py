@@ -297,7 +297,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--middle", type=int, help="the layer with all sparsities, one of --layers")
     add("--k", type=int, nargs="+", default=[32, 10, 20, 75, 200],
         help="sparsities at the middle layer; the first is that of the other layers")  # fmt: skip
-    add("--k-end-to-end", type=int, nargs="*", default=[32, 75, 200])
+    add("--k-end-to-end", type=int, nargs="*", default=[32, 75])
     add("--width", type=int, help="features; by default four times the width of the stream")
     add("--other-widths", type=int, nargs="*",
         help="at the middle layer and first sparsity; by default half and double")  # fmt: skip

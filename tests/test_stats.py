@@ -101,3 +101,19 @@ def test_quartiles_by_group() -> None:
         ["a", 2, 3, 4],
         ["b", 2, 3, 4],
     ]
+
+
+@pytest.mark.parametrize(
+    ("mean", "depth"),
+    [
+        ([0.0, 0.0, 0.25, 0.75], 0.625),  # half way between layers 2 and 3 of 4
+        ([0.0, 1.0, 0.0, 1.0], 0.125),  # the first of two
+        ([0.6, 0.7, 0.8, 0.9], 0.0),
+        ([0.0, 0.1, 0.4, 0.5], 1.0),  # never above
+    ],
+)
+def test_crossing_is_of_the_mean_curve(mean: list[float], depth: float) -> None:
+    curves = np.array([mean, mean]) + np.array(
+        [[0.3], [-0.3]]
+    )  # prompts apart, their mean the same
+    assert stats.crossing(curves) == pytest.approx(depth)

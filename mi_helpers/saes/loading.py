@@ -1,8 +1,8 @@
 """Find sparse autoencoders (SAEs), load them, and refuse those that do not fit the model.
 
-Shipped ones (`data/saes`) were trained on 32 000 tokens that the default model wrote, each seen
-eight times; those named e2e were fine-tuned end to end for 160 steps from the local ones. They are
-small and show the methods; published ones come through sae-lens and are better.
+Shipped ones (`data/saes`) were trained on two million tokens of docstrings; those named e2e were
+fine-tuned end to end for 160 steps from the local ones. Published ones, of more text and more
+features, come through sae-lens.
 """
 
 import re
@@ -35,7 +35,8 @@ NEAR = 3  # how many times the L0 of its card an SAE may have
 def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame:
     """The SAEs known for a model, one a row: `name` (for `load`), `kind` ("local", "e2e",
     "downstream") and `layer`; `k`, if known, is the same for those of about the same sparsity; `l0`
-    if known; `variant`, empty but for those that differ from another in seed or width alone.
+    if known; `variant`, empty but for those that differ from another in seed or width alone;
+    `width`, the number of features if known.
 
     `source`: a folder written by `data/saes/make.py`, whose table it is; a release of sae-lens, or
     one of its autoencoders as "release/id"; by default the shipped or published ones. Empty where
@@ -49,13 +50,13 @@ def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame
     if source:
         return _of_release(str(source))
     if not is_gpt2(model):
-        return pd.DataFrame(columns=["name", "kind", "layer", "k", "l0", "variant"])
+        return pd.DataFrame(columns=["name", "kind", "layer", "k", "l0", "variant", "width"])
     of_braun = pd.DataFrame(
         {"name": f"{END_TO_END}/{kind}_similar_l0_layer_{n}", "kind": kind, "layer": n}
         for n in (2, 6, 10)
         for kind in ("local", "e2e", "downstream")
     )
-    of_braun = of_braun.assign(k="similar L0", variant="")
+    of_braun = of_braun.assign(k="similar L0", variant="", width=None)
     return pd.concat([_of_release(PUBLISHED), of_braun], ignore_index=True)
 
 
@@ -73,7 +74,7 @@ def _of_release(source: str) -> pd.DataFrame:
     for sae_id in [only] if only else about.saes_map:
         layer = re.search(r"(?:blocks\.|layer_?)(\d+)", sae_id)
         rows.append({
-            "name": f"{release}/{sae_id}", "kind": "local", "k": None, "variant": "",
+            "name": f"{release}/{sae_id}", "kind": "local", "k": None, "variant": "", "width": None,
             "layer": int(layer[1]) if layer else None,
             "l0": (about.expected_l0 or {}).get(sae_id),
         })  # fmt: skip

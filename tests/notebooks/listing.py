@@ -97,6 +97,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "TOY_SEEDS": "2",
             "TOY_STEPS": "60",
             "STEPS": "20",
+            "N_PASSAGES": "6",
             "N_FEATURES": "6",
         },
         families=("gpt2", "gemma2"),

@@ -271,7 +271,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "14.overlap-not-faithful",
             }
         ),
-        draft="its outputs are still to be made",
     ),
     Listed(
         "15_circuit_reuse",
@@ -294,7 +293,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "15.union-beyond-size",
             }
         ),
-        draft="its outputs are not stored yet",
     ),
     Listed(
         "16_linear_representations",

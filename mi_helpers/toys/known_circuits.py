@@ -202,7 +202,7 @@ def known_network(name: str, folder: Path | None = FOLDER) -> TransformerBridge:
     """A network by the name of its task; untrained where `folder` is None."""
     model = network(KNOWN[name])
     if folder is not None:
-        model.load_state_dict(load_file(folder / f"{name.replace(' ', '_')}.safetensors"))
+        model.load_state_dict(load_file(folder / f"{name}.safetensors"))
     words = {word: number for number, word in enumerate(KNOWN[name].vocabulary)}
     inner = Tokenizer(models.WordLevel(words, unk_token="<s>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = RECIPES[name] | ({"steps": args.steps} if args.steps else {})
         weights = train(KNOWN[name], **chosen).state_dict()
         halves = {key: value.half().contiguous() for key, value in weights.items()}
-        save_file(halves, args.out / f"{name.replace(' ', '_')}.safetensors")
+        save_file(halves, args.out / f"{name}.safetensors")
         bridge = known_network(name, args.out)
         runs = record(bridge, known_pairs(bridge, name, args.prompts, seed=1))
         table = follows(runs).set_index("exchange").round(4)

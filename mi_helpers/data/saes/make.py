@@ -24,7 +24,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -212,22 +212,24 @@ def report(
     components.
     """
     first, about = plans[0], {}
-    data = corpus.activations(first.layer)[:MEASURED_ON].float()
+    layers = sorted({plan.layer for plan in plans})
+    seen = {n: corpus.activations(n)[:MEASURED_ON].float() for n in layers}
+    held = {n: held_out.activations(n).float() for n in layers}
+    data = seen[first.layer]
     untrained = train(data, first.d_sae, first.k, steps=0, seed=first.seed, hook=first.hook)
     found: dict[str, Any] = {"untrained": untrained, f"PCA, {first.k}": Principal(data, first.k)}
     beside = {name: replace(first, kind="control") for name in found}
     of = {plan.name: plan for plan in plans} | beside
     found |= {plan.name: saes.load(out / plan.name) for plan in plans}
-    layers = sorted({plan.layer for plan in plans})
     spelt = {n: (words(model, corpus, n, 4000), words(model, held_out, n, 8000)) for n in layers}
     passages = [packages(model, layers, work, split, n) for split, n in PASSAGES.items()]
     for name, plan in of.items():
         sae, layer = found[name], plan.layer
-        rate = saes.density(sae, corpus.activations(layer)[:MEASURED_ON].float())
+        rate = saes.density(sae, seen[layer])
         about[name] = {
             "kind": plan.kind, "layer": layer, "k": plan.k, "variant": plan.only.removeprefix("-"),
             "seed": plan.seed, "width": len(sae.W_dec),
-            **saes.fit(sae, held_out.activations(layer).float()),
+            **saes.fit(sae, held[layer]),
             "dead": float((rate == 0).double().mean()),
             "rare": float((rate < 1e-4).double().mean()),
             **probed(sae, layer, *passages),
@@ -340,8 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             end_to_end.Passages.of(model, judged, middle),
         )
 
+    @lru_cache(maxsize=1)  # gigabytes, which plans of one layer, one after another, share
+    def activations(layer: int) -> Float[Tensor, "token d"]:
+        return corpus.activations(layer)
+
     for plan in plans:
-        data = corpus.activations(plan.layer)
+        data = activations(plan.layer)
         if plan.kind == "local":
             done = train_local(plan, data, args.work, args.samples, args.learning_rate)
         else:
@@ -354,6 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             store(plan, done, data, args.out / plan.name)
         sae = saes.load(args.out / plan.name)
         print(plan.name, saes.fit(sae, held_out.activations(plan.layer).float()), flush=True)
+    del data
+    activations.cache_clear()
     table = report(model, plans, args.out, args.work, corpus, held_out)
     (args.out / "quality.json").write_text(table.to_json(orient="records", indent=1) + "\n")
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "work")}

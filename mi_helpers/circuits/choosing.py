@@ -69,8 +69,10 @@ def ladder(
     select: Literal["greedy", "top"] = "greedy",
 ) -> dict[float, Circuit]:
     """Circuits of growing size by the same scores, by the share of all edges asked for; without the
-    edges that lie on no path, so that fewer may be left."""
+    edges that lie on no path, so that fewer may be left. Raises ValueError for another `select`."""
     sizes = {share: int(share * len(graph.edges)) for share in shares}
+    if select not in ("greedy", "top"):
+        raise ValueError(f"select is 'greedy' or 'top', got {select!r}")
     if select == "top":
         return {share: top(graph, scores, n, ranking).pruned() for share, n in sizes.items()}
     order = _grown(graph, scores, max(sizes.values(), default=0), ranking)  # small ones come first

@@ -135,6 +135,8 @@ def _sweep(
     if not name:
         raise ValueError("a sweep without a settings file needs a --name, to be found again by")
     folder = _folder(name, root, fresh=False)
+    if more["jobs"] < 1:
+        raise ValueError("--jobs is above 0")
     if more["jobs"] > 1 and more["scheduler"]:
         raise ValueError("--jobs is for a cluster on this machine; with --scheduler leave it out")
     jobs, notes = plan.make(settings, root)

@@ -9,6 +9,7 @@ are checked here and in `plan`, before anything starts.
 import ast
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +55,18 @@ def read(path: Path) -> dict[str, Parameter]:
             except ValueError:  # it is computed
                 default, kind = ast.unparse(node.value), None
             one = Parameter(ast.unparse(target), default, kind)
-            found[one.name] = one._replace(full=convert(one, full.strip())) if named else one
+            with naming(path):
+                found[one.name] = one._replace(full=convert(one, full.strip())) if named else one
     return found
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors say which notebook they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path.stem}: {error}") from None
 
 
 def convert(parameter: Parameter, given: Any) -> Any:

@@ -125,7 +125,8 @@ def make(
         if full and not larger:
             notes.append(f"no full set in {path.stem}: run as always")
         asked = {name: values for name, values in grid.items() if name in own}
-        axes = {n: [parameters.convert(own[n], v) for v in values] for n, values in asked.items()}
+        with parameters.naming(path):
+            axes = {n: [parameters.convert(own[n], v) for v in vs] for n, vs in asked.items()}
         for chosen in itertools.product(*axes.values()):
             given = larger | dict(zip(axes, chosen, strict=True))
             requests[_json([str(path), given])] = path, given

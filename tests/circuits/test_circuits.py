@@ -527,6 +527,8 @@ def test_a_ladder_holds_what_grows_edge_by_edge():
             grown.append(max(left, key=lambda e: size[e]))
             opened |= {*graph.inputs[graph.number[grown[-1]][0]]}
         assert circuit.edges == Circuit.of(graph, grown).pruned().edges
+    with pytest.raises(ValueError, match="select is 'greedy' or 'top'"):
+        circuits.ladder(graph, scores, select="gready")  # type: ignore[arg-type]
 
 
 def test_curve_ends_at_one():

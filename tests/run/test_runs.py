@@ -383,7 +383,7 @@ def test_a_full_run_takes_the_values_that_the_comments_name(tmp_path: Path) -> N
 
 def test_a_full_value_of_another_type_is_refused(tmp_path: Path) -> None:
     write_notebook(tmp_path / "notebooks/00_one.ipynb", "N = 3  # prompts; full: all")
-    with pytest.raises(ValueError, match="N is of type int"):
+    with pytest.raises(ValueError, match="00_one: N is of type int"):
         given(tmp_path, full=True)
 
 

@@ -124,6 +124,7 @@ def test_mistakes_in_the_file_are_one_clear_error(
         (["--seeds", "0", "--name", "../x"], "a run's name is that of a folder"),
         (["--seeds", "0", "--name", "reference"], "a run's name is that of a folder"),
         (["--seeds", "0", "--name", "x", "-p", "N"], "-p takes NAME=VALUE"),
+        (["--seeds", "0", "--name", "x", "--jobs", "0"], "--jobs is above 0"),
         (["--seeds", "0", "--name", "x", "--jobs", "2", "--scheduler", "y"], "leave it out"),
         (["--seeds", "0", "--name", "run"], "is there already; choose another --name"),
         (["--models", "empty", "--name", "x"], "has no config.json"),

@@ -171,15 +171,22 @@ def _between(one: Run, start: int, stop: int, split_scale: bool) -> Section:
         x = x[..., :-1] if split_scale else x
         hidden = torch.cat([one.resid[start][:, :1].expand(len(x), -1, -1), x], dim=1)
         for layer in range(start, stop):
-            hidden = _block(one, layer, hidden, given if layer == start else None)
+            hidden = rerun(one, layer, hidden, given if layer == start else None)
         y = hidden[:, 1:]
         return torch.cat([y, _scale(one.model, stop, y)], dim=-1) if split_scale else y
 
     return section
 
 
-def _block(one: Run, layer: int, hidden: Tensor, scale: Tensor | None) -> Tensor:
-    """A block on any number of prompts, called as it was for the one recorded."""
+def rerun(
+    one: Run,
+    layer: int,
+    hidden: Float[Tensor, "prompt pos d_model"],
+    scale: Float[Tensor, "prompt pos 1"] | None = None,
+) -> Float[Tensor, "prompt pos d_model"]:
+    """What leaves a block when `hidden` enters it, with gradients where it has them; the block is
+    called as it was for a recorded run, of one prompt or of as many as `hidden`. `scale` stands in
+    for what its first norm divides by, but at position 0."""
     args, kwargs = one.calls[layer]
     stream = args[0] if args else kwargs["hidden_states"]
 

@@ -5,10 +5,13 @@ from .listed import colored_objects, sequence
 from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
 from .sampled import order_gain, sample_prompts, text_pairs
+from .sentences import agreement, biographies
 from .tokens import bos_token, chat, compare_tokens, token_ids, token_labels
 
 __all__ = [
     "PromptPairs",
+    "agreement",
+    "biographies",
     "bos_token",
     "chat",
     "colored_objects",

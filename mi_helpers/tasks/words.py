@@ -59,3 +59,44 @@ FACTS = {
         Thailand Thai; Syria Arabic; Korea Korean; Australia English; Israel Hebrew""",
     ),
 }
+
+AGREEMENT = {
+    "simple": "The {}",
+    "preposition": "The {} near the {}",
+    "relative": "The {} that the {} saw",
+}
+NOUNS = """man/men woman/women child/children boy/boys girl/girls key/keys car/cars dog/dogs
+doctor/doctors teacher/teachers student/students farmer/farmers artist/artists lawyer/lawyers
+writer/writers driver/drivers player/players parent/parents friend/friends book/books table/tables
+letter/letters house/houses tree/trees bird/birds ship/ships picture/pictures box/boxes"""
+
+PRONOUNS = {"woman": ("She", "Her"), "man": ("He", "His")}
+CUES = {
+    "nurse": "looks after patients on a hospital ward; gives injections and checks blood pressure; "
+    "changes bandages and cleans wounds; works night shifts in intensive care; "
+    "helps the surgeon in the operating room; hands out medicine to the sick; "
+    "takes temperatures at the clinic; cares for newborn babies in the maternity unit; "
+    "visits elderly patients at home; keeps medical records for the ward; "
+    "comforts families in the emergency room; prepares patients for surgery; "
+    "watches the heart monitors at night; draws blood for the laboratory; "
+    "trains first aid volunteers at the hospital; assists the doctors on their rounds; "
+    "treats burns and broken bones; feeds those who are too weak to eat; "
+    "runs the vaccination clinic; checks on patients after their operations; "
+    "sets up drips and oxygen masks; works for a hospice and eases pain; "
+    "washes and dresses the bedridden; calls the doctor when a patient gets worse",
+    "professor": "teaches courses in physics at the university; publishes papers on medieval "
+    "history; supervises doctoral students in linguistics; gives lectures on economic theory; "
+    "leads a research group in organic chemistry; reviews articles for a journal of philosophy; "
+    "wrote a textbook on linear algebra; holds the chair of comparative literature; "
+    "grades essays and sits on thesis committees; applies for research grants in biology; "
+    "speaks at conferences on artificial intelligence; directs the institute of archaeology; "
+    "edits a journal of political science; runs seminars on ancient Greek drama; "
+    "studies the behaviour of galaxies with graduate students; advises students on their "
+    "dissertations; heads the department of mathematics; received tenure for work on number "
+    "theory; lectures first-year students in statistics; organises a workshop on climate models; "
+    "translated a treatise on logic; examines candidates for the doctorate; "
+    "spent a sabbatical year writing a monograph; proved a theorem about prime numbers",
+}
+NEUTRAL = """lives in a small town near the coast; grew up in Ohio; moved to the city ten years ago;
+has two brothers; enjoys cooking; plays the violin; likes to walk in the mountains; keeps a garden;
+rides a bicycle every day; speaks Spanish and Italian; collects old maps; swims every morning"""

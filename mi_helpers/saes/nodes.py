@@ -175,7 +175,7 @@ def circuit(
     for layer, sae in saes.items():
         mask = torch.zeros(run.tokens.shape[1], len(sae.W_dec) + 1, dtype=torch.bool)
         own = kept[kept["layer"] == layer]
-        mask[own["pos"].to_numpy(), own["node"].to_numpy()] = True
+        mask[own["pos"].tolist(), own["node"].tolist()] = True
         if errors is not None:
             mask[:, -1] = errors
         at[boundary(sae, layer)] = partial(_only, sae, mask.to(run.tokens.device), ablated[layer])

@@ -61,19 +61,22 @@ def agreement(
 def biographies(n: int = 6, seed: int = 0) -> pd.DataFrame:
     """Short lives of nurses and professors that never name the profession, each for a woman and a
     man: columns `text`, `profession`, `gender` and `cue`, the number of the sentence that tells the
-    profession. Each cue stands in `n` texts of either gender, among neutral sentences.
+    profession. Each cue stands in `n` texts of either gender, among neutral sentences; `n` texts a
+    gender have no cue, and no profession. The versions for a woman and a man, one row after the
+    other, differ in their pronouns alone.
 
-    A stand-in for Bias in Bios (De-Arteaga et al. 2019), as Marks et al. 2024 use it; texts of our
-    own. The two versions for a woman and a man differ in their pronouns alone.
+    A stand-in for Bias in Bios (De-Arteaga et al. 2019), which Marks et al. 2024 use.
     """
-    rng = _rng(n, seed)
+    rng, neutral = _rng(n, seed), _phrases(words.NEUTRAL)
+    told = [(job, i, f"{{he}} {cue}. ") for job, cues in words.CUES.items()
+            for i, cue in enumerate(_phrases(cues))]  # fmt: skip
     rows = []
-    for (profession, cues), _ in product(words.CUES.items(), range(n)):
-        for number, cue in enumerate(_phrases(cues)):
-            one, two = rng.choice(_phrases(words.NEUTRAL), 2, replace=False)
-            for gender, (he, his) in words.PRONOUNS.items():
-                text = f"{he} {one}. {he} {cue}. {his} friends say that {he.lower()} {two}."
-                rows.append((text, profession, gender, number))
+    for (profession, number, cue), _ in product([*told, ("", -1, "")], range(n)):
+        one, two = rng.choice(neutral, 2, replace=False)
+        text = f"{{he}} {one}. {cue}{{his}} friends say that {{they}} {two}."
+        for gender, (he, his) in words.PRONOUNS.items():
+            said = text.format(he=he, his=his, they=he.lower())
+            rows.append((said, profession, gender, number))
     return pd.DataFrame(rows, columns=["text", "profession", "gender", "cue"])
 
 

@@ -239,6 +239,20 @@ NOTEBOOKS: tuple[Listed, ...] = (
         model_free=frozenset({"11.by-hand"}),
     ),
     Listed(
+        "12_sparse_feature_circuits",
+        changed={
+            "SEED": "1",
+            "N_PROMPTS": "4",
+            "STEPS": "1",
+            "N_CHECKED": "6",
+            "SIZES": "(2, 20)",
+            "N_RANDOM": "2",
+            "N_BIOS": "1",
+            "N_HALVES": "2",
+        },
+        families=("gpt2", "gemma2"),
+    ),
+    Listed(
         "14_circuit_benchmark",
         changed={
             "SEED": "1",

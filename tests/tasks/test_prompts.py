@@ -11,16 +11,18 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mi_helpers.tasks import prompts, words
+from mi_helpers.tasks import prompts, sentences, words
 from mi_helpers.tasks.pairs import PromptPairs
 from mi_helpers.tasks.tokens import compare_tokens, token_labels
 
 SENTENCES = (
     "the in the year List: The lasted from the year to the year def (self, ):\n "
-    '"""\n\n    :param : \n    :param ' + " ".join(words.IOI_TEMPLATES.values())
+    '"""\n\n    :param : \n    :param '
+    + " ".join([*words.IOI_TEMPLATES.values(), *words.AGREEMENT.values()])
 )
 VOCABULARY = " ".join(
-    [words.NAMES, words.PLACES, words.OBJECTS, words.EVENTS, words.WORDS, words.ARGUMENTS]
+    [words.NOUNS.replace("/", " "), *sentences.VERBS, *sentences.VERBS.values()]
+    + [words.NAMES, words.PLACES, words.OBJECTS, words.EVENTS, words.WORDS, words.ARGUMENTS]
     + [re.sub(r"[;{}]", " ", text) for fact in words.FACTS.values() for text in fact]
 )
 GENERATORS = (
@@ -29,6 +31,7 @@ GENERATORS = (
     prompts.induction,
     prompts.facts,
     prompts.docstring,
+    sentences.agreement,
 )
 
 
@@ -219,6 +222,45 @@ def test_facts(relation):
     assert "country" in pairs.labels
     with pytest.raises(ValueError, match=f"single tokens for only {most}"):
         prompts.facts(model, n=most + 1, relation=relation)
+
+
+@pytest.mark.parametrize("kind", words.AGREEMENT)
+def test_agreement(kind):
+    pairs = sentences.agreement(make_model(), n=12, kind=kind)
+    numbers = [entry.split("/") for entry in words.NOUNS.split()]
+    at = pairs.roles["subject"]
+    assert ((pairs.clean_tokens != pairs.corrupted_tokens).sum(1) == 1).all()
+    for i, (clean, corrupted, answer) in enumerate(
+        zip(pairs.clean, pairs.corrupted, pairs.answers, strict=True)
+    ):
+        subject, other = clean.split()[1], corrupted.split()[1]
+        pair = next(two for two in numbers if subject in two)
+        assert sorted([subject, other]) == sorted(pair)
+        assert pair.index(subject) == i % 2  # half of them plural
+        verb = make_model().tokenizer.decode([answer]).strip()
+        assert (verb in sentences.VERBS.values()) == bool(i % 2)
+        assert pairs.clean_tokens[i, at[i]] == token(make_model(), f" {subject}")
+    with pytest.raises(ValueError, match="nouns and 3 of 3 verbs as single tokens"):
+        sentences.agreement(make_model(vocabulary="is are was were has have man men"), kind=kind)
+
+
+def test_biographies():
+    """Two versions differ in pronouns alone; a cue stands in as many texts of either gender."""
+    table = sentences.biographies(n=3, seed=1)
+    women, men = (table[table["gender"] == g].reset_index(drop=True) for g in ("woman", "man"))
+    swap = [("She ", "He "), ("Her ", "His "), (" she ", " he ")]
+    for of_woman, of_man in zip(women["text"], men["text"], strict=True):
+        for one, other in swap:
+            of_woman = of_woman.replace(one, other)
+        assert of_woman == of_man
+    assert (table.groupby(["profession", "cue", "gender"]).size() == 3).all()
+    assert table.groupby("profession")["cue"].nunique().to_dict() == {
+        "": 1,
+        "nurse": 24,
+        "professor": 24,
+    }
+    assert not table["text"].str.contains("nurse|professor", case=False).any()
+    assert table["text"].nunique() > 0.9 * len(table)
 
 
 def test_docstring():

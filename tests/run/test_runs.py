@@ -436,6 +436,7 @@ def claim(id: str = "00.a", **changes: Any) -> Record:
 
 
 BARE: dict[str, Any] = dict.fromkeys(("low", "high", "n"))
+ERROR = BARE | {"rule": "< 0.001"}
 
 
 @pytest.mark.parametrize(
@@ -449,6 +450,8 @@ BARE: dict[str, Any] = dict.fromkeys(("low", "high", "n"))
         ([claim()], [claim(value=1.2, **BARE)], ["moved"]),
         ([claim(**BARE)], [claim(value=1.005, **BARE)], []),
         ([claim(**BARE)], [claim(value=1.02, **BARE)], ["moved"]),
+        ([claim(value=0.0, **ERROR)], [claim(value=2.8e-5, **ERROR)], []),  # rounding
+        ([claim(value=0.0, **ERROR)], [claim(value=5e-4, **ERROR)], ["moved"]),
         ([claim("00.a"), claim("00.b")], [claim("00.b", verdict="undecided"), claim("00.c")],
          ["flip", "missing", "new"]),
         ([claim(model="one")], [claim(model="two")], []),

@@ -17,7 +17,7 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
    and `minimality` look for missing and idle parts.
 6. `drawing`: `draw` shows it. `files`: `save` and `load` in the MIB benchmark's format.
 
-`wiring` runs a model with edges removed, by the arithmetic of `blocks`; only 3 to 5 call it. What a
+`wiring` runs a model with edges removed; only 3 to 5 call it. What a
 removed edge carries is decided in one place, `CircuitRuns.ablated`; which edges are removed when a
 circuit is evaluated, in `Ablation.overwritten`; by which threshold ACDC removes one, in `acdc`.
 """

@@ -5,9 +5,9 @@ sender's value, times the gradient of the metric at the receiver's input,
 
     score(u -> v) = sum over positions of (a'_u - a_u) · ∂metric / ∂(input of v).
 
-All edges into one layer are one matrix product of senders by receivers. Three steps: gradients at
-every receiver (`gradients`), from them those before the receiver's norm (`_at_receivers`), and the
-product (`_contract`).
+Three steps: one pass gives gradients at every receiver (`gradients`), the chain rule those before
+the receiver's norm (`_at_receivers`), and a matrix product of senders by receivers the scores of
+all edges into one layer (`_contract`).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +35,10 @@ from .runs import (
     batches,
     by_head,
     projections,
-    rows,
     sender_shift,
+    source_of_prompts,
 )
-from .wiring import wire
+from .wiring import Wiring
 
 CACHE = 64 * 10**6  # bytes of a contraction that stays in the processor's cache
 
@@ -98,11 +98,13 @@ def attribute(
     scores = torch.zeros(n_rows, *graph.exists.shape, dtype=torch.float64)
     clean = runs.clean.resid[0]
     ablated = source("resid_pre", 0).expand_as(clean)
-    for prompts in batches(len(clean), max_memory // _of_a_pass(runs)):
+    # A pass keeps about 64 streams a layer of each prompt, and its logits twice.
+    numbers = 64 * graph.n_layers * clean[0].numel() + 2 * runs.model.cfg.d_vocab
+    for prompts in batches(len(clean), max_memory // (numbers * clean.element_size())):
         for share in shares[method]:  # of the way from the clean to the ablated embeddings
             stream = torch.lerp(clean[prompts], ablated[prompts], share)
-            tangent = gradients(runs, stream, function, prompts)
-            _contract(scores, runs, tangent, source, prompts, min(max_memory, CACHE))
+            found = gradients(runs, stream, function, prompts)
+            _contract(scores, runs, found, source, prompts, min(max_memory, CACHE))
     scores /= len(shares[method])
     if not per_prompt:
         return graph.table({"score": scores[0] / len(clean)}).assign(**runs.pairs.said)
@@ -112,48 +114,48 @@ def attribute(
 
 
 @dataclass(eq=False)
-class Tangent:
-    """Gradients of a metric in one pass, by (site, layer) for the sites q, k, v, "mlp" (behind its
-    norm) and "out" (the last stream); and the streams that the norms saw ("attention", "mlp")."""
+class Gradients:
+    """The gradients of a metric in one pass, and what the chain rule needs to go on from them."""
 
-    gradients: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    behind: dict[tuple[str, int], Tensor]
+    """By (site, layer): at q, k and v, at "mlp" (behind its norm) and "out" (the last stream)."""
     streams: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """By (kind of group, layer): what the norms of attention and MLPs read."""
 
 
 def gradients(
     runs: CircuitRuns,
     embeddings: Float[Tensor, "prompt pos d_model"],
     metric: Callable[[Tensor], Tensor],
-    prompts: slice = slice(None),
-) -> Tangent:
+    prompts: slice,
+) -> Gradients:
     """One pass of some clean prompts, with `embeddings` in place of theirs, and back."""
-    model, found = runs.model, Tangent()
-    taped: dict[tuple[str, int], Tensor] = {}
+    model, found = runs.model, Gradients({})
+    taped: dict[tuple[str, int], Tensor] = {}  # what is differentiated by
 
     def tape(site: str, layer: int, value: Tensor) -> Tensor:
         taped[site, layer] = value
         return value  # returned, so that the kept tensor is the one that is used
 
-    def leave(_: Any, args: tuple, output: Any) -> None:
+    def at_end(_: Any, args: tuple, output: Any) -> None:
         tape("out", model.cfg.n_layers - 1, first(output))
 
-    def keep(site: str, layer: int) -> Callable[[Any, tuple], None]:
-        return lambda _, args: found.streams.update({(site, layer): args[0].detach()})
+    def at_norm(kind: str, layer: int) -> Callable[[Any, tuple], None]:
+        return lambda _, args: found.streams.update({(kind, layer): args[0].detach()})
 
-    def split(layer: int) -> Callable[[Any, tuple], tuple]:  # attention may read the same tensor
+    def at_mlp(layer: int) -> Callable[[Any, tuple], tuple]:  # attention may read the same tensor
         return lambda _, args: (tape("mlp", layer, args[0].clone()), *args[1:])
 
     logits = runs.clean.logits().detach().clone()  # a metric reads all prompts' logits
     last = each_position(-1, runs.clean.roles, *runs.clean.tokens.shape)
     last = last[prompts].to(runs.clean.tokens.device)
-    leaf = embeddings.detach().requires_grad_()
-    with entering(model, leaf, last), ExitStack() as stack:
-        handles = [model.blocks[-1].register_forward_hook(leave)]
+    with entering(model, embeddings.detach().requires_grad_(), last), ExitStack() as stack:
+        handles = [model.blocks[-1].register_forward_hook(at_end)]
         for layer, block in enumerate(model.blocks):
             handles += [
-                block.ln1.register_forward_pre_hook(keep("attention", layer)),
-                mlp_norm(block).register_forward_pre_hook(keep("mlp", layer)),
-                block.mlp.register_forward_pre_hook(split(layer)),
+                block.ln1.register_forward_pre_hook(at_norm("attention", layer)),
+                mlp_norm(block).register_forward_pre_hook(at_norm("mlp", layer)),
+                block.mlp.register_forward_pre_hook(at_mlp(layer)),
             ]
             for site in ("q", "k", "v"):
                 point = runs.clean.hook(site, layer)
@@ -162,14 +164,14 @@ def gradients(
             stack.callback(handle.remove)
         logits[prompts] = model(runs.clean.tokens[prompts])[:, -1]
         slopes = gradients_of(metric(logits[None])[:, prompts].sum(), list(taped.values()))
-    found.gradients = dict(zip(taped, slopes, strict=True))
+    found.behind = dict(zip(taped, slopes, strict=True))
     return found
 
 
 def _contract(
     scores: Float[Tensor, "row sender receiver"],
     runs: CircuitRuns,
-    tangent: Tangent,
+    found: Gradients,
     source: Source,
     prompts: slice,
     max_memory: int,
@@ -179,44 +181,33 @@ def _contract(
     graph, weights, n = runs.graph, projections(runs.model), len(runs.pairs)
     _, n_pos, width = runs.clean.resid[0].shape
     each = (len(graph.senders) + 6 * sum(graph.counts.values())) * n_pos * width * 4
-    for own in batches(len(range(n)[prompts]), max_memory // each):
-        some = slice(prompts.start + own.start, min(prompts.start + own.stop, prompts.stop))
-        base, other = (_part(of, n, some) for of in (runs.clean.activation, source))
-        shift = sender_shift(graph, weights, base, other)
+    for of_pass in batches(len(range(n)[prompts]), max_memory // each):
+        some = slice(prompts.start + of_pass.start, prompts.start + of_pass.stop)  # of all prompts
+        clean, ablated = (source_of_prompts(x, n, some) for x in (runs.clean.activation, source))
+        shift = sender_shift(graph, weights, clean, ablated)
         for group in graph.groups:
-            slopes = _at_receivers(runs, group, tangent, weights, own)
+            slopes = _at_receivers(runs, group, found, weights, of_pass)
             before = shift[: group.parents]
             if len(scores) == 1:
-                found = (slopes.flatten(1) @ before.flatten(1).T).T[None]  # few rows first: faster
+                added = (slopes.flatten(1) @ before.flatten(1).T).T[None]  # few rows first: faster
             else:
-                found = einsum(before, slopes, "u prompt pos d, r prompt pos d -> prompt u r")
-            at = some if len(scores) > 1 else slice(None)
-            scores[at, : group.parents, group.receivers] += found.double().cpu()
-
-
-def _of_a_pass(runs: CircuitRuns) -> int:
-    """About the bytes that a pass keeps of a prompt: 64 streams a layer, and its logits twice."""
-    _, n_pos, width = runs.clean.resid[0].shape
-    numbers = 64 * runs.graph.n_layers * n_pos * width + 2 * runs.model.cfg.d_vocab
-    return numbers * runs.clean.resid[0].element_size()
-
-
-def _part(source: Source, n: int, prompts: slice) -> Source:
-    return lambda site, layer: rows(source(site, layer), n, prompts)
+                added = einsum(before, slopes, "u prompt pos d, r prompt pos d -> prompt u r")
+            row = some if len(scores) > 1 else slice(None)
+            scores[row, : group.parents, group.receivers] += added.double().cpu()
 
 
 def _at_receivers(
-    runs: CircuitRuns, group: Group, tangent: Tangent, weights: Weights, prompts: slice
+    runs: CircuitRuns, group: Group, found: Gradients, weights: Weights, prompts: slice
 ) -> Float[Tensor, "receiver prompt pos d_model"]:
     """The metric's gradient at the stream of every receiver of a group."""
-    layer, slopes = group.layer, tangent.gradients
+    layer = group.layer
     if group.kind == "out":
-        return slopes["out", layer - 1][prompts][None]
-    block, stream = runs.model.blocks[layer], tangent.streams[group.kind, layer][prompts]
+        return found.behind["out", layer - 1][prompts][None]
+    block, stream = runs.model.blocks[layer], found.streams[group.kind, layer][prompts]
     if group.kind == "mlp":
-        return _through_norm(mlp_norm(block), stream, slopes["mlp", layer][prompts][None])
+        return _through_norm(mlp_norm(block), stream, found.behind["mlp", layer][prompts][None])
     parts = [
-        by_head(slopes[name, layer][prompts], weights[layer][name][0].transpose(1, 2))
+        by_head(found.behind[name, layer][prompts], weights[layer][name][0].transpose(1, 2))
         for name in ("q", "k", "v")
     ]
     return _through_norm(block.ln1, stream, torch.cat(parts))
@@ -241,7 +232,7 @@ def _exact(
     """The measured change of the metric when each edge is removed by itself. Each edge runs the
     model from its receiver's layer on; edges into one layer share a batch of at most `max_memory`
     bytes (a single one takes `Wiring.row_memory`)."""
-    graph, wiring, function = runs.graph, wire(runs, value), runs.function(metric)
+    graph, wiring, function = runs.graph, Wiring(runs, value), runs.function(metric)
     start = wiring.start()
     before = float(function(wiring.logits(start)).mean())
     wanted = graph.exists if edges is None else graph.mask(edges)

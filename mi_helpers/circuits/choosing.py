@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from .graph import Circuit, Graph
 
@@ -33,32 +32,26 @@ def top(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute
 def greedy(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute") -> Circuit:
     """`n` edges grown from the output: each time the first-ranked edge into a node that is in the
     circuit. Source: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806, section 2."""
-    return _first(graph, _grown(graph, scores, n, ranking), n)
+    return Circuit.of(graph, _grown(graph, scores, n, ranking))
 
 
-def _grown(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking) -> list[tuple[int, int]]:
-    """Sender and receiver of the first `n` edges of `greedy`, in the order in which they enter."""
+def _grown(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking) -> list[str]:
+    """The first `n` edges of `greedy`, in the order in which they enter."""
     rank = dict(zip(scores["edge"], -ranked(scores, ranking), strict=True))
-    into: dict[int, list[tuple[float, int, int]]] = {}
+    into: dict[int, list[tuple[float, int, int, str]]] = {}  # by receiver: equal ranks by number
     for edge, (u, r) in graph.number.items():
-        into.setdefault(r, []).append((rank[edge], r, u))
-    entered, opened = list[tuple[int, int]](), {len(graph.receivers) - 1}
-    queue = into[len(graph.receivers) - 1]
+        into.setdefault(r, []).append((rank[edge], r, u, edge))
+    entered, output = list[str](), len(graph.receivers) - 1
+    opened, queue = {output}, into[output]
     heapq.heapify(queue)
     while queue and len(entered) < n:
-        _, r, u = heapq.heappop(queue)
-        entered.append((u, r))
+        *_, u, edge = heapq.heappop(queue)
+        entered.append(edge)
         for new in set(graph.inputs[u]) - opened:  # the sender's node is in the circuit now
             opened.add(new)
             for entry in into[new]:
                 heapq.heappush(queue, entry)
     return entered
-
-
-def _first(graph: Graph, edges: list[tuple[int, int]], n: int) -> Circuit:
-    kept = torch.zeros_like(graph.exists)
-    kept[tuple(torch.tensor(edges[:n], dtype=torch.long).view(-1, 2).T)] = True
-    return Circuit(graph, kept)
 
 
 def ladder(
@@ -76,7 +69,7 @@ def ladder(
     if select == "top":
         return {share: top(graph, scores, n, ranking).pruned() for share, n in sizes.items()}
     order = _grown(graph, scores, max(sizes.values(), default=0), ranking)  # small ones come first
-    return {share: _first(graph, order, n).pruned() for share, n in sizes.items()}
+    return {share: Circuit.of(graph, order[:n]).pruned() for share, n in sizes.items()}
 
 
 def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Circuit:
@@ -89,17 +82,12 @@ def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Ci
     graph, rng = circuit.graph, np.random.default_rng(seed)
     among = Circuit.between(graph, circuit.nodes).kept if same_nodes else graph.exists
     kept = torch.zeros_like(graph.exists)
-    cells = [(u[among[u, r]], r[among[u, r]]) for u, r in graph.cells]
-    for u, r in sorted((cell for cell in cells if len(cell[0])), key=_place):
-        n = int(circuit.kept[u, r].sum())
-        chosen = rng.choice(len(u), n, replace=False)
+    left = [(u[among[u, r]], r[among[u, r]]) for u, r in graph.kinds]  # senders, receivers
+    # Kinds are drawn from in the order of their first edges.
+    for u, r in sorted((x for x in left if len(x[0])), key=lambda x: (int(x[0][0]), int(x[1][0]))):
+        chosen = rng.choice(len(u), int(circuit.kept[u, r].sum()), replace=False)
         kept[u[chosen], r[chosen]] = True
     return Circuit(graph, kept)
-
-
-def _place(cell: tuple[Tensor, Tensor]) -> tuple[int, int]:
-    """Sender and receiver of a cell's first edge: the order in which random edges are drawn."""
-    return int(cell[0][0]), int(cell[1][0])
 
 
 def bootstrapped(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .graph import Circuit, Graph, Group, Mask
 from .runs import CircuitRuns, Metric, Value
-from .wiring import State, Wiring, wire
+from .wiring import State, Wiring
 
 MOST = 32  # trials that share a batch: of more, many stand on wrong guesses
 
@@ -79,13 +79,13 @@ def acdc(
     def accepted(change: float) -> bool:  # the rule: here alone
         return change < threshold
 
-    ahead = _Ahead(wire(runs, value), runs.loss(metric), accepted, max_memory)
+    ahead = _Ahead(Wiring(runs, value), runs.loss(metric), accepted, max_memory)
     order = list(trials(graph, heads, units))
     total = sum(len(batch) for _, batch in order)
     with tqdm(total=total, desc="ACDC", leave=False, disable=total < 200) as bar:
         for group, batch in order:  # from the output to the embedding
             for trial in ahead.that_matter(group, batch):
-                change = ahead.change(trial)  # of the loss, were this edge gone too
+                change = ahead.change()  # of the loss, were this edge gone too
                 removed = accepted(change)
                 ahead.decide(removed)
                 lines.append({"edge": trial.name, "change": change, "removed": removed})
@@ -95,14 +95,13 @@ def acdc(
 
 
 class _Row(NamedTuple):
-    """One trial in a batch: its number there, the edges removed in it, its loss, the change that
-    this is if all guesses before it are right, and the guess how it ends."""
+    """One trial in a batch: its number there, the edges removed in it, its loss, and the change
+    that this is if all guesses before it are right."""
 
     number: int
     removed: Tensor
     loss: float
     change: float
-    guess: bool
 
 
 class _Ahead:
@@ -112,6 +111,9 @@ class _Ahead:
     share a batch nevertheless: every row guesses how the rows before it end. When a decision is not
     as it was guessed, the rest of the batch is thrown away and run again, so that every answer is
     the one that trials one by one would give.
+
+    Use, for each group of trials: `that_matter`; then for each of those, in order, `change` and
+    `decide`.
     """
 
     def __init__(
@@ -123,15 +125,18 @@ class _Ahead:
     ) -> None:
         self.wiring, self.function, self.accepted = wiring, loss, accepted
         self.max_memory = max_memory
+        # What is decided: edges removed, the loss without them, and the run to start from.
         self.removed = (~wiring.graph.exists).float()
         self.state = wiring.start()
         self.state.removed = self.removed[None].clone()
         (self.loss,) = self._losses(self.state)
-        self.coming: list[Trial] = []  # of this group, in order
+        # What is not: the group's trials in order, with a guess whether each ends in a removal.
+        self.coming: list[Trial] = []
         self.guesses: dict[Trial, bool] = {}
-        self.rows: list[_Row] = []  # of the batch, those that are not decided yet
+        # The batch that is running: its rows that are not decided, and the last accepted one.
+        self.rows: list[_Row] = []
         self.batch = self.state
-        self.best: int | None = 0  # the batch's last row that was accepted
+        self.accepted_row: int | None = 0
 
     @property
     def kept(self) -> Mask:
@@ -141,33 +146,34 @@ class _Ahead:
         """The trials of a batch, all at `group` or behind it, whose edges lie on a path to the
         output; the others are removed at once."""
         senders, receivers = self.wiring.graph.live(self.kept)
-        left = list[Trial]()
+        self.coming = []
         for trial in batch:
             if senders[trial.sender] if trial.receiver is None else receivers[trial.receiver]:
-                left.append(trial)
+                self.coming.append(trial)
             else:
                 self.removed = trial.without(self.removed)
-        self.coming, self.guesses = list(left), dict.fromkeys(left, True)
+        self.guesses = dict.fromkeys(self.coming, True)
         self.window = min(MOST, max(1, self.max_memory // self.wiring.row_memory(group)))
-        return left
+        return list(self.coming)
 
-    def change(self, trial: Trial) -> float:
-        """The change of the loss if this trial's edges, the next in order, were removed too."""
+    def change(self) -> float:
+        """The change of the loss if the next trial's edges were removed too."""
         if not self.rows:
             self._run(self.coming[: self.window])
         return self.rows[0].change
 
     def decide(self, removed: bool) -> None:
         """Whether they are."""
-        row, _ = self.rows.pop(0), self.coming.pop(0)
+        row, trial = self.rows.pop(0), self.coming.pop(0)
         if removed:
-            self.loss, self.removed, self.best = row.loss, row.removed, row.number
-        if removed != row.guess:  # what the rest says is not the truth, but the best guess of it
-            for trial, other in zip(self.coming, self.rows, strict=False):
-                self.guesses[trial] = self.accepted(other.change)
+            self.loss, self.removed, self.accepted_row = row.loss, row.removed, row.number
+        if removed != self.guesses[trial]:
+            # What the rest of the rows say is not the truth, but the best guess of it.
+            for coming, other in zip(self.coming, self.rows, strict=False):
+                self.guesses[coming] = self.accepted(other.change)
             self.rows = []
-        if not self.rows and self.best is not None:
-            self.state = self.batch = self.batch.row(self.best)
+        if not self.rows and self.accepted_row is not None:
+            self.state = self.batch = self.batch.row(self.accepted_row)
 
     def _run(self, batch: list[Trial]) -> None:
         """The next trials as rows of one batch, each on top of those that are guessed to end in a
@@ -176,12 +182,11 @@ class _Ahead:
         for trial in batch:
             masks.append(trial.without(removed))
             removed = masks[-1] if self.guesses[trial] else removed
-        self.batch, self.best = self.wiring.remove(torch.stack(masks), self.state), None
-        before = self.loss
+        self.batch = self.wiring.remove(torch.stack(masks), self.state)
+        self.accepted_row, before = None, self.loss
         for number, (trial, loss) in enumerate(zip(batch, self._losses(self.batch), strict=True)):
-            guess = self.guesses[trial]
-            self.rows.append(_Row(number, masks[number], loss, loss - before, guess))
-            before = loss if guess else before
+            self.rows.append(_Row(number, masks[number], loss, loss - before))
+            before = loss if self.guesses[trial] else before
 
     def _losses(self, state: State) -> list[float]:
         return self.function(self.wiring.logits(state)).mean(-1).tolist()
@@ -199,18 +204,15 @@ def trials(
     for number, group in reversed(list(enumerate(graph.groups))):
         senders = senders_of(graph, group, heads)
         if units == "edges":
-            yield (
-                group,
-                [
-                    Trial(f"{graph.senders[u]} -> {graph.receivers[r]}", u, r)
-                    for r in receivers_of(graph, group, heads)
-                    for u in senders
-                ],
-            )
+            receivers = receivers_of(graph, group, heads)
+            names = ((u, r, f"{graph.senders[u]} -> {graph.receivers[r]}")
+                     for r in receivers for u in senders)  # fmt: skip
+            yield group, [Trial(name, u, r) for u, r, name in names]
             continue
-        earlier = graph.groups[number - 1].parents if number else 0  # seen by the group before
-        own = [u for u in senders if u >= max(1, earlier)]
-        chosen = [u for u in own if units == "nodes" or graph.senders[u][0] == "A"]
+        # Nodes: those senders that no earlier group reads, without the embedding.
+        first = max(1, graph.groups[number - 1].parents if number else 0)
+        kinds = "AM" if units == "nodes" else "A"
+        chosen = [u for u in senders if u >= first and graph.senders[u][0] in kinds]
         if chosen:
             yield group, [Trial(graph.senders[u], u, None) for u in chosen]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .choosing import SHARES, Ranking, ladder
 from .graph import Circuit, Mask
-from .runs import CircuitRuns, Metric, Value
-from .wiring import wire
+from .runs import CircuitRuns, Metric, Value, batches
+from .wiring import Wiring
 
 MEMORY = 2 * 10**9  # bytes of a batch of prompts
 Circuits = Circuit | Mapping[str, Circuit] | Mapping[float, Circuit]
@@ -125,8 +125,10 @@ def _values(
     """The metric with each set of edges overwritten, by prompt."""
     logits: list[list[Tensor]] = [[] for _ in masks]
     restore = ablation.direction == "restore"
-    for prompts in runs.batches(max_memory):
-        wiring = wire(runs, ablation.value, prompts, ablation.positions, restore)
+    n, n_pos, width = runs.clean.resid[0].shape
+    streams = 3 * len(runs.graph.senders) + len(runs.graph.receivers)  # of a prompt, at most
+    for prompts in batches(n, max_memory // (streams * n_pos * width * 4)):
+        wiring = Wiring(runs, ablation.value, prompts, ablation.positions, restore)
         for found, mask in zip(logits, masks, strict=True):
             found.append(wiring.logits(wiring.remove(mask)))
     function = runs.function(metric)

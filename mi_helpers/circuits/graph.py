@@ -28,13 +28,12 @@ Mask = Bool[Tensor, "sender receiver"]
 
 @dataclass(frozen=True)
 class Group:
-    """Receivers that read the stream at one point: their kind ("attention", "mlp" or "out"), their
-    layer, their numbers, and how many senders come before them."""
+    """Receivers that read the stream at one point."""
 
-    kind: str
+    kind: str  # "attention", "mlp" or "out"
     layer: int
-    receivers: range
-    parents: int
+    receivers: range  # their numbers
+    parents: int  # how many senders come before them, the first ones: each is one edge
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Graph:
         Raises ValueError for architectures in which a head is no summand of the stream (a norm
         behind attention) or reads something else than the norm of the stream.
         """
-        cfg, run = model.cfg, _short_run(model)
+        cfg, run = model.cfg, _checked_run(model)
         return cls(
             n_layers=cfg.n_layers,
             n_heads=cfg.n_heads,
@@ -116,14 +115,13 @@ class Graph:
         return sender.tolist(), receiver.tolist()
 
     @cached_property
-    def cells(self) -> list[tuple[Int[Tensor, "edge"], Int[Tensor, "edge"]]]:
+    def kinds(self) -> list[tuple[Int[Tensor, "edge"], Int[Tensor, "edge"]]]:
         """Senders and receivers of the edges of one kind: into the queries, keys, values, MLP or
         output of one layer, from heads or from MLPs (the embedding counts with them)."""
         found: dict[tuple, list[tuple[int, int]]] = {}
         for u, r in self.exists.nonzero().tolist():
             layer, *rest = self.receivers[r].split(".")
-            kind = (layer, *rest[1:], self.senders[u][0] == "A")
-            found.setdefault(kind, []).append((u, r))
+            found.setdefault((layer, *rest[1:], self.senders[u][0] == "A"), []).append((u, r))
         pairs = (torch.tensor(places).T for places in found.values())
         return [(u, r) for u, r in pairs]
 
@@ -139,11 +137,12 @@ class Graph:
 
     def mask(self, edges: Iterable[str]) -> Mask:
         """True at these edges. Raises ValueError for names that the graph does not have."""
-        found = torch.zeros_like(self.exists)
+        found, places = torch.zeros_like(self.exists), list[tuple[int, int]]()
         for name in edges:
             if name not in self.number:
                 raise ValueError(f"no edge {name!r}: write it like {self.edges[-1]!r}")
-            found[self.number[name]] = True
+            places.append(self.number[name])
+        found[tuple(torch.tensor(places, dtype=torch.long).view(-1, 2).T)] = True
         return found
 
     def sender_number(self, layer: int, head: int | None = None) -> int:
@@ -187,9 +186,10 @@ class Graph:
         return pd.DataFrame(columns | found)
 
 
-def _short_run(model: TransformerBridge) -> Run:
-    """Six tokens, and whether the stream is what edges take it for: heads and MLPs are its
-    summands, and heads read its norm. Six, since a tiny network's MLP may be silent for some."""
+def _checked_run(model: TransformerBridge) -> Run:
+    """A run of six tokens (a tiny network's MLP may be silent for some), in which the stream is
+    what edges take it for: heads and MLPs are its summands, and heads read its norm. Raises
+    ValueError where it is not."""
     block = model.blocks[0]
     refusal = ValueError(
         f"{model.cfg.architecture} has norms behind its blocks or in unusual places: its heads are "

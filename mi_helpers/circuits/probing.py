@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .graph import Circuit, Graph
 from .runs import CircuitRuns, Metric, Value
-from .wiring import wire
+from .wiring import Wiring
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # the stretch, and how soft the masks are
 START = math.log(0.9 / 0.1)  # masks start mostly kept
@@ -77,7 +77,7 @@ def subnetwork_probing(
         raise ValueError(f"penalties are different numbers of at least 0, got {penalties}")
     if steps < 1 or units not in ("nodes", "edges"):
         raise ValueError(f"needs a step or more, of 'nodes' or 'edges', got {steps} and {units!r}")
-    wiring, function = wire(runs, value), runs.loss(metric)
+    wiring, function = Wiring(runs, value), runs.loss(metric)
     names = runs.graph.senders[1:] if units == "nodes" else runs.graph.edges
     odds = torch.full((len(penalties), len(names)), START, requires_grad=True)
     optimizer, weight = torch.optim.Adam([odds], rate), torch.tensor(penalties)

@@ -1,6 +1,6 @@
 """The clean and the corrupted run, recorded once, and what every sender writes in them.
 
-`record` runs a set of prompt pairs; all else in this room takes what it returns.
+`record` runs a set of prompt pairs; all else in this folder takes what it returns.
 """
 
 from collections.abc import Callable
@@ -79,12 +79,6 @@ class CircuitRuns:
 
         return zero
 
-    def batches(self, max_memory: int) -> list[slice]:
-        """The prompts in batches whose wirings stay below `max_memory` bytes."""
-        n, n_pos, width = self.clean.resid[0].shape
-        each = 3 * len(self.graph.senders) + len(self.graph.receivers)
-        return batches(n, max_memory // (each * n_pos * width * 4))
-
 
 def record(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
     """Run the clean and the corrupted prompts once. Raises ValueError for a model whose heads and
@@ -119,10 +113,19 @@ def batches(n: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def rows(value: Any, n: int, prompts: slice) -> Any:
-    """Some prompts of what has one entry per prompt (`n`); anything else as it is."""
-    by_prompt = isinstance(value, Tensor) and value.ndim and len(value) == n
-    return value[prompts] if by_prompt else value
+def of_prompts(value: Any, n: int, prompts: slice) -> Any:
+    """Some of `n` prompts, of nested values; what has no entry for each prompt stays as it is."""
+
+    def own(leaf: Any) -> Any:
+        by_prompt = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == n
+        return leaf[prompts] if by_prompt else leaf
+
+    return map_leaves(own, value)
+
+
+def source_of_prompts(source: Source, n: int, prompts: slice) -> Source:
+    """The same of what a source gives."""
+    return lambda site, layer: of_prompts(source(site, layer), n, prompts)
 
 
 def projections(model: TransformerBridge) -> Weights:

@@ -13,7 +13,7 @@ from mi_helpers.circuits.choosing import greedy, top
 from mi_helpers.circuits.discovery import receivers_of, senders_of, trials
 from mi_helpers.circuits.graph import Circuit, Graph
 from mi_helpers.circuits.runs import CircuitRuns, record
-from mi_helpers.circuits.wiring import wire
+from mi_helpers.circuits.wiring import Wiring
 from mi_helpers.metrics import logit_diff
 from mi_helpers.tasks.prompts import docstring
 from mi_helpers.toys.docstring import gate_scores, linear_transformer
@@ -106,7 +106,7 @@ CASES = [(family, value) for family in FAMILIES for value in ("resample", "zero"
 )
 def test_each_edge_is_removed_as_by_the_slow_reference(family, value):
     runs, model = runs_of(family), tiny.bridge(family)
-    graph, wiring = runs.graph, wire(runs, value)
+    graph, wiring = runs.graph, Wiring(runs, value)
     kinds = pd.Series([edge.split(" -> ")[1].split(".")[-1][0] for edge in graph.edges])
     generator = np.random.default_rng(0)
     chosen = [n for _, part in kinds.groupby(kinds) for n in generator.choice(part.index, 2)]
@@ -120,7 +120,7 @@ def test_each_edge_is_removed_as_by_the_slow_reference(family, value):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_edge_removed_is_the_clean_run_and_all_are_the_corrupted_run(family):
     runs = runs_of(family)
-    wiring = wire(runs)
+    wiring = Wiring(runs)
     assert torch.equal(wiring.logits(wiring.start())[0], runs.clean.logits())
     everything = wiring.logits(wiring.remove(runs.graph.exists))[0]
     assert torch.equal(everything, runs.corrupted.logits())
@@ -129,7 +129,7 @@ def test_no_edge_removed_is_the_clean_run_and_all_are_the_corrupted_run(family):
 @pytest.mark.parametrize("pos", [None, [2, 6]])
 def test_step_by_step_is_as_from_scratch(pos):
     runs = runs_of("qwen2")
-    wiring, generator = wire(runs, pos=pos), torch.Generator().manual_seed(0)
+    wiring, generator = Wiring(runs, pos=pos), torch.Generator().manual_seed(0)
     state, mask = wiring.start(), torch.zeros_like(runs.graph.exists)
     order = torch.randperm(len(runs.graph.edges), generator=generator)
     for part in order.split(90):
@@ -146,7 +146,7 @@ def test_all_edges_removed_at_some_positions_is_a_prompt_mixed_of_both():
     """Where only embeddings differ, removing every edge of the embedding at a position is to swap
     the token there; the heads must then be left to run by themselves."""
     runs, model = runs_of("gpt2"), tiny.bridge("gpt2")
-    wiring, mask = wire(runs, pos=[2]), torch.zeros_like(runs.graph.exists)
+    wiring, mask = Wiring(runs, pos=[2]), torch.zeros_like(runs.graph.exists)
     mask[0] = True
     mixed = PAIRS.clean_tokens.clone()
     mixed[:, 2] = PAIRS.corrupted_tokens[:, 2]
@@ -156,7 +156,7 @@ def test_all_edges_removed_at_some_positions_is_a_prompt_mixed_of_both():
 
 def test_removing_a_whole_node_is_patching_its_output():
     runs, model = runs_of("llama"), tiny.bridge("llama")
-    wiring, mask = wire(runs, "mean"), torch.zeros_like(runs.graph.exists)
+    wiring, mask = Wiring(runs, "mean"), torch.zeros_like(runs.graph.exists)
     sender = runs.graph.sender_number(1, 2)
     mask[sender] = runs.graph.exists[sender]
     mean = runs.corrupted.acts["z", 1].mean(0)[:, 2]
@@ -174,7 +174,7 @@ def test_removing_a_whole_node_is_patching_its_output():
 
 def test_rows_that_share_a_batch_are_as_alone():
     runs = runs_of("qwen2")
-    wiring, generator = wire(runs), torch.Generator().manual_seed(0)
+    wiring, generator = Wiring(runs), torch.Generator().manual_seed(0)
     first = (torch.rand(runs.graph.exists.shape, generator=generator) < 0.1) & runs.graph.exists
     state = wiring.remove(first)
     more = (torch.rand(5, *first.shape, generator=generator) < 0.2) & runs.graph.exists
@@ -198,7 +198,7 @@ def test_eap_is_the_slope_of_removal(family, value):
     """Removing a thousandth of an edge changes the metric by a thousandth of its score."""
     runs = runs_of(family)
     scores = circuits.attribute(runs, value=value)
-    wiring, metric = wire(runs, value), runs.function("logit_diff")
+    wiring, metric = Wiring(runs, value), runs.function("logit_diff")
     start = metric(wiring.logits(wiring.start())).mean()
     for n in range(0, len(runs.graph.edges), 61):
         state = wiring.remove(one_edge(runs.graph, n) * 1e-3)
@@ -320,7 +320,7 @@ def order(graph: Graph) -> list[tuple[int, int]]:
 
 def slow_acdc(runs: CircuitRuns, threshold: float) -> list[str]:
     """The algorithm as written: every removal is a run from scratch."""
-    graph, wiring, metric = runs.graph, wire(runs), runs.function("kl")
+    graph, wiring, metric = runs.graph, Wiring(runs), runs.function("kl")
     kept, loss = graph.exists.clone(), 0.0
     for receiver, sender in order(graph):
         trial = kept.clone()
@@ -357,7 +357,7 @@ def test_trials_that_share_a_batch_end_as_one_by_one(family, units):
     removed = alone.trials["removed"]
     assert 0 < removed.sum() < len(removed)
     for rows in (3, 40):
-        budget = rows * wire(runs).row_memory(runs.graph.groups[0])
+        budget = rows * Wiring(runs).row_memory(runs.graph.groups[0])
         found = circuits.acdc(runs, threshold, max_memory=budget, **options)
         assert found.trials[["edge", "removed"]].equals(alone.trials[["edge", "removed"]])
         np.testing.assert_allclose(found.trials["change"], alone.trials["change"], atol=2e-5)
@@ -374,7 +374,7 @@ def test_acdc_over_heads_removes_them_whole():
     assert {"embed", "M0", "M1", "M2", "M3", "out"} <= {*found.circuit.nodes}
     mask = torch.zeros_like(runs.graph.exists)
     mask[[runs.graph.senders.index(name) for name in gone]] = True
-    logits = wire(runs).logits(wire(runs).remove(mask & runs.graph.exists))
+    logits = Wiring(runs).logits(Wiring(runs).remove(mask & runs.graph.exists))
     loss = float(runs.function("kl")(logits).mean())
     accepted = found.trials.loc[found.trials["removed"], "change"].sum()
     assert accepted == pytest.approx(loss, abs=2e-5)
@@ -446,7 +446,7 @@ def test_restoring_the_rest_is_ablating_the_circuit_for_all_edges_of_a_node():
     runs = runs_of("gpt2")
     circuit = Circuit.of(runs.graph, [e for e in runs.graph.edges if e.endswith("-> out")][::2])
     noised = circuits.evaluate(runs, circuit, circuits.Ablation(set="circuit"))
-    wiring = wire(runs)
+    wiring = Wiring(runs)
     expected = runs.function("logit_diff")(wiring.logits(wiring.remove(circuit.kept)))[0]
     np.testing.assert_allclose(noised["value"], expected.numpy(), atol=1e-5)
 
@@ -476,7 +476,7 @@ def test_circuits_built_from_the_ablated_end_run_as_from_the_clean_one(few, monk
     monkeypatch.setattr(wiring_room, "FEW", few)
     runs = runs_of("llama")
     for value in ("resample", "mean"):
-        ready = wire(runs, value)
+        ready = Wiring(runs, value)
         for n in (20, 100, 300):
             circuit = top(runs.graph, circuits.attribute(runs), n)
             removed = runs.graph.exists & ~circuit.kept

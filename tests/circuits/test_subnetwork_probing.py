@@ -9,7 +9,7 @@ import torch
 from mi_helpers import circuits
 from mi_helpers.circuits.probing import drawn, expected, shares
 from mi_helpers.circuits.runs import record
-from mi_helpers.circuits.wiring import wire
+from mi_helpers.circuits.wiring import Wiring
 from tests import tiny
 from tests.circuits.reference import pairs
 
@@ -35,7 +35,7 @@ def planted():
 def test_gradients_of_masks_are_finite_differences(family, units, value):
     model = tiny.bridge(family)
     runs = record(model, PAIRS)
-    wiring, metric = wire(runs, value), runs.function("logit_diff")
+    wiring, metric = Wiring(runs, value), runs.function("logit_diff")
     n = len(runs.graph.edges) if units == "edges" else len(runs.graph.senders) - 1
     removed = torch.rand(1, n, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
 

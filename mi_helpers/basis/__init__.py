@@ -1,10 +1,16 @@
 """The interaction basis, its edges, and the degeneracy of parameters.
 
-In reading order: `jacobians` (Gram matrices of activations and of gradients), `fitting` (a basis at
-every boundary), `interactions` (its edges), `ablation` (how few features or edges are enough), and
-apart from these `degeneracy` (which changes of parameters do nothing) and `volume` (how many of the
-parameters count at a finite change of the loss). A network comes as the `Stack` of sections of
-`mi_helpers.engine.stack`.
+In reading order:
+
+1. `fitting`: `fit` finds a basis at every boundary between sections; what counts as a direction is
+   its `threshold`. It stands on `jacobians`: Gram matrices of activations and of gradients.
+2. `interactions`: `edges` says how much each feature moves each next one; `rewired` is their null.
+3. `ablation`: how few features or edges are enough (`needed`, by a `tolerance`; `recomputed`, by an
+   `error`). What is removed becomes zero, the feature's mean.
+4. Apart from these, `degeneracy`: which changes of parameters do nothing, and `volume`: how many
+   of the parameters count at a finite change of the loss.
+
+A network comes as the `Stack` of sections of `mi_helpers.engine.stack`.
 """
 
 from ..communities import modules
@@ -20,41 +26,13 @@ from .degeneracy import (
 )
 from .fitting import Basis, Boundary, fit
 from .interactions import convergence, edge_table, edges, inputs_needed, rewired
-from .jacobians import (
-    activation_gram,
-    jacobian_gram,
-    spectrum,
-)
+from .jacobians import activation_gram, jacobian_gram, spectrum
 from .volume import learning_coefficient, losses_below
 
 __all__ = [
-    "Basis",
-    "Boundary",
-    "Stack",
-    "ablate_edges",
-    "ablate_nodes",
-    "activation_gram",
-    "behavioural_spectrum",
-    "convergence",
-    "edge_table",
-    "edges",
-    "effective_parameters",
-    "extra_free",
-    "fewest",
-    "fit",
-    "from_bridge",
-    "from_sequential",
-    "inputs_needed",
-    "jacobian_gram",
-    "layers",
-    "learning_coefficient",
-    "losses_below",
-    "modules",
-    "needed",
-    "ranks",
-    "recomputed",
-    "rewired",
-    "settled",
-    "spectrum",
-    "synchronised",
-]
+    "Basis", "Boundary", "Stack", "ablate_edges", "ablate_nodes", "activation_gram",
+    "behavioural_spectrum", "convergence", "edge_table", "edges", "effective_parameters",
+    "extra_free", "fewest", "fit", "from_bridge", "from_sequential", "inputs_needed",
+    "jacobian_gram", "layers", "learning_coefficient", "losses_below", "modules", "needed",
+    "ranks", "recomputed", "rewired", "settled", "spectrum", "synchronised",
+]  # fmt: skip

@@ -1,11 +1,15 @@
-"""Ablation of features and of edges, and how few of them keep what the network does."""
+"""Ablation of features and of edges, and how few of them keep what the network does.
+
+A removed feature is zero, which is its mean (`_with_nodes`); a removed edge is a feature that is
+zero for one next feature alone (`_with_edges`). Enough is what `fewest` finds: the smallest number,
+largest first, with a score of at least the target.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial as bound
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .fitting import Basis
@@ -28,14 +32,10 @@ def ablate_nodes(
     ``keep``. ``score`` gets the outputs of all inputs.
     """
     features = basis.boundaries[at].encode(basis.stack.activations(inputs)[at])
-    rows = [
-        {
-            "boundary": at,
-            "kept": n,
-            "score": _with_nodes(basis, features, at, n, score, batch_size),
-        }
-        for n in keep
-    ]
+    rows = []
+    for n in keep:
+        value = _with_nodes(basis, features, at, n, score, batch_size)
+        rows.append({"boundary": at, "kept": n, "score": value})
     return pd.DataFrame(rows)
 
 
@@ -76,30 +76,17 @@ def ablate_edges(
     and that takes the outputs of the first so many inputs as well as those of all.
     """
     features = basis.boundaries[section].encode(basis.stack.activations(inputs)[section])
-    masks = _largest(interactions[section])
-    rows = [
-        {
-            "section": section,
-            "kept": n,
-            "score": _with_edges(basis, section, features, masks(n), score, batch_size, give_up),
-        }
-        for n in keep
-    ]
+    place = _places(interactions[section])
+    rows = []
+    for n in keep:
+        value = _with_edges(basis, section, features, place < n, score, batch_size, give_up)
+        rows.append({"section": section, "kept": n, "score": value})
     return pd.DataFrame(rows)
 
 
-def _largest(
-    E: Float[Tensor, "next feature"],
-) -> Callable[[int], Bool[Tensor, "next feature"]]:
-    """Masks of the so many largest edges."""
-    order = E.flatten().argsort(descending=True, stable=True)
-
-    def largest(n: int) -> Tensor:
-        mask = torch.zeros(E.numel(), dtype=torch.bool)
-        mask[order[:n]] = True
-        return mask.view_as(E)
-
-    return largest
+def _places(E: Float[Tensor, "next feature"]) -> Int[Tensor, "next feature"]:
+    """Each edge's place among all, the largest first: those below n are the n largest."""
+    return E.flatten().argsort(descending=True, stable=True).argsort().view_as(E)
 
 
 def _with_edges(
@@ -129,16 +116,23 @@ def _run_masked(
     features: Float[Tensor, "batch ... feature"],
     mask: Bool[Tensor, "next feature"],
 ) -> Tensor:
-    here, there = basis.boundaries[section], basis.boundaries[section + 1]
+    """The output where every next feature sees the features that its row of the mask keeps."""
+    there = basis.boundaries[section + 1]
     masks, which = torch.unique(mask, dim=0, return_inverse=True)
     columns, parts = [], []
-    for row, kept in enumerate(masks):
-        x = here.mean.to(features) + features[..., kept] @ here.C_pinv[kept].to(features)
-        y = basis.stack.run(x, section, section + 1)
-        columns.append(torch.nonzero(which == row)[:, 0])
+    for number, kept in enumerate(masks):  # one forward pass for the next features that it serves
+        y = _next_of(basis, section, features, kept)
+        columns.append(torch.nonzero(which == number)[:, 0])
         parts.append((y - there.mean.to(y)) @ there.C[:, columns[-1]].to(y))
     found = torch.cat(parts, dim=-1)[..., torch.cat(columns).argsort().to(features.device)]
     return basis.stack.run(there.decode(found), section + 1)
+
+
+def _next_of(basis: Basis, section: int, features: Tensor, kept: Tensor) -> Tensor:
+    """A section's outcome with these features alone (a mask or numbers), the others zero."""
+    here = basis.boundaries[section]
+    x = here.mean.to(features) + features[..., kept] @ here.C_pinv[kept].to(features)
+    return basis.stack.run(x, section, section + 1)
 
 
 @torch.no_grad()
@@ -158,21 +152,18 @@ def recomputed(
     here, there = basis.boundaries[section], basis.boundaries[section + 1]
     activations = basis.stack.activations(inputs)
     features, after = here.encode(activations[section]), there.encode(activations[section + 1])
-
-    def kept_variance(next_feature: int, order: Tensor, k: int) -> float:
-        f, kept = after[..., next_feature], order[:k]
-        x = here.mean.to(features) + features[..., kept] @ here.C_pinv[kept].to(features)
-        found = there.encode(basis.stack.run(x, section, section + 1))[..., next_feature]
-        return 1 - ((found - f).pow(2).mean() / f.var(correction=0)).item()
-
     orders = E.argsort(dim=1, descending=True, stable=True)
-    return torch.tensor(
-        [
-            fewest(bound(kept_variance, i, order), len(order), 1 - error)
-            for i, order in enumerate(orders)
-        ],
-        dtype=torch.float64,
-    )
+
+    def enough(next_feature: int) -> int:
+        f, order = after[..., next_feature], orders[next_feature]
+
+        def kept_variance(k: int) -> float:
+            found = there.encode(_next_of(basis, section, features, order[:k]))[..., next_feature]
+            return 1 - ((found - f).pow(2).mean() / f.var(correction=0)).item()
+
+        return fewest(kept_variance, len(order), 1 - error)
+
+    return torch.tensor([enough(i) for i in range(len(E))], dtype=torch.float64)
 
 
 def fewest(score: Callable[[int], float], most: int, target: float, start: int = 1) -> int:
@@ -187,8 +178,8 @@ def fewest(score: Callable[[int], float], most: int, target: float, start: int =
         low, step = high, 2 * step
     if high == most and score(most) < target:
         raise ValueError(
-            f"the score stays below {target:.4g} even with all {most} kept: the "
-            "basis itself loses something, so lower `threshold` in fit"
+            f"the score stays below {target:.4g} even with all {most} kept: the basis itself "
+            "loses something, so lower `threshold` in fit"
         )
     # Halve what is between too few and enough.
     while high - low > 1:
@@ -234,31 +225,25 @@ def needed(
 
     whole = features_of(inputs)
     some = features_of(inputs[:first]) if partial else whole
+    share = len(inputs[:first]) / len(inputs)
 
     def edges_kept(section: int) -> int:
-        masks = _largest(interactions[section])
+        place, most = _places(interactions[section]), interactions[section].numel()
 
-        def kept(k: int, features: list[Tensor], give_up: float | None = None) -> float:
-            return _with_edges(basis, section, features[section], masks(k), score, give_up=give_up)
+        def of_first(k: int) -> float:  # on all inputs, if all but the first were right
+            value = _with_edges(basis, section, some[section], place < k, score)
+            return 1 - share * (1 - value)
 
-        most, start = interactions[section].numel(), 1
-        if partial:
-            # If all others were right: what fails even so fails on all inputs.
-            share = len(inputs[:first]) / len(inputs)
-            start = fewest(lambda k: 1 - share * (1 - kept(k, some)), most, target)
-        give_up = target if partial else None
-        return fewest(lambda k: kept(k, whole, give_up), most, target, start)
+        def of_all(k: int) -> float:
+            give_up = target if partial else None
+            return _with_edges(basis, section, whole[section], place < k, score, give_up=give_up)
+
+        start = fewest(of_first, most, target) if partial else 1
+        return fewest(of_all, most, target, start)
 
     def features_kept(section: int) -> int:
-        return fewest(
-            lambda k: _with_nodes(basis, whole[section], section, k, score),
-            len(basis.boundaries[section].importance),
-            target,
-        )
+        most = len(basis.boundaries[section].importance)
+        return fewest(lambda k: _with_nodes(basis, whole[section], section, k, score), most, target)
 
-    return pd.DataFrame(
-        [
-            {"section": i, "edges": edges_kept(i), "features": features_kept(i)}
-            for i in range(len(interactions))
-        ]
-    )
+    rows = [(i, edges_kept(i), features_kept(i)) for i in range(len(interactions))]
+    return pd.DataFrame(rows, columns=["section", "edges", "features"])

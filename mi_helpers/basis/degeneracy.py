@@ -6,7 +6,8 @@ network *on a set of inputs*. The exact count, for networks small enough, comes 
 of the outputs with respect to the parameters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -37,22 +38,13 @@ def ranks(
         forth = activation_gram(x)[1]
         back = torch.eye(x.shape[-1], dtype=torch.float64)
         if index < len(stack.sections):
-            back = jacobian_gram(_rest(stack, index), x, sources=sources, **options).matrix
-        rows += [
-            {
-                "boundary": index,
-                "threshold": threshold,
-                "width": x.shape[-1],
-                "activations": spectrum(forth, threshold)[0].numel(),
-                "gradients": spectrum(back, threshold)[0].numel(),
-            }
-            for threshold in np.atleast_1d(thresholds).tolist()
-        ]
-    return pd.DataFrame(rows)
-
-
-def _rest(stack: Stack, start: int) -> Callable[[Tensor], Tensor]:
-    return lambda z: stack.run(z, start)
+            rest = partial(stack.run, start=index)
+            back = jacobian_gram(rest, x, sources=sources, **options).matrix
+        for threshold in np.atleast_1d(thresholds).tolist():
+            kept = (spectrum(gram, threshold)[0].numel() for gram in (forth, back))
+            rows.append((index, threshold, x.shape[-1], *kept))
+    columns = ["boundary", "threshold", "width", "activations", "gradients"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def layers(
@@ -66,30 +58,21 @@ def layers(
     ``weights - inputs * gradients`` directions are free. ``groups`` lists the sets of two or more
     synchronised ReLUs that follow the layer.
     """
-    rows, x = [], inputs
-    modules = list(network)
+    rows, x, modules = [], inputs, list(network)
     for index, module in enumerate(modules):
-        y = module(x)
+        y, after = module(x), modules[index + 1 :]
         if isinstance(module, nn.Linear):
             read = x if module.bias is None else torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
             n_read = spectrum(read.T.double() @ read.double(), threshold)[0].numel()
-            rest = nn.Sequential(*modules[index + 1 :])
-            passed = jacobian_gram(rest, y).matrix
-            n_passed = spectrum(passed, threshold)[0].numel()
+            n_passed = spectrum(jacobian_gram(nn.Sequential(*after), y).matrix, threshold)[
+                0
+            ].numel()
             weights = read.shape[1] * y.shape[1]
-            relu = index + 1 < len(modules) and isinstance(modules[index + 1], nn.ReLU)
-            rows.append(
-                {
-                    "layer": index,
-                    "weights": weights,
-                    "inputs": n_read,
-                    "gradients": n_passed,
-                    "free": weights - n_read * n_passed,
-                    "groups": synchronised(y) if relu else [],
-                }
-            )
+            groups = synchronised(y) if after and isinstance(after[0], nn.ReLU) else []
+            rows.append((index, weights, n_read, n_passed, weights - n_read * n_passed, groups))
         x = y
-    return pd.DataFrame(rows)
+    columns = ["layer", "weights", "inputs", "gradients", "free", "groups"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def synchronised(

@@ -20,7 +20,8 @@ The means travel with a constant feature that is kept apart and has no column of
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -28,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..engine.stack import Section, Stack
-from .jacobians import activation_gram, jacobian_gram, spectrum
+from .jacobians import JacobianGram, activation_gram, jacobian_gram, spectrum
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,12 @@ class Basis:
 
     def summary(self) -> pd.DataFrame:
         """One row per boundary: width, features kept, directions dropped and why."""
-        return pd.DataFrame(
-            [
-                {
-                    "boundary": i,
-                    "width": len(b.mean),
-                    "features": len(b.importance),
-                    "silent": b.silent,
-                    "ignored": b.ignored,
-                    "jacobian error": b.jacobian_error,
-                }
-                for i, b in enumerate(self.boundaries)
-            ]
-        )
+        columns = ["boundary", "width", "features", "silent", "ignored", "jacobian error"]
+        rows = [
+            (i, len(b.mean), len(b.importance), b.silent, b.ignored, b.jacobian_error)
+            for i, b in enumerate(self.boundaries)
+        ]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def fit(
@@ -95,7 +89,6 @@ def fit(
     """The interaction basis at every boundary of ``sections``, fitted on ``inputs``.
 
     ``sections``: functions in a list, or a `Stack`, whose sections may be folded.
-
     ``kind``: Jacobians of the next boundary in its own basis ("local"), of the output ("global"),
     or none ("pca": the baseline, rotation to principal components without scaling).
     ``last``: coordinates of the output.
@@ -106,37 +99,27 @@ def fit(
     largest eigenvalue about 1e-15 in float32 and float64, 1e-7 in float16, 1e-5 in bfloat16.
     ``apart``: trailing features, at every boundary that has a section after it, that are not mixed
     with the others or each other (a norm's scale).
-    The rest: see
-    :func:`mi_helpers.basis.jacobians.jacobian_gram`.
+    The rest: see :func:`mi_helpers.basis.jacobians.jacobian_gram`.
     """
     stack = sections if isinstance(sections, Stack) else Stack(tuple(sections))
     activations = stack.activations(inputs)
-    after = _principal(activations[-1], threshold, relative)
+    cut = partial(spectrum, threshold=threshold, relative=relative)  # what is dropped
+    after = _principal(activations[-1], cut)
     if last == "identity":
         eye = torch.eye(activations[-1].shape[-1], dtype=torch.float64)
         variance = activation_gram(activations[-1])[1].diagonal()
         after = Boundary(torch.zeros_like(variance), eye, eye, variance, 0, 0)
     boundaries, final = [after], after
     for index in reversed(range(len(stack.sections))):
-        x = activations[index]
         if kind == "pca":
-            after = _principal(x, threshold, relative, apart)
+            after = _principal(activations[index], cut, apart)
         else:
-            local = kind == "local"
-            function = _effect(
-                stack, index, index + 1 if local else None, after.C if local else final.C
-            )
-            after = _interaction(
-                x,
-                function,
-                threshold,
-                relative,
-                apart,
-                sources=sources,
-                batch_size=batch_size,
-                chunk=chunk,
-                seed=seed + index,
-            )
+            stop, C = (index + 1, after.C) if kind == "local" else (None, final.C)
+            gram = jacobian_gram(
+                _effect(stack, index, stop, C), activations[index],
+                sources=sources, batch_size=batch_size, chunk=chunk, seed=seed + index,
+            )  # fmt: skip
+            after = _interaction(activations[index], gram, cut, apart)
         boundaries.insert(0, after)
     return Basis(stack, boundaries)
 
@@ -154,55 +137,40 @@ def _blocks(width: int, apart: int) -> list[slice]:
     return [slice(0, free), *(slice(i, i + 1) for i in range(free, width))]
 
 
-def _principal(x: Tensor, threshold: float, relative: bool, apart: int = 0) -> Boundary:
-    mean, gram = activation_gram(x)
-    parts = [spectrum(gram[b, b], threshold, relative) for b in _blocks(len(mean), apart)]
-    C = torch.block_diag(*(_signed(vectors) for _, vectors in parts))
+def _principal(x: Tensor, cut: Callable, apart: int = 0) -> Boundary:
+    """Principal components: what an interaction basis is compared with, and ends in."""
+    mean, covariance = activation_gram(x)
+    parts = [cut(covariance[b, b]) for b in _blocks(len(mean), apart)]
+    C = torch.block_diag(*(vectors * _signs(vectors) for _, vectors in parts))
     variance = torch.cat([values for values, _ in parts])
     return _boundary(mean, C, C.mT, variance, silent=len(mean) - len(variance))
 
 
-def _interaction(
-    x: Tensor,
-    function: Callable[[Tensor], Tensor],
-    threshold: float,
-    relative: bool,
-    apart: int,
-    **options: Any,
-) -> Boundary:
-    mean, gram = activation_gram(x)
-    jacobian = jacobian_gram(function, x, **options)
+def _interaction(x: Tensor, gram: JacobianGram, cut: Callable, apart: int) -> Boundary:
+    """Steps 1 to 3 of the module's docstring, for activations and the gradients at them."""
+    mean, covariance = activation_gram(x)
     Cs, pinvs, effects, silent = [], [], [], 0
-    for block in _blocks(len(mean), apart):
-        # G = U D U^T: whiten = U D^-1/2, and colour, its inverse on what varies.
-        variance, U = spectrum(gram[block, block], threshold, relative)
+    for b in _blocks(len(mean), apart):
+        # Covariance = U D U^T: whiten = U D^-1/2, and colour, its inverse on what varies.
+        variance, U = cut(covariance[b, b])
         whiten, colour = U * variance.rsqrt(), variance.sqrt()[:, None] * U.mT
         # The Jacobians' Gram matrix in whitened coordinates: V Lambda V^T.
-        effect, V = spectrum(
-            colour @ jacobian.matrix[block, block] @ colour.mT, threshold, relative
-        )
-        V = _signed(whiten @ V, V)
+        effect, V = cut(colour @ gram.matrix[b, b] @ colour.mT)
+        V = V * _signs(whiten @ V)
         # C = whiten V Lambda^1/2.
         Cs.append(whiten @ V * effect.sqrt())
         pinvs.append(effect.rsqrt()[:, None] * (V.mT @ colour))
         effects.append(effect)
-        silent += len(gram[block, block]) - len(variance)
-    return _boundary(
-        mean,
-        torch.block_diag(*Cs),
-        torch.block_diag(*pinvs),
-        torch.cat(effects),
-        silent,
-        jacobian.error,
-    )
+        silent += len(U) - len(variance)
+    C, C_pinv = torch.block_diag(*Cs), torch.block_diag(*pinvs)
+    return _boundary(mean, C, C_pinv, torch.cat(effects), silent, gram.error)
 
 
-def _signed(columns: Tensor, carried: Tensor | None = None) -> Tensor:
-    """Flip columns so that the largest entry of each is positive: eigenvectors have no sign."""
+def _signs(columns: Tensor) -> Float[Tensor, "column"]:
+    """The sign of each column's largest entry: eigenvectors have none, so ours have this one."""
     if not columns.numel():
-        return columns if carried is None else carried
-    top = columns.gather(0, columns.abs().argmax(0, keepdim=True))
-    return (columns if carried is None else carried) * top.sign()
+        return columns.new_ones(columns.shape[1])
+    return columns.gather(0, columns.abs().argmax(0, keepdim=True))[0].sign()
 
 
 def _boundary(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def edges(
                 # Along each feature: by the chain rule, and times the feature itself.
                 effects = gradients @ here.C_pinv.mT.to(features) * features
                 # Summed over input positions, then squared; rows are (position, next feature).
-                sums = effects.reshape(*effects.shape[:2], -1, effects.shape[-1]).sum(2)
+                sums = reduce(effects, "row batch ... feature -> row batch feature", "sum")
                 total.index_add_(0, rows.cpu() % len(total), wide(sums).pow(2).sum(1).cpu())
         found.append(total / (len(x) * n_positions * (1 if signs is None else len(signs))))
     return found
@@ -74,18 +75,12 @@ def edges(
 
 def edge_table(interactions: Sequence[Float[Tensor, "next feature"]]) -> pd.DataFrame:
     """Interactions as a long table: section, next, feature, interaction."""
-    return pd.concat(
-        [
-            pd.DataFrame(E.numpy())
-            .rename_axis(index="next", columns="feature")
-            .stack()
-            .rename("interaction")
-            .reset_index()
-            .assign(section=index)
-            for index, E in enumerate(interactions)
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for section, E in enumerate(interactions):
+        wide_table = pd.DataFrame(E.numpy()).rename_axis(index="next", columns="feature")
+        table = wide_table.stack().rename("interaction").reset_index()
+        tables.append(table.assign(section=section))
+    return pd.concat(tables, ignore_index=True)
 
 
 def inputs_needed(E: Float[Tensor, "next feature"], share: float = 0.9) -> Float[Tensor, " next"]:
@@ -132,8 +127,10 @@ def _next_features(
 
     def function(z: Tensor, one: Tensor) -> Tensor:
         y = stack.run(z, index, index + 1, one) @ C.to(z)
-        y = y.reshape(len(y), -1, y.shape[-1])
-        return y if signs is None else torch.einsum("nt,bti->bni", signs, y)
+        y = rearrange(y, "batch ... feature -> batch (...) feature")
+        if signs is None:
+            return y
+        return einsum(signs, y, "source pos, batch pos feature -> batch source feature")
 
     return function
 
@@ -149,13 +146,9 @@ def convergence(
     One row per section and number of points; ``difference`` is relative, in Frobenius norm.
     ``options`` go to :func:`edges`.
     """
-    best = edges(basis, inputs, points=max(points), **options)
-    return pd.DataFrame(
-        [
-            {"section": index, "points": n, "difference": ((E - B).norm() / B.norm()).item()}
-            for n in sorted(points)[:-1]
-            for index, (E, B) in enumerate(
-                zip(edges(basis, inputs, points=n, **options), best, strict=True)
-            )
-        ]
-    )
+    best, rows = edges(basis, inputs, points=max(points), **options), []
+    for n in sorted(points)[:-1]:
+        for section, E in enumerate(edges(basis, inputs, points=n, **options)):
+            difference = ((E - best[section]).norm() / best[section].norm()).item()
+            rows.append({"section": section, "points": n, "difference": difference})
+    return pd.DataFrame(rows)

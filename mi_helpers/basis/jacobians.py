@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -33,8 +34,9 @@ def activation_gram(
 # every chunk would then be kept for their sake.
 @torch.no_grad()
 def _vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable]:
-    found = torch.func.vjp(function, x)
-    return found[0], found[1]
+    """The output at ``x``, and what pulls a gradient at the output back to one at ``x``."""
+    y, pull, *_ = torch.func.vjp(function, x)
+    return y, pull
 
 
 @torch.no_grad()
@@ -83,8 +85,8 @@ def jacobian_gram(
     """Gram matrix of the Jacobian of ``function`` at ``x``, over the input's features.
 
     M_jk = 1/(samples * input positions) * sum over samples, outputs i and positions s of
-    (dy_i/dx_sj)(dy_i/dx_sk): arXiv 2405.10928. ``function`` maps each sample
-    on its own, to any shape.
+    (dy_i/dx_sj)(dy_i/dx_sk): arXiv 2405.10928. ``function`` maps each sample on its own, to any
+    shape.
 
     ``sources``: None for every output in turn (exact); otherwise the number, at least two, of
     random sign vectors over all outputs, whose squared pull-back is M in expectation.
@@ -147,5 +149,5 @@ def integrated_gradients(
     one = alphas.repeat_interleave(len(x)).view(-1, *ones)
     path = x.repeat(points, *ones) * one
     for rows, gradients in pull_back(lambda z: function(z, one), path, chunk):
-        split = gradients.unflatten(1, (points, len(x)))
-        yield rows, torch.einsum("a,ra...->r...", weights, split)
+        split = rearrange(gradients, "row (point batch) ... -> row point batch ...", point=points)
+        yield rows, einsum(weights, split, "point, row point ... -> row ...")

@@ -43,7 +43,7 @@ def losses_below(
     """
     generator = torch.Generator().manual_seed(seed)
     chains, size = start.shape
-    shape = _shape(curvature, cutoff, reach, start)
+    directions = _flat_first(curvature, cutoff, reach, start)
     w, most = start, loss(start).max().item()
     if not most < cutoff:
         raise ValueError(f"the loss at start is up to {most:.3g}, not below the cutoff {cutoff:g}")
@@ -51,7 +51,7 @@ def losses_below(
     for step in range(burn_in + steps):
         if step % 2:
             normal = torch.randn(chains, size, generator=generator, dtype=w.dtype)
-            line = (normal[:, None] @ shape)[:, 0]
+            line = (normal[:, None] @ directions)[:, 0]
         else:
             which = torch.randint(size, (chains,), generator=generator)
             line = torch.eye(size, dtype=w.dtype)[which]
@@ -61,7 +61,7 @@ def losses_below(
     return torch.stack(found)
 
 
-def _shape(curvature: Tensor | None, cutoff: float, reach: float, like: Tensor) -> Tensor:
+def _flat_first(curvature: Tensor | None, cutoff: float, reach: float, like: Tensor) -> Tensor:
     """Directions scaled by how far the loss stays below the cutoff along them, box at most."""
     if curvature is None:
         return torch.eye(like.shape[-1], dtype=like.dtype)
@@ -86,6 +86,7 @@ def _step(
     low, high = ends.amin(0).amax(1), ends.amax(0).amin(1)
     chosen, value = w, torch.full_like(low, math.inf)
     searching = torch.ones_like(low, dtype=torch.bool)
+    # Draw; what misses becomes an end of the line on its side, until every chain has hit.
     while searching.any():
         t = low + (high - low) * torch.rand(len(w), generator=generator, dtype=w.dtype)
         trial = w + t[:, None] * line

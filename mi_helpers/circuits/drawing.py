@@ -1,7 +1,7 @@
 """Draws a circuit: nodes in rows by layer, edges as arrows, wide where the score is large."""
 
+import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,20 +81,21 @@ def _entry(graph: Graph, receiver: str, nodes: set[str]) -> tuple[str, str]:
     return next((head for head in heads if head in nodes), heads[0]), port
 
 
-def _height(name: str) -> float:
-    if name in ("embed", "out"):
-        return -1.0 if name == "embed" else np.inf
-    layer = int(name[1:].split(".")[0])
-    return layer + 0.5 * (name[0] == "M")
-
-
 def _layout(lines: pd.DataFrame) -> dict[str, Point]:
-    """Places of all nodes: rows by height, in a row by the mean place of the neighbours."""
+    """Places of all nodes: rows by layer, in a row by the mean place of the neighbours."""
+
+    def height(name: str) -> float:
+        if name in ("embed", "out"):
+            return -1.0 if name == "embed" else np.inf
+        return int(name[1:].split(".")[0]) + 0.5 * (name[0] == "M")
+
+    def spread(row: list[str]) -> dict[str, float]:
+        return {name: i - (len(row) - 1) / 2 for i, name in enumerate(row)}
+
     names = list(dict.fromkeys([*lines["sender"], *lines["node"]]))
-    names.sort(key=lambda n: (_height(n), int(n.split(".")[1]) if "." in n else 0))
-    heights = sorted({_height(name) for name in names})
-    rows = [[name for name in names if _height(name) == height] for height in heights]
-    x = {name: i - (len(row) - 1) / 2 for row in rows for i, name in enumerate(row)}
+    names.sort(key=lambda n: (height(n), int(n.split(".")[1]) if "." in n else 0))
+    rows = [list(row) for _, row in itertools.groupby(names, height)]
+    x = {name: place for row in rows for name, place in spread(row).items()}
     neighbours: dict[str, list[str]] = {name: [] for name in names}
     for sender, node in lines[["sender", "node"]].itertuples(index=False):
         neighbours[sender].append(node)
@@ -102,7 +103,7 @@ def _layout(lines: pd.DataFrame) -> dict[str, Point]:
     for _ in range(SWEEPS):
         for row in rows:
             row.sort(key=lambda n: (np.mean([x[m] for m in neighbours[n]]), n))
-            x |= {name: i - (len(row) - 1) / 2 for i, name in enumerate(row)}
+            x |= spread(row)
     half = max(len(row) for row in rows) / 2
     for row in rows:
         if row[0][0] == "M":  # MLPs stand aside, so that edges do not run through them
@@ -129,8 +130,7 @@ def _add_arrows(
     xs, ys, points = list[float | None](), list[float | None](), list[tuple[float, float, float]]()
     for line in part.itertuples():
         end = at[line.node]
-        tip = end[0] + PORT.get(line.port, 0.0), end[1] - 0.4
-        x, y = _bow(at[line.sender], tip)
+        x, y = _bow(at[line.sender], (end[0] + PORT.get(line.port, 0.0), end[1] - 0.4))
         xs, ys = [*xs, *x, None], [*ys, *y, None]
         slope = math.atan2((x[-1] - x[-3]) * UNIT, (y[-1] - y[-3]) * ROW)  # 0: upwards
         points += [(x[6], y[6], 0.0), (x[-1], y[-1], math.degrees(slope))]
@@ -142,20 +142,18 @@ def _add_arrows(
     )  # fmt: skip
     text = [f"{row.edge}<br>{row.score:.3g}" if effect else row.edge for row in part.itertuples()]
     across, up, angle = zip(*points, strict=True)
-    marker: dict[str, Any] = {
-        "symbol": ["circle", "arrow"] * len(part),
-        "angle": angle,
-        "color": COLOUR[effect],
-    }
-    marker |= {"size": 7 + 1.5 * level, "opacity": [0.0, min(1.0, opacity + 0.3)] * len(part)}
-    twice = [label for label in text for _ in range(2)]
     figure.add_scatter(
-        x=across, y=up, mode="markers", text=twice, hoverinfo="text", marker=marker, **style
-    )
+        x=across, y=up, mode="markers", text=[t for t in text for _ in range(2)], hoverinfo="text",
+        marker={
+            "symbol": ["circle", "arrow"] * len(part), "angle": angle, "color": COLOUR[effect],
+            "size": 7 + 1.5 * level, "opacity": [0.0, min(1.0, opacity + 0.3)] * len(part),
+        }, **style,
+    )  # fmt: skip
     if effect and effect not in {trace.legendgroup for trace in figure.data}:
-        name, line = f"removal {effect} the metric", {"color": COLOUR[effect], "width": 3}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=name)
-        figure.data[-1].legendgroup = effect
+        figure.add_scatter(
+            x=[None], y=[None], mode="lines", legendgroup=effect,
+            line={"color": COLOUR[effect], "width": 3}, name=f"removal {effect} the metric",
+        )  # fmt: skip
 
 
 def _add_shared(figure: go.Figure, graph: Graph, at: dict[str, Point]) -> None:
@@ -167,10 +165,9 @@ def _add_shared(figure: go.Figure, graph: Graph, at: dict[str, Point]) -> None:
         if "." in name:
             layer, head = name.split(".")
             groups.setdefault((layer, int(head) * graph.n_kv // graph.n_heads), []).append(place)
-    xs, ys = list[float | None](), list[float | None]()
-    for places in (sorted(places) for places in groups.values() if len(places) > 1):
-        xs, ys = [*xs, *(x for x, _ in places), None], [*ys, *(y for _, y in places), None]
-    if xs:
+    places = [[*sorted(group), (None, None)] for group in groups.values() if len(group) > 1]
+    if places:
+        xs, ys = zip(*itertools.chain(*places), strict=True)
         figure.add_scatter(
             x=xs, y=ys, mode="lines", hoverinfo="skip", name="shared keys and values",
             line={"color": "#555555", "width": 1.5, "dash": "dot"},
@@ -194,26 +191,20 @@ def _add_nodes(figure: go.Figure, circuit: Circuit, at: dict[str, Point]) -> Non
     heads = ["." in name for name in names]
     sent = dict(zip(circuit.graph.senders, circuit.kept.sum(1).tolist(), strict=True))
     figure.add_scatter(
-        x=[at[name][0] for name in names],
-        y=[at[name][1] for name in names],
+        x=[x for x, _ in at.values()], y=[y for _, y in at.values()],
         text=[name.removeprefix("A") for name in names],
         hovertext=[f"{name}: {sent.get(name, 0)} edges leave it" for name in names],
-        mode="markers+text",
-        textfont={"size": 10},
-        textposition="middle center",
-        hoverinfo="text",
-        showlegend=False,
+        mode="markers+text", textfont={"size": 10}, textposition="middle center",
+        hoverinfo="text", showlegend=False,
         marker={
-            "size": [34 if head else 28 if name[0] == "M" else 36
-                     for head, name in zip(heads, names, strict=True)],
+            "size": [34 if "." in name else 28 if name[0] == "M" else 36 for name in names],
             "symbol": ["circle" if head else "square" for head in heads],
             "color": ["#DCEAF7" if head else "#FBE8D3" for head in heads],
-            "opacity": 1,
-            "line": {"color": "#555555", "width": 1},
+            "opacity": 1, "line": {"color": "#555555", "width": 1},
         },
     )  # fmt: skip
-    marks, nodes = figure.data[-2:]
-    figure.data = (*figure.data[:-2], nodes, marks)
+    *others, marks, nodes = figure.data
+    figure.data = (*others, nodes, marks)
 
 
 def _slider(figure: go.Figure, lines: pd.DataFrame) -> dict:

@@ -7,7 +7,7 @@ Source: Miller, Chughtai & Saunders 2024, arXiv 2407.08734.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -51,26 +51,20 @@ class Ablation:
     set: Literal["complement", "circuit"] = "complement"
 
     def __post_init__(self) -> None:
-        allowed = {
-            "granularity": ("qkv", "head"),
-            "component": ("edge", "node"),
-            "value": ("resample", "zero", "mean", "noise"),
-            "direction": ("ablate", "restore"),
-            "set": ("complement", "circuit"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
+        for name, choice in get_type_hints(Ablation).items():
+            values = get_args(choice)
+            if get_origin(choice) is Literal and getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {values}")
         if self.direction == "restore" and self.value != "resample":
             raise ValueError("to restore is to write clean values: use value='resample'")
 
     def overwritten(self, circuit: Circuit) -> Mask:
         """The edges that are overwritten when this circuit is evaluated."""
-        inside = self.expand(circuit)
+        inside = self.inside(circuit)
         return inside if self.set == "circuit" else circuit.graph.exists & ~inside
 
-    def expand(self, circuit: Circuit) -> Mask:
-        """The circuit's edges at this granularity."""
+    def inside(self, circuit: Circuit) -> Mask:
+        """The edges that count as the circuit's: its own, or all of its nodes' or heads'."""
         graph, kept = circuit.graph, circuit.kept
         if self.component == "node":
             return graph.exists & kept.any(1)[:, None]
@@ -223,7 +217,7 @@ def completeness(
     `nodes`, `size`, `circuit`, `model` (means over prompts), `incompleteness` (their absolute
     difference). Source: Wang et al. 2022, arXiv 2211.00593, section 4.1.
     """
-    graph, inside, masks = runs.graph, ablation.expand(circuit), []
+    graph, inside, masks = runs.graph, ablation.inside(circuit), []
     for names in sets:
         gone = torch.tensor([name in names for name in graph.senders])[:, None] & graph.exists
         masks += [graph.exists & (~inside | gone), gone]
@@ -262,7 +256,7 @@ def minimality(
     """What the circuit loses with each of its edges: edge, value, change (means over prompts).
     Judge a circuit by the metric that found it, or edges that it keeps for good reason look idle.
     """
-    graph, inside = runs.graph, ablation.expand(circuit)
+    graph, inside = runs.graph, ablation.inside(circuit)
     masks = [graph.exists & ~inside]
     masks += [masks[0] | graph.mask([edge]) for edge in circuit]
     whole, *values = (x.mean() for x in _values(runs, masks, ablation, metric))

@@ -489,10 +489,10 @@ def test_circuits_built_from_the_ablated_end_run_as_from_the_clean_one(few, monk
 def test_granularity_and_component_widen_a_circuit():
     graph = Graph(2, 2, 2)
     circuit = Circuit.of(graph, ["embed -> A1.0.q", "A1.0 -> out"])
-    head = Circuit(graph, circuits.Ablation(granularity="head").expand(circuit))
+    head = Circuit(graph, circuits.Ablation(granularity="head").inside(circuit))
     assert {"embed -> A1.0.k", "embed -> A1.0.v"} < set(head.edges)
     assert len(head) == 4
-    node = Circuit(graph, circuits.Ablation(component="node").expand(circuit))
+    node = Circuit(graph, circuits.Ablation(component="node").inside(circuit))
     assert len(node) == sum(e.startswith(("embed", "A1.0")) for e in graph.edges)
 
 

@@ -124,7 +124,8 @@ def _run_masked(
         y = _next_of(basis, section, features, kept)
         columns.append(torch.nonzero(which == number)[:, 0])
         parts.append((y - there.mean.to(y)) @ there.C[:, columns[-1]].to(y))
-    found = torch.cat(parts, dim=-1)[..., torch.cat(columns).argsort().to(features.device)]
+    order = torch.cat(columns).argsort().to(features.device)  # back to that of the next features
+    found = torch.cat(parts, dim=-1)[..., order]
     return basis.stack.run(there.decode(found), section + 1)
 
 

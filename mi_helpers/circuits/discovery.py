@@ -65,8 +65,7 @@ def acdc(
 
     Args:
         threshold: of the loss, mean over prompts; small values keep more edges.
-        metric: "kl" from the clean run is a loss as it is; any other name is a score whose negative
-            is the loss; a function of the last position's logits [row, prompt, d_vocab] is a loss.
+        metric: a name or a function of logits, see `CircuitRuns.loss`.
         value: what a removed edge carries, see `CircuitRuns.ablated`.
         units: what one trial removes. "nodes" takes all edges out of a node at once, from the last
             layer to the embedding, and "heads" those of heads alone: far fewer trials.

@@ -60,8 +60,7 @@ def subnetwork_probing(
     Args:
         penalty: what keeping every unit costs, in the loss's unit; times the expected share of
             units kept. Several are trained side by side in one batch, with masks of their own.
-        metric: "kl" from the clean run is a loss as it is; any other name is a score whose negative
-            is the loss; a function of the last position's logits [row, prompt, vocab] is a loss.
+        metric: a name or a function of logits, see `CircuitRuns.loss`.
         value: what removed units carry, see `CircuitRuns.ablated`.
         steps: of Adam, at the constant learning `rate`; each draws one mask for all prompts.
         seed: of the draws.

@@ -40,14 +40,14 @@ class CircuitRuns:
     calls: list[tuple[tuple, dict[str, Any]]]  # what the attention of each layer was called with
 
     def function(self, metric: Metric) -> Callable[[Tensor], Tensor]:
-        """A metric by its name, of logits [row, prompt, vocab]; `kl` is from the clean run."""
+        """A metric, of the last position's logits [row, prompt, vocab], by its name or as it is;
+        "kl" is from the clean run."""
         if callable(metric):
             return metric
         return build(self.pairs, [metric], reference=self.clean.logits())[metric]
 
     def loss(self, metric: Metric) -> Callable[[Tensor], Tensor]:
-        """The same, such that less is better: "kl" and functions as they are, a named score by its
-        negative."""
+        """The same as a loss: "kl" and functions as they are, any other name by its negative."""
         function = self.function(metric)
         return function if callable(metric) or metric == "kl" else lambda x: -function(x)
 

@@ -344,8 +344,12 @@ class Wiring:
             return {}
         graph, layer, heads = self.graph, group.layer, step.new.heads
         if group.kind == "mlp":
-            streams = step.new.streams[group.receivers.start]
-            found = mlp_from(self.model.blocks[layer], streams)
+            block, streams = self.model.blocks[layer], step.new.streams[group.receivers.start]
+            flat = rearrange(streams, "row prompt pos model -> (row prompt) pos model")
+            found = first(block.mlp(mlp_norm(block).original_component(flat)))
+            found = rearrange(
+                found, "(row prompt) pos model -> row prompt pos model", row=len(streams)
+            )
             clean = self.base.acts["mlp_out", layer][:, -streams.shape[2] :]
             return {graph.sender_number(layer): found - clean}
         start = graph.sender_number(layer, 0)
@@ -366,7 +370,7 @@ class Wiring:
         return {start + head: value for head, value in zip(written, by_head, strict=True)}
 
 
-# The model's own attention and MLPs on given inputs, and sums into several receivers' streams
+# The model's own attention on given inputs, and sums into several receivers' streams
 
 
 def attention_from(
@@ -399,13 +403,6 @@ def attention_from(
         attn(*args, **kwargs)
     (z,) = kept
     return z.reshape(n_rows, *q.shape[1:])
-
-
-def mlp_from(block: Any, streams: Stream) -> Stream:
-    """What a block's MLP writes for these streams."""
-    flat = rearrange(streams, "row prompt pos model -> (row prompt) pos model")
-    written = first(block.mlp(mlp_norm(block).original_component(flat)))
-    return rearrange(written, "(row prompt) pos model -> row prompt pos model", row=len(streams))
 
 
 def alike(removed: Float[Tensor, "row sender receiver"], receivers: list[int]) -> list[list[int]]:

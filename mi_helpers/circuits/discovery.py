@@ -122,7 +122,7 @@ class _Ahead:
         accepted: Callable[[float], bool],
         max_memory: int,
     ) -> None:
-        self.wiring, self.function, self.accepted = wiring, loss, accepted
+        self.wiring, self.loss_of, self.accepted = wiring, loss, accepted
         self.max_memory = max_memory
         # What is decided: edges removed, the loss without them, and the run to start from.
         self.removed = (~wiring.graph.exists).float()
@@ -188,7 +188,7 @@ class _Ahead:
             before = loss if self.guesses[trial] else before
 
     def _losses(self, state: State) -> list[float]:
-        return self.function(self.wiring.logits(state)).mean(-1).tolist()
+        return self.loss_of(self.wiring.logits(state)).mean(-1).tolist()
 
 
 def trials(

@@ -243,7 +243,7 @@ class Wiring:
             everywhere = [r for r in changed if group.kind == "attention" and r >= queries]
             others = [r for r in changed if r not in everywhere]
         for positions, receivers in ((slice(None), everywhere), (self.last, others)):
-            lists = alike(removed[:, : group.parents], receivers)
+            lists = with_same_edges(removed[:, : group.parents], receivers)
             size = len(removed) * self.base.resid[0][:, positions].numel()
             most = max(1, CHUNK // size)
             yield from ((positions, lists[i : i + most]) for i in range(0, len(lists), most))
@@ -254,32 +254,33 @@ class Wiring:
         old stream + change of removed · (shift - moved before) + (1 - removed) · moved just now.
         """
         n, old = group.parents, step.old
-        removed = columns(step.new.removed[:, :n], readers)
+        removed = shares_of(step.new.removed[:, :n], readers)
         if step.beyond is not None:
             return self._from_ablated(group, 1 - removed[0], positions, step.beyond)
         clean = self.clean[group][None, :, positions]
-        streams = stack([old.streams.get(r, clean) for r in readers])
-        change, carries = (columns(x[:, :n], readers) for x in (step.change, step.carries))
+        streams = stacked([old.streams.get(r, clean) for r in readers])
+        change, carries = (shares_of(x[:, :n], readers) for x in (step.change, step.carries))
         # Edges that are removed now carry their sender's shift, …
         now = (change != 0).any(2).any(0).nonzero().flatten().tolist()
         if now:
             few = len(now) < n / 2  # else the whole block as it lies in memory, without a copy
             chosen = now if few else slice(n)
-            streams = mix(streams, change[:, chosen], self.shift[chosen][None, :, :, positions])
+            streams = plus(streams, change[:, chosen], self.shift[chosen][None, :, :, positions])
         # … and no longer what it had moved by in the old state.
         before = [u for u in now if u in old.moved]
         if before:
-            values = stack([old.moved[u][:, :, positions] for u in before])
-            streams = mix(streams, -change[:, before], self._masked(values, positions))
+            values = stacked([old.moved[u][:, :, positions] for u in before])
+            streams = plus(streams, -change[:, before], self._masked(values, positions))
         # Edges that are kept pass on by how much their sender moved just now.
         moved = [u for u in step.moved if u < n and carries[:, u].any()]
         if moved:
-            values, gone = stack([step.moved[u][:, :, positions] for u in moved]), removed[:, moved]
+            values = stacked([step.moved[u][:, :, positions] for u in moved])
+            gone = removed[:, moved]
             if self.inside is None:
-                streams = mix(streams, 1 - gone, values)
+                streams = plus(streams, 1 - gone, values)
             else:
-                streams = mix(streams, torch.ones_like(gone), values)
-                streams = mix(streams, -gone, self._masked(values, positions))
+                streams = plus(streams, torch.ones_like(gone), values)
+                streams = plus(streams, -gone, self._masked(values, positions))
         everything = (removed == 1).all(1)
         if self.inside is None and everything.any():  # the ablated stream itself, without rounding
             whole = rearrange(everything, "row reader -> row reader 1 1 1").to(streams.device)
@@ -301,7 +302,7 @@ class Wiring:
             streams, "prompt pos model -> 1 reader prompt pos model", reader=kept.shape[1]
         )
         if FEW * int(kept.count_nonzero()) > kept.numel():
-            return mix(streams, kept[None], beyond[None, : len(kept), :, positions])
+            return plus(streams, kept[None], beyond[None, : len(kept), :, positions])
         streams = streams.clone()
         for u in kept.any(1).nonzero().flatten().tolist():
             readers = kept[u].nonzero().flatten()
@@ -405,7 +406,9 @@ def attention_from(
     return z.reshape(n_rows, *q.shape[1:])
 
 
-def alike(removed: Float[Tensor, "row sender receiver"], receivers: list[int]) -> list[list[int]]:
+def with_same_edges(
+    removed: Float[Tensor, "row sender receiver"], receivers: list[int]
+) -> list[list[int]]:
     """Receivers in lists of those with the same removed edges. Equal shares may have gradients of
     their own, and are then kept apart."""
     if removed.shape[2] == 1:
@@ -418,12 +421,12 @@ def alike(removed: Float[Tensor, "row sender receiver"], receivers: list[int]) -
     return list(lists.values())
 
 
-def columns(shares: Tensor, readers: list[int]) -> Tensor:
+def shares_of(shares: Tensor, readers: list[int]) -> Tensor:
     """The shares of these receivers' edges, [row, sender, reader]; a single one is that of all."""
     return shares[:, :, readers] if shares.shape[2] > 1 else shares.expand(-1, -1, len(readers))
 
 
-def stack(streams: list[Stream]) -> Streams:
+def stacked(streams: list[Stream]) -> Streams:
     """Several streams as one tensor, without a copy where there is one."""
     if len(streams) == 1:
         return streams[0][:, None]
@@ -431,7 +434,7 @@ def stack(streams: list[Stream]) -> Streams:
     return torch.stack([x.expand(n_rows, -1, -1, -1) for x in streams], 1)
 
 
-def mix(
+def plus(
     streams: Streams,
     share: Float[Tensor, "row sender reader"],
     values: Float[Tensor, "row sender prompt pos d_model"],

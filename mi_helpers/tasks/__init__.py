@@ -1,6 +1,6 @@
 """Prompts: pairs with a clean and a corrupted side, the tasks that make them, and running text."""
 
-from .corpora import documents, texts, texts_by_package
+from .corpora import documents, summaries, texts, texts_by_package
 from .listed import colored_objects, sequence
 from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
@@ -25,6 +25,7 @@ __all__ = [
     "order_gain",
     "sample_prompts",
     "sequence",
+    "summaries",
     "text_pairs",
     "texts",
     "texts_by_package",

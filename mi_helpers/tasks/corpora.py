@@ -20,6 +20,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -110,6 +111,17 @@ def documents(source: str | Path = "docs", split: Split = "held-out") -> list[st
         split: "train" or "held-out", one document in five; by the hash of a document's name.
     """
     return [text for _, text in _documents(source, split)]
+
+
+def summaries(split: Split = "held-out") -> pd.DataFrame:
+    """The first sentence of each docstring of "docs" that has four to thirty words, each once:
+    columns `package` and `text`. Short texts whose label nobody had to judge."""
+    rows: dict[str, str] = {}
+    for name, text in _documents("docs", split):
+        first = " ".join(re.split(r"\n\s*\n", text.strip())[0].split()).split(". ")[0].rstrip(".")
+        if 4 <= len(_WORD.findall(first)) <= 30 and not re.search(r"[:=]{2}|>>>", first):
+            rows.setdefault(first, name.split(".")[0])
+    return pd.DataFrame({"package": list(rows.values()), "text": list(rows)})
 
 
 def start_token(model: TransformerBridge) -> int:

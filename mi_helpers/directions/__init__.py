@@ -14,7 +14,7 @@ Sources: Lee & Heimersheim 2024, arXiv 2410.12555; Heimersheim & Mendel 2024; Gu
 """
 
 from .baselines import BASELINES, MIXTURE, Gaussian, unit
-from .compare import averages, blow_up, by_token, ratio, ratios, slope
+from .compare import averages, blow_up, by_token, excess, ratio, ratios, slope
 from .concepts import alignment, concept_pairs, direction, left_out, steps, whiten
 from .explore import explorer
 from .sae import error, feature_directions, points
@@ -31,6 +31,7 @@ __all__ = [
     "concept_pairs",
     "direction",
     "error",
+    "excess",
     "explorer",
     "feature_directions",
     "left_out",

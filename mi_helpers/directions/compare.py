@@ -67,6 +67,19 @@ def ratio(
     return estimate(np.arange(len(data)), of, "texts", "×", seed)
 
 
+def excess(table: pd.DataFrame, names: Sequence[str], seed: int = 0) -> Estimate:
+    """How much of the second direction's excess over the third the first has too: log(first /
+    third) over log(second / third), of mean KLs, logs summed over lengths, with an interval over
+    texts. 0 is none, 1 all."""
+    data = by_token(table, names)
+
+    def of(texts: np.ndarray) -> float:
+        first, second, third = np.log(np.nanmean(data[texts], axis=(0, 1))).sum(-1)
+        return float((first - third) / (second - third))
+
+    return estimate(np.arange(len(data)), of, "texts", "", seed)
+
+
 def ratios(
     tables: dict[str, pd.DataFrame],
     pairs: dict[str, Sequence[str]],

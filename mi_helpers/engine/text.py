@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ..metrics import kl
+from ..metrics import kl_from
 from .execution import run as run_rows
 from .recording import Run, unembed
 from .rows import Metric
@@ -106,12 +106,12 @@ def _compare(
 ) -> Float[Tensor, "two row prompt k"]:
     """KL from the origin's prediction, and the loss on the token that follows, row by row: all
     logits at once would not fit into memory."""
-    found, reference = [], None
+    found, divergence = [], None
     for stream, start in zip(streams, origin, strict=True):
-        if reference is None or not one_origin:
-            reference = unembed(model, start).flatten(0, 1)
+        if divergence is None or not one_origin:
+            divergence = kl_from(unembed(model, start).flatten(0, 1))
         logits = unembed(model, stream).flatten(0, 1)
         log_p = logits.log_softmax(-1).gather(-1, following.reshape(-1, 1))[:, 0]
-        found.append(torch.stack([kl(logits[None], reference)[0], -log_p]))
+        found.append(torch.stack([divergence(logits[None])[0], -log_p]))
     return rearrange(torch.stack(found, 1), "two row (prompt k) -> two row prompt k",
                      k=following.shape[1]).cpu()  # fmt: skip

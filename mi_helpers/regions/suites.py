@@ -81,14 +81,16 @@ def shared_last_token(
     tokens: Int[Tensor, "prompt pos"], n: int, seed: int = 0
 ) -> Int[Tensor, "pair three"]:
     """Up to `n` triples (i, j, k) of prompts, in an order set by the seed: i and j end in the same
-    token, k in another. No two of them have the same i and j."""
+    token, k in another. No two of them begin at the same i."""
     last = tokens[:, -1].cpu()
     generator = torch.Generator().manual_seed(seed)
-    i, j = torch.triu_indices(len(last), len(last), 1)
-    same = (last[i] == last[j]).nonzero()[:, 0]
-    chosen = same[torch.randperm(len(same), generator=generator)[:n]]
-    i, j = i[chosen], j[chosen]
+    same = (last[:, None] == last).fill_diagonal_(False)
+    i = torch.randperm(len(last), generator=generator)
+    i = i[same[i].any(1)]
     if not len(i) or (last == last[0]).all():
         raise ValueError("no pair of prompts ends in the same token beside one that does not")
-    other = (last[i][:, None] != last).double()
-    return torch.stack([i, j, torch.multinomial(other, 1, generator=generator)[:, 0]], dim=1)
+    j, k = (
+        torch.multinomial(among[i].double(), 1, generator=generator)[:, 0]
+        for among in (same, last[:, None] != last)
+    )
+    return torch.stack([i, j, k], dim=1)[:n]

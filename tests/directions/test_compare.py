@@ -40,6 +40,22 @@ def test_ratios_of_each_average() -> None:
     assert four.value == pytest.approx(np.cbrt(40) / 1.4)
 
 
+def test_excess_is_a_share_of_the_log_ratio() -> None:
+    table = pushes()
+    lines = table[table["direction"] == "a"]
+    for name, times in {"four": 4.0, "two": 2.0}.items():
+        more = lines.assign(direction=name, kl=times * lines["kl"])
+        table = pd.concat([table, more])
+    half = compare.excess(table, ["two", "four", "a"])
+    assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert compare.excess(table, ["a", "four", "a"]).value == pytest.approx(0)
+    mean = table.groupby(["length", "direction"])["kl"].mean().unstack()
+    logs = np.log(mean).sum()
+    found = compare.excess(table, ["c", "b", "a"])
+    assert found.value == pytest.approx((logs["c"] - logs["a"]) / (logs["b"] - logs["a"]))
+    assert found.low < found.value < found.high
+
+
 def test_positions_left_out_and_repeated_draws() -> None:
     table = pushes()
     without = table[~((table["prompt"] == 2) & (table["at"] == 1))]

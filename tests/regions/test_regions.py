@@ -503,8 +503,9 @@ def test_chained_sharpness_is_the_sharpness_of_those_pairs():
 def test_shared_last_token():
     tokens = torch.tensor([[0, 7], [0, 8], [0, 7], [0, 8], [0, 9]])
     found = region_suite.shared_last_token(tokens, 10)
-    assert sorted(found[:, :2].tolist()) == [[0, 2], [1, 3]]
+    assert sorted(found[:, :2].tolist()) == [[0, 2], [1, 3], [2, 0], [3, 1]]
     assert (tokens[found[:, 2], 1] != tokens[found[:, 0], 1]).all()
+    assert region_suite.shared_last_token(tokens, 2).tolist() == found[:2].tolist()
     for bad in (tokens[:2], tokens[[0, 2]]):
         with pytest.raises(ValueError, match="ends in the same token beside one that does not"):
             region_suite.shared_last_token(bad, 10)

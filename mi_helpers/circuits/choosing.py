@@ -32,26 +32,33 @@ def top(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute
 def greedy(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absolute") -> Circuit:
     """`n` edges grown from the output: each time the first-ranked edge into a node that is in the
     circuit. Source: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806, section 2."""
-    return Circuit.of(graph, _grown(graph, scores, n, ranking))
+    return _first(graph, _grown(graph, scores, n, ranking), n)
 
 
-def _grown(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking) -> list[str]:
-    """The first `n` edges of `greedy`, in the order in which they enter."""
+def _grown(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking) -> list[tuple[int, int]]:
+    """Sender and receiver of the first `n` edges of `greedy`, in the order in which they enter."""
     rank = dict(zip(scores["edge"], -ranked(scores, ranking), strict=True))
-    into: dict[int, list[tuple[float, int, int, str]]] = {}  # by receiver: equal ranks by number
+    into: dict[int, list[tuple[float, int, int]]] = {}
     for edge, (u, r) in graph.number.items():
-        into.setdefault(r, []).append((rank[edge], r, u, edge))
-    entered, output = list[str](), len(graph.receivers) - 1
-    opened, queue = {output}, into[output]
+        into.setdefault(r, []).append((rank[edge], r, u))
+    entered, opened = list[tuple[int, int]](), {len(graph.receivers) - 1}
+    queue = into[len(graph.receivers) - 1]
     heapq.heapify(queue)
     while queue and len(entered) < n:
-        *_, u, edge = heapq.heappop(queue)
-        entered.append(edge)
+        _, r, u = heapq.heappop(queue)
+        entered.append((u, r))
         for new in set(graph.inputs[u]) - opened:  # the sender's node is in the circuit now
             opened.add(new)
             for entry in into[new]:
                 heapq.heappush(queue, entry)
     return entered
+
+
+def _first(graph: Graph, edges: list[tuple[int, int]], n: int) -> Circuit:
+    """The circuit of the first `n` of these edges, each a sender and a receiver."""
+    kept = torch.zeros_like(graph.exists)
+    kept[tuple(torch.tensor(edges[:n], dtype=torch.long).view(-1, 2).T)] = True
+    return Circuit(graph, kept)
 
 
 def ladder(
@@ -69,7 +76,7 @@ def ladder(
     if select == "top":
         return {share: top(graph, scores, n, ranking).pruned() for share, n in sizes.items()}
     order = _grown(graph, scores, max(sizes.values(), default=0), ranking)  # small ones come first
-    return {share: Circuit.of(graph, order[:n]).pruned() for share, n in sizes.items()}
+    return {share: _first(graph, order, n).pruned() for share, n in sizes.items()}
 
 
 def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Circuit:

@@ -19,6 +19,7 @@ from .nodes import (
     gradients,
     indirect_effects,
     means,
+    parts,
     ranked,
 )
 from .probing import absorption, first_letters, pooled, probe_perturbation, sparse_probing
@@ -47,6 +48,7 @@ __all__ = [
     "losses",
     "means",
     "moved",
+    "parts",
     "place_of",
     "pooled",
     "probe_perturbation",

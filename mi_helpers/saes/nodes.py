@@ -111,14 +111,18 @@ def exact_effects(
 ) -> Float[np.ndarray, "node prompt"]:
     """The same by intervention: each node of a table (`layer`, `pos`, `node`) gets its corrupted
     value in a run of its own, all else at its place staying as it is."""
+    both = {
+        layer: [parts(saes[layer], _stream(run, saes[layer], layer)) for run in (clean, corrupted)]
+        for layer in nodes["layer"].unique()
+    }
     writes = []
     for layer, pos, node in nodes[["layer", "pos", "node"]].itertuples(index=False):
-        sae = saes[layer]
-        before, after = (parts(sae, _stream(run, sae, layer)) for run in (clean, corrupted))
+        before, after = both[layer]
         if node == before.latents.shape[-1]:
             change = after.error[:, pos] - before.error[:, pos]
         else:
-            change = (after.latents - before.latents)[:, pos, node, None] * sae.W_dec[node]
+            by = after.latents[:, pos, node, None] - before.latents[:, pos, node, None]
+            change = by * saes[layer].W_dec[node]
         change = change * (before.nodes & after.nodes)[:, pos, None]
         writes.append(Write("node", partial(_added, change)))
     enters = [boundary(saes[layer], layer) for layer in nodes["layer"]]

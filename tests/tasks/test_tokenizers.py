@@ -11,7 +11,14 @@ from mi_helpers.models.loading import load_model
 from tests import tiny
 from tests.tasks import real
 
-GENERATORS = (tasks.ioi, tasks.greater_than, tasks.induction, tasks.facts, tasks.docstring)
+GENERATORS = (
+    tasks.ioi,
+    tasks.greater_than,
+    tasks.induction,
+    tasks.facts,
+    tasks.docstring,
+    tasks.agreement,
+)
 BOS: dict[str, Any] = {"gpt2": 50256, "qwen": None, "mistral": 1, "tekken": 1}
 ASK = [{"role": "user", "content": "Where is the Louvre?"}]
 

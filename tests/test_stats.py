@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -35,6 +35,7 @@ def test_samples_are_drawn_whole_and_any_statistic_is_taken() -> None:
     assert (both.value, both.low, both.high) == pytest.approx((3.0, 3.0, 3.0))
 
 
+@settings(deadline=None)  # the first call imports
 @given(arrays(float, st.integers(10, 14), elements=st.floats(-1e3, 1e3)), st.integers(0, 9))
 def test_the_bootstrap_is_seeded_and_stays_in_range(values: Any, seed: int) -> None:
     first = stats.estimate(values, seed=seed)

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument(argument, **ARGUMENTS[argument])
     options = vars(parser.parse_args(arguments))
     name = options.pop("command")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are killed
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are killed
     try:
         return COMMANDS[name][0](**options)
     except (ValueError, OSError, MemoryError) as error:
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; what is finished is in the run's folder", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(

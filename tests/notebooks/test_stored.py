@@ -1,7 +1,8 @@
 """Each notebook, executed as it is stored, says again what is stored; its solutions run after it.
 
 Every third notebook, another third each day, runs with the rounding of another processor: torch
-without vector instructions. `make test-portable` runs all so, with other matrix kernels too.
+with vectors of another width. `make test-portable` runs all without vectors, which takes three
+times as long, and with other matrix kernels.
 """
 
 import time
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from mi_helpers.run import execute, sweep
 from tests.notebooks.listing import FINISHED, FOLDER, Listed
 from tests.notebooks.stored import changed_claims, differences, with_solutions
 
 MINUTES = 20
+WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+OTHER_WIDTH = "avx2" if WIDE else "default"
 
 
 def on_another_processor(day: int) -> list[Listed]:
@@ -27,7 +31,7 @@ def test_a_notebook_says_again_what_is_stored(
     listed: Listed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if listed in on_another_processor(time.gmtime().tm_yday):
-        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # the kernel inherits it
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", OTHER_WIDTH)  # the kernel inherits it
     stored = nbformat.read(listed.path, as_version=4)
     path = tmp_path / listed.path.name
     nbformat.write(with_solutions(nbformat.read(listed.path, as_version=4)), path)

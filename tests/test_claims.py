@@ -111,8 +111,27 @@ def test_a_claim_that_its_null_passes_is_undecided() -> None:
     assert record["verdict"] == "undecided"
     assert record["why"] == "the null is not ruled out (untrained)"
     assert record["null"] == "untrained: 0.4 [0.35, 0.5]"
-    spanning = made(id="00.spans", null=("untrained", Estimate(0.2, 0.1, 0.5, 32, "prompts")))
-    assert spanning["verdict"] == "undecided"
+    overlapping = made(id="00.spans", null=("untrained", Estimate(0.2, 0.1, 0.45, 32, "prompts")))
+    assert overlapping["verdict"] == "undecided"
+    apart = made(id="00.apart", null=("untrained", Estimate(0.2, 0.1, 0.39, 32, "prompts")))
+    assert apart["verdict"] == "holds"
+    beyond = Estimate(0.8, 0.7, 0.9, 32, "prompts")
+    assert made(id="00.beyond", null=("untrained", beyond))["verdict"] == "undecided"
+
+
+def test_a_null_without_effect_is_told_from_an_effect_and_not_from_another_null() -> None:
+    def share_that_hold(effect: float) -> float:
+        rng, held = np.random.default_rng(0), 0
+        for i in range(300):
+            value, null = (estimate(rng.normal(mean, 1, 20)) for mean in (effect, 0))
+            record = made(
+                id=f"00.draw-{effect > 0:d}-{i}", value=value, rule=above(0), null=("no", null)
+            )
+            held += record["verdict"] == "holds"
+        return held / 300
+
+    assert share_that_hold(2.0) > 0.9  # a limit of 0 lies within the null's interval 19 times of 20
+    assert share_that_hold(0.0) < 0.02
 
 
 def test_what_a_claim_needs_is_said_once() -> None:

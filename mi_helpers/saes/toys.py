@@ -35,8 +35,9 @@ def toy(features: int = 64, width: int = 24, on: float = 2.0, seed: int = 0) -> 
     """`features` random directions in `width` dimensions, `on` of them on at a time on average."""
     if not 0 < on <= features:
         raise ValueError(f"between 0 and {features} features can be on on average, got {on}")
-    generator = torch.Generator().manual_seed(1000 * seed)
-    return Toy(unit(torch.randn(features, width, generator=generator)), on, 1000 * seed)
+    own = 1000 * (seed + 1)  # no autoencoder, which begins from `seed`, begins at these directions
+    generator = torch.Generator().manual_seed(own)
+    return Toy(unit(torch.randn(features, width, generator=generator)), on, own)
 
 
 def recovery(

@@ -14,8 +14,9 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
    `subnetwork_probing` by training masks.
 5. `evaluation`: `evaluate` and `summary` say how faithful a circuit is, under an `Ablation` that is
    spelt out; `curve` does so over sizes, `cpr` and `cmd` make one number of that; `completeness`
-   and `minimality` look for missing and idle parts.
+   and `minimality` look for missing and idle parts. `optimal` finds the constants to ablate with.
 6. `drawing`: `draw` shows it. `files`: `save` and `load` in the MIB benchmark's format.
+   `published`: those of the literature, to compare with.
 
 `wiring` runs a model with edges removed; only 3 to 5 call it. What a
 removed edge carries is decided in one place, `CircuitRuns.ablated`; which edges are removed when a
@@ -42,12 +43,15 @@ from .evaluation import (
 )
 from .files import load, save
 from .graph import Circuit, Graph
+from .optimal import optimal
 from .probing import Probing, subnetwork_probing
+from .published import published
 from .runs import CircuitRuns, record
 
 __all__ = [
     "SHARES", "Ablation", "Circuit", "CircuitRuns", "Discovery", "Graph", "Probing", "acdc",
     "attribute", "bootstrapped", "cmd", "completeness", "cpr", "curve", "draw", "evaluate",
     "gains", "greedy", "greedy_completeness", "head_importance", "ladder", "load", "minimality",
-    "overlap", "random_like", "record", "roc", "save", "subnetwork_probing", "summary", "top",
+    "optimal", "overlap", "published", "random_like", "record", "roc", "save",
+    "subnetwork_probing", "summary", "top",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .choosing import SHARES, Ranking, ladder
 from .graph import Circuit, Mask
-from .runs import CircuitRuns, Metric, Value, batches
+from .runs import CircuitRuns, Metric, Source, Value, batches
 from .wiring import Wiring
 
 MEMORY = 2 * 10**9  # bytes of a batch of prompts
@@ -35,7 +35,8 @@ class Ablation:
         component: "edge" overwrites single edges; "node" overwrites a node for all its readers, and
             keeps every edge out of the circuit's nodes.
         value: what is written: "resample" (the corrupted run), "zero", "mean" (over the corrupted
-            prompts, by position) or "noise" (a run with noisy embeddings).
+            prompts, by position) or "noise" (a run with noisy embeddings); or what `optimal` gives,
+            the constants that suit a circuit best.
         positions: where it is written, numbers or roles; None for everywhere.
         direction: "ablate" starts from the clean run and takes away; "restore" starts from the
             corrupted run and writes clean values ("resample" only).
@@ -45,7 +46,7 @@ class Ablation:
 
     granularity: Literal["qkv", "head"] = "qkv"
     component: Literal["edge", "node"] = "edge"
-    value: Value = "resample"
+    value: Value | Source = "resample"
     positions: tuple[int | str, ...] | None = None
     direction: Literal["ablate", "restore"] = "ablate"
     set: Literal["complement", "circuit"] = "complement"
@@ -55,6 +56,8 @@ class Ablation:
             values = get_args(choice)
             if get_origin(choice) is Literal and getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {values}")
+        if not callable(self.value) and self.value not in get_args(Value):
+            raise ValueError(f"value is {self.value!r}; it must be one of {get_args(Value)}")
         if self.direction == "restore" and self.value != "resample":
             raise ValueError("to restore is to write clean values: use value='resample'")
 

@@ -51,10 +51,13 @@ class CircuitRuns:
         function = self.function(metric)
         return function if callable(metric) or metric == "kl" else lambda x: -function(x)
 
-    def ablated(self, value: Value = "resample") -> Source:
+    def ablated(self, value: Value | Source = "resample") -> Source:
         """What removed edges carry: the corrupted run's value, zero, the corrupted prompts' mean at
         each position, or the value in a run of the clean prompts with noise of three standard
-        deviations on the embeddings (position 0 left out; Meng et al. 2022, arXiv 2202.05262)."""
+        deviations on the embeddings (position 0 left out; Meng et al. 2022, arXiv 2202.05262). A
+        function of site and layer is taken as it is."""
+        if callable(value):
+            return value
         clean, corrupted = self.clean, self.corrupted
         if value == "resample":
             return corrupted.activation

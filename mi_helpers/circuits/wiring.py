@@ -107,7 +107,7 @@ class Wiring:
     def __init__(
         self,
         runs: CircuitRuns,
-        value: Value = "resample",
+        value: Value | Source = "resample",
         prompts: slice = slice(None),
         pos: Sequence[int | str] | None = None,
         restore: bool = False,

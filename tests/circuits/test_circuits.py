@@ -12,8 +12,9 @@ from mi_helpers.circuits import wiring as wiring_room
 from mi_helpers.circuits.choosing import greedy, top
 from mi_helpers.circuits.discovery import receivers_of, senders_of, trials
 from mi_helpers.circuits.graph import Circuit, Graph
-from mi_helpers.circuits.runs import CircuitRuns, record
+from mi_helpers.circuits.runs import CircuitRuns, projections, record
 from mi_helpers.circuits.wiring import Wiring
+from mi_helpers.engine import unembed
 from mi_helpers.metrics import logit_diff
 from mi_helpers.tasks.prompts import docstring
 from mi_helpers.toys.docstring import gate_scores, linear_transformer
@@ -439,6 +440,63 @@ def test_full_and_empty_circuits_are_one_and_zero():
         assert found.loc["full", "faithfulness"] == pytest.approx(1, abs=1e-5)
         assert found.loc["empty", "faithfulness"] == pytest.approx(0, abs=1e-5)
         assert found.loc["full", "worst"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_best_constant_of_a_linear_model_is_the_mean():
+    """One edge into the output, squared error: the least-squares answer, where it is read."""
+    model = linear_transformer(n_layers=2)
+    runs = record(model, docstring(model, 8))
+    edge, clean = "A1.0 -> out", runs.clean.logits()
+    without = Circuit.of(runs.graph, [e for e in runs.graph.edges if e != edge])
+
+    def error(logits):
+        return (logits - clean).square().mean(-1)
+
+    layer, head = 1, 0
+    z = runs.clean.activation("z", layer)[:, -1, head]
+    written = z @ projections(model)[layer]["o"][0][head]
+    expected = unembed(model, written - written.mean(0)) - unembed(model, torch.zeros_like(written))
+    values = circuits.optimal(runs, without, metric=error, steps=300)
+    found = circuits.evaluate(runs, without, circuits.Ablation(value=values), error)["value"]
+    least = float(expected.square().mean())
+    assert found.mean() == pytest.approx(least, rel=0.02)
+    start = circuits.optimal(runs, without, metric=error, steps=0)
+    begun = circuits.evaluate(runs, without, circuits.Ablation(value=start), error)["value"]
+    assert begun.mean() > 1.1 * least
+
+
+def test_constants_are_written_as_by_hooks():
+    runs, model = runs_of("llama"), tiny.bridge("llama")
+    circuit = Circuit.between(runs.graph, ["A0.1", "M1", "A2.0", "M3"])
+    values = circuits.optimal(runs, circuit, circuits.Ablation(component="node"), steps=3)
+    ablation = circuits.Ablation(component="node", value=values)
+    found = circuits.evaluate(runs, circuit, ablation)["value"]
+
+    def write(site, layer):
+        def hook(x, hook):
+            here = [n for n in range(x.shape[2]) if f"A{layer}.{n}" not in circuit.nodes]
+            if site == "z":
+                x[:, :, here] = values(site, layer)[:, :, here]
+            elif f"M{layer}" not in circuit.nodes:
+                x = values(site, layer).expand_as(x)
+            return x
+
+        return hook
+
+    names = {"z": "blocks.{}.attn.hook_z", "mlp_out": "blocks.{}.hook_mlp_out"}
+    hooks = [
+        (name.format(n), write(site, n))
+        for n in range(runs.graph.n_layers)
+        for site, name in names.items()
+    ]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        logits = model(PAIRS.clean_tokens)[:, -1]
+    expected = logit_diff(logits, PAIRS.answers, PAIRS.wrong)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="to restore"):
+        circuits.optimal(runs, circuit, circuits.Ablation(direction="restore"))
+    with pytest.raises(ValueError, match="no gradient"):
+        circuits.optimal(runs, circuit, metric="rank")
 
 
 def test_restoring_the_rest_is_ablating_the_circuit_for_all_edges_of_a_node():

@@ -62,3 +62,17 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
 def test_the_room_lists_both() -> None:
     assert circuits.save is save
     assert circuits.load is load
+
+
+def test_published_circuits_are_those_of_the_papers() -> None:
+    docstring, ioi, greater = map(circuits.published, ("docstring", "ioi", "greater-than"))
+    assert len(docstring) == len(docstring.pruned()) == 24  # 37 less 13 within nodes
+    assert sum(node.startswith("A") for node in ioi.nodes) == 26
+    assert sum(node.startswith("A") for node in greater.nodes) == 9
+    assert len(ioi.pruned()) == len(ioi)
+    assert {"A8.6 -> A9.9.q", "M0 -> A9.9.v", "A9.9 -> M11", "A4.11 -> A5.5.k"} <= {*ioi.edges}
+    # Heads of one layer, and those after it, feed no head of it; inhibition moves queries alone.
+    assert {"A8.6 -> A7.3.q", "A8.6 -> A9.9.k", "embed -> A9.9.q"}.isdisjoint(ioi.edges)
+    assert {"A0.1 -> M0", "M3 -> A5.5.k", "A9.1 -> M11"} <= {*greater.edges}
+    with pytest.raises(ValueError, match="not one of the published"):
+        circuits.published("induction")

@@ -16,7 +16,7 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
    spelt out; `curve` does so over sizes, `cpr` and `cmd` make one number of that; `completeness`
    and `minimality` look for missing and idle parts. `optimal` finds the constants to ablate with.
 6. `drawing`: `draw` shows it. `files`: `save` and `load` in the MIB benchmark's format.
-   `published`: those of the literature, to compare with.
+   `literature`: `published`, circuits of papers, to compare with.
 
 `wiring` runs a model with edges removed; only 3 to 5 call it. What a
 removed edge carries is decided in one place, `CircuitRuns.ablated`; which edges are removed when a
@@ -25,6 +25,7 @@ circuit is evaluated, in `Ablation.overwritten`; by which threshold ACDC removes
 
 from .attribution import attribute
 from .choosing import SHARES, bootstrapped, greedy, head_importance, ladder, random_like, top
+from .constants import optimal
 from .discovery import Discovery, acdc
 from .drawing import draw
 from .evaluation import (
@@ -43,9 +44,8 @@ from .evaluation import (
 )
 from .files import load, save
 from .graph import Circuit, Graph
-from .optimal import optimal
+from .literature import published
 from .probing import Probing, subnetwork_probing
-from .published import published
 from .runs import CircuitRuns, record
 
 __all__ = [

@@ -18,16 +18,20 @@ SUITE = Path(__file__).parents[1] / "data" / "suite"
 
 
 def suite() -> pd.DataFrame:
-    """The checkpoints that come with the package (`data/suite/make.py` made them): width, step,
-    held-out loss in nats, and the directory to give to `load_model`."""
+    """The checkpoints that come with the package (`data/suite/make.py` made them): run, width,
+    step, held-out loss in nats, and the directory to give to `load_model`. Run 0 comes with steps
+    in between, the others with the last alone."""
     losses = loss_curves()
-    names = "d" + losses["width"].astype(str) + "-step" + losses["step"].astype(str)
+    run, width, step = (losses[name].astype(str) for name in ("run", "width", "step"))
+    again = ("-run" + run).where(losses["run"] > 0, "")
+    names = "d" + width + again + "-step" + step
     losses["path"] = [SUITE / name for name in names]
     return losses[[path.is_dir() for path in losses["path"]]].reset_index(drop=True)
 
 
 def loss_curves() -> pd.DataFrame:
-    """Held-out loss of each model of the suite, every 32 steps: width, step, held_out_loss."""
+    """Held-out loss of each model of the suite, every 32 steps: run, width, step,
+    held_out_loss."""
     return pd.read_csv(SUITE / "losses.csv")
 
 

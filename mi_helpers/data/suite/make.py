@@ -5,9 +5,10 @@
 The text is every docstring of the Python standard library of the interpreter that runs this, about
 two million characters, shuffled by file with the seed; the last twentieth is held out. A byte-level
 BPE tokenizer of 512 tokens is fitted to it. Four Llama-style decoders, alike but for their width,
-then see the same batches in the same order. Each checkpoint is a Hugging Face directory
-(``d128-step1024``: config, float16 safetensors, tokenizer) that `load_model` opens by its path;
-``losses.csv`` holds each model's loss in nats per token.
+then see the same batches in the same order. Two further runs of each differ in their first weights
+and in the order of the batches; of these only the end is kept. Each checkpoint is a Hugging Face
+directory (``d128-step1024``, ``d128-run1-step1024``: config, float16 safetensors, tokenizer) that
+`load_model` opens by its path; ``losses.csv`` holds each model's loss in nats per token.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sysconfig
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BOS = "<s>"
-CHECKPOINTS = (0, 4, 16, 64, 128, 256, 512, 1024)  # optimiser steps
+CHECKPOINTS = (0, 4, 16, 64, 128, 256, 512, 1024)  # optimiser steps; of further runs the last
+RUNS = (0, 1, 2)  # of each width: first weights, and order of the batches
 WIDTHS = (16, 32, 64, 128)
 CONTEXT = 64
 VOCABULARY = 512
@@ -88,6 +91,15 @@ def sequences(
     return torch.cat([torch.full((len(rows), 1), tokenizer.bos_token_id), rows], dim=1)
 
 
+def shuffled(
+    data: Int[Tensor, "sequence context"], needed: int, seed: int
+) -> Int[Tensor, "needed context"]:
+    """`needed` sequences, every epoch in another order."""
+    order = torch.Generator().manual_seed(seed)
+    epochs = [torch.randperm(len(data), generator=order) for _ in range(-(-needed // len(data)))]
+    return data[torch.cat(epochs)[:needed]]
+
+
 def decoder(width: int, seed: int) -> LlamaForCausalLM:
     """Four Llama blocks of the given width, heads of 16 in pairs that share keys and values."""
     torch.manual_seed(seed)
@@ -114,11 +126,13 @@ def train(
     held_out: Int[Tensor, "sequence context"],
     tokenizer: PreTrainedTokenizerFast,
     out: Path,
+    run: int = 0,
     seed: int = 0,
     learning_rate: float = 3e-3,
 ) -> list[dict[str, float]]:
     """Train one decoder, keep its checkpoints under `out`; its losses, every 32 steps in nats."""
-    model, steps = decoder(width, seed), max(CHECKPOINTS)
+    model, steps = decoder(width, seed + run), max(CHECKPOINTS)
+    name = f"d{width}-run{run}" if run else f"d{width}"
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]  # no weight decay on norms
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
@@ -127,9 +141,10 @@ def train(
     for step, batch in enumerate([*batches[:steps], batches[0]]):
         if step in CHECKPOINTS or step % 32 == 0:
             loss = held_out_loss(model, held_out)
-            losses.append({"width": width, "step": step, "held_out_loss": round(loss, 4)})
-        if step in CHECKPOINTS:
-            save(model, tokenizer, out / f"d{width}-step{step}")
+            line = {"run": run, "width": width, "step": step, "held_out_loss": round(loss, 4)}
+            losses.append(line)
+        if step in (CHECKPOINTS if run == 0 else (steps,)):
+            save(model, tokenizer, out / f"{name}-step{step}")
         if step == steps:
             break
         left = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -154,25 +169,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the text's order and the weights")
     parser.add_argument("--batch", type=int, default=32, help="sequences in a step")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--runs", type=int, nargs="+", default=RUNS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     texts = docstrings(args.seed)
     cut = len(texts) * 19 // 20
     tokenizer = fit_tokenizer(texts[:cut])
     data, held_out = sequences(tokenizer, texts[:cut]), sequences(tokenizer, texts[cut:])[:256]
-    order = torch.Generator().manual_seed(args.seed)
     needed = max(CHECKPOINTS) * args.batch
-    epochs = [torch.randperm(len(data), generator=order) for _ in range(-(-needed // len(data)))]
-    batches = list(data[torch.cat(epochs)[:needed]].split(args.batch))
     about = {"characters": sum(map(len, texts)), "training_sequences": len(data),
              "context": CONTEXT, "batch": args.batch, "steps": max(CHECKPOINTS),
-             "epochs": round(needed / len(data), 2), "seed": args.seed,
+             "epochs": round(needed / len(data), 2), "seed": args.seed, "runs": len(args.runs),
              "text": "docstrings of the Python standard library"}  # fmt: skip
     print(about, flush=True)
     losses = []
-    for width in args.widths:
+    for run, width in product(args.runs, args.widths):
         began = time.time()
-        losses += train(width, batches, held_out, tokenizer, args.out, args.seed)
+        batches = shuffled(data, needed, args.seed + run).split(args.batch)
+        losses += train(width, list(batches), held_out, tokenizer, args.out, run, args.seed)
         print(losses[-1], f"{time.time() - began:.0f} s", flush=True)
         pd.DataFrame(losses).to_csv(args.out / "losses.csv", index=False)
     (args.out / "about.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -41,7 +41,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
         "00_tour",
         changed={"SEED": "1", "N_PROMPTS": "4"},
         families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
-        model_free=frozenset({"00.all-positions", "00.by-hand", "00.task"}),
+        model_free=frozenset({"00.all-positions", "00.by-hand", "00.task", "00.position-zero"}),
     ),
     Listed(
         "01_activation_patching",

@@ -3,10 +3,11 @@
 A notebook names itself once with `start`, then makes one `claim` for each statement. The verdict
 follows from the estimate's interval and a rule that is code, fixed before the result is seen:
 
-- holds: the whole interval is on the right side of the rule's limit, and the null's is not on that
-  side, or lies across the limit and apart from the value's;
+- holds: the whole interval is on the right side of the rule's limit, and the null is ruled out;
 - does not hold: the whole interval is on the wrong side;
-- undecided: the interval spans the limit, or the null is not ruled out;
+- undecided: the interval spans the limit, or the null is not ruled out: its own value passes, or
+  its interval and the other one overlap. Where the limit is that of no effect, 0 or a ratio of 1, a
+  control that does nothing lies on either side by chance, and only has to lie apart;
 - not applicable: the model, or a parent claim, lacks what the claim is about.
 
 Exact identities and truth tables are checks of our own code (`kind="check"`), shown and counted
@@ -181,10 +182,8 @@ def claim(
         value: what was measured: an `Estimate`, or for a check a plain number. None only where
             the claim does not apply.
         rule: `above`, `below`, `between` or `equals`, its limit fixed before the result was seen.
-        null: a control's name and what it measured. The claim is undecided where the rule holds for
-            the null, and where its interval and the value's overlap: a control that does nothing
-            lies across a limit of "no effect", and is told from the value by lying elsewhere.
-            Its value, too, may be None only where the claim does not apply.
+        null: a control's name and what it measured. Where it is not ruled out (see above), the
+            claim is undecided. Its value, too, may be None only where the claim does not apply.
         needs: a condition of `start` or `condition`, or the id of a parent claim.
 
     Raises ValueError for a malformed or repeated id, an empty text, a replication without an
@@ -259,11 +258,19 @@ def _judge(
     verdict = rule.verdict(found.low, found.high)
     if verdict == "undecided":
         return verdict, _deciding(rule, found)
-    if verdict == "holds" and null:
-        apart = null.high < found.low or found.high < null.low
-        if not apart or rule.verdict(null.low, null.high) == "holds":
-            return "undecided", f"the null is not ruled out ({control})"
+    if verdict == "holds" and null and not _ruled_out(rule, found, null):
+        return "undecided", f"the null is not ruled out ({control})"
     return verdict, None
+
+
+def _ruled_out(rule: Rule, found: Estimate, null: Estimate) -> bool:
+    """Whether a value that the rule holds for is told from its null, and the null does not pass."""
+    if rule.verdict(null.low, null.high) != "undecided":
+        return rule.verdict(null.low, null.high) == "does not hold"
+    passes = rule.verdict(null.value, null.value) == "holds"
+    no_effect = (1.0 if found.unit == "×" else 0.0) in (rule.low, rule.high)
+    apart = null.high < found.low or found.high < null.low
+    return apart and (no_effect or not passes)
 
 
 def _deciding(rule: Rule, found: Estimate) -> str:

@@ -115,6 +115,11 @@ def test_a_claim_that_its_null_passes_is_undecided() -> None:
     assert overlapping["verdict"] == "undecided"
     apart = made(id="00.apart", null=("untrained", Estimate(0.2, 0.1, 0.39, 32, "prompts")))
     assert apart["verdict"] == "holds"
+    passing = made(id="00.passing", null=("untrained", Estimate(0.32, 0.25, 0.39, 32, "prompts")))
+    assert passing["verdict"] == "undecided"  # apart, but beyond the limit by its own value
+    ratio, one = Estimate(1.5, 1.4, 1.6, 32, "prompts", "×"), Estimate(1.1, 0.9, 1.3, 32, "prompts")
+    same = made(id="00.ratio", value=ratio, rule=above(1), null=("itself", one))
+    assert same["verdict"] == "holds"  # a ratio of 1 is no effect
     beyond = Estimate(0.8, 0.7, 0.9, 32, "prompts")
     assert made(id="00.beyond", null=("untrained", beyond))["verdict"] == "undecided"
 

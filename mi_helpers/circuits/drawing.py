@@ -23,6 +23,7 @@ def draw(
     circuit: Circuit,
     scores: pd.DataFrame | None = None,
     title: str | None = None,
+    metric: str = "the metric",
 ) -> go.Figure:
     """The circuit as a figure: embedding at the bottom, output at the top, a row for each layer's
     heads and above it its MLP. An arrow enters a head at its mark q, k or v. On grouped-query
@@ -32,23 +33,24 @@ def draw(
     With `scores` (a table with `edge` and `score`, the change of a metric when the edge is
     removed), width is the absolute score in five steps; removal of a blue edge lowers the metric,
     of an orange one raises it; a slider hides the weaker edges. Hovering shows the numbers. Rows
-    are ordered so that nodes stand near those they talk to. A picture says nothing about how good a
-    circuit is: put its faithfulness in the `title`.
+    are ordered so that nodes stand near those they talk to, heads that share side by side. `metric`
+    names what the scores are of, with its unit. A picture says nothing about how good a circuit
+    is: put its faithfulness in the `title`.
 
     Raises ValueError for an empty circuit, and for more than 1500 edges.
     """
     if not 0 < len(circuit) <= 1500:
         raise ValueError(f"the circuit has {len(circuit)} edges; up to 1500 can be drawn")
     lines = _lines(circuit, scores)
-    at = _layout(lines)
+    at = _layout(lines, circuit.graph)
     figure = go.Figure()
     for (level, effect), part in lines.groupby(["level", "effect"]):
-        _add_arrows(figure, part, at, int(level), str(effect))
+        _add_arrows(figure, part, at, int(level), str(effect), metric)
     _add_shared(figure, circuit.graph, at)
     _add_marks(figure, lines, at)
     _add_nodes(figure, circuit, at)
     if lines["level"].nunique() > 1:
-        figure.update_layout(sliders=[_slider(figure, lines)])
+        figure.update_layout(sliders=[_slider(figure, lines, metric)])
     return _framed(figure, at, title)
 
 
@@ -81,8 +83,9 @@ def _entry(graph: Graph, receiver: str, nodes: set[str]) -> tuple[str, str]:
     return next((head for head in heads if head in nodes), heads[0]), port
 
 
-def _layout(lines: pd.DataFrame) -> dict[str, Point]:
-    """Places of all nodes: rows by layer, in a row by the mean place of the neighbours."""
+def _layout(lines: pd.DataFrame, graph: Graph) -> dict[str, Point]:
+    """Places of all nodes: rows by layer, in a row by the mean place of the neighbours, heads that
+    share keys and values side by side."""
 
     def height(name: str) -> float:
         if name in ("embed", "out"):
@@ -91,6 +94,9 @@ def _layout(lines: pd.DataFrame) -> dict[str, Point]:
 
     def spread(row: list[str]) -> dict[str, float]:
         return {name: i - (len(row) - 1) / 2 for i, name in enumerate(row)}
+
+    def group(name: str) -> int:
+        return int(name.split(".")[1]) * graph.n_kv // graph.n_heads if "." in name else 0
 
     names = list(dict.fromkeys([*lines["sender"], *lines["node"]]))
     names.sort(key=lambda n: (height(n), int(n.split(".")[1]) if "." in n else 0))
@@ -102,7 +108,9 @@ def _layout(lines: pd.DataFrame) -> dict[str, Point]:
         neighbours[node].append(sender)
     for _ in range(SWEEPS):
         for row in rows:
-            row.sort(key=lambda n: (np.mean([x[m] for m in neighbours[n]]), n))
+            near = {n: float(np.mean([x[m] for m in neighbours[n]])) for n in row}
+            shared = pd.Series(near).groupby(group).mean()
+            row.sort(key=lambda n: (shared[group(n)], group(n), near[n], n))
             x |= spread(row)
     half = max(len(row) for row in rows) / 2
     for row in rows:
@@ -123,14 +131,19 @@ def _bow(start: Point, end: Point) -> tuple[list[float], list[float]]:
 
 
 def _add_arrows(
-    figure: go.Figure, part: pd.DataFrame, at: dict[str, Point], level: int, effect: str
+    figure: go.Figure,
+    part: pd.DataFrame,
+    at: dict[str, Point],
+    level: int,
+    effect: str,
+    metric: str,
 ) -> None:
     """A trace of lines for all edges of one width and colour, and one of their heads, which carry
     the hover text, as does a point half-way."""
     xs, ys, points = list[float | None](), list[float | None](), list[tuple[float, float, float]]()
     for line in part.itertuples():
         end = at[line.node]
-        x, y = _bow(at[line.sender], (end[0] + PORT.get(line.port, 0.0), end[1] - 0.4))
+        x, y = _bow(at[line.sender], (end[0] + PORT.get(line.port, 0.0), end[1] - 0.45))
         xs, ys = [*xs, *x, None], [*ys, *y, None]
         slope = math.atan2((x[-1] - x[-3]) * UNIT, (y[-1] - y[-3]) * ROW)  # 0: upwards
         points += [(x[6], y[6], 0.0), (x[-1], y[-1], math.degrees(slope))]
@@ -152,7 +165,7 @@ def _add_arrows(
     if effect and effect not in {trace.legendgroup for trace in figure.data}:
         figure.add_scatter(
             x=[None], y=[None], mode="lines", legendgroup=effect,
-            line={"color": COLOUR[effect], "width": 3}, name=f"removal {effect} the metric",
+            line={"color": COLOUR[effect], "width": 3}, name=f"removal {effect} {metric}",
         )  # fmt: skip
 
 
@@ -179,7 +192,7 @@ def _add_marks(figure: go.Figure, lines: pd.DataFrame, at: dict[str, Point]) -> 
     used = lines[lines["port"] != ""].drop_duplicates(["node", "port"])
     figure.add_scatter(
         x=[at[line.node][0] + PORT[line.port] for line in used.itertuples()],
-        y=[at[line.node][1] - 0.24 for line in used.itertuples()],
+        y=[at[line.node][1] - 0.21 for line in used.itertuples()],
         text=used["port"].tolist(), mode="text", textfont={"size": 9, "color": "#333333"},
         hoverinfo="skip", showlegend=False,
     )  # fmt: skip
@@ -197,7 +210,7 @@ def _add_nodes(figure: go.Figure, circuit: Circuit, at: dict[str, Point]) -> Non
         mode="markers+text", textfont={"size": 10}, textposition="middle center",
         hoverinfo="text", showlegend=False,
         marker={
-            "size": [34 if "." in name else 28 if name[0] == "M" else 36 for name in names],
+            "size": [34 if "." in name else 28 if name[0] == "M" else 42 for name in names],
             "symbol": ["circle" if head else "square" for head in heads],
             "color": ["#DCEAF7" if head else "#FBE8D3" for head in heads],
             "opacity": 1, "line": {"color": "#555555", "width": 1},
@@ -207,14 +220,14 @@ def _add_nodes(figure: go.Figure, circuit: Circuit, at: dict[str, Point]) -> Non
     figure.data = (*others, nodes, marks)
 
 
-def _slider(figure: go.Figure, lines: pd.DataFrame) -> dict:
+def _slider(figure: go.Figure, lines: pd.DataFrame, metric: str) -> dict:
     """A slider that hides all edges below a width."""
     steps = []
     for lowest in range(LEVELS):
         least = lines["score"].abs().max() * (lowest / LEVELS) ** 2
         visible = [trace.meta is None or trace.meta >= lowest for trace in figure.data]
         steps.append({"method": "restyle", "label": f"{least:.2g}", "args": ["visible", visible]})
-    return {"steps": steps, "currentvalue": {"prefix": "edges of absolute score from "},
+    return {"steps": steps, "currentvalue": {"prefix": f"edges that move {metric} by at least "},
             "pad": {"t": 10, "b": 10}, "len": 0.6, "x": 0.2}  # fmt: skip
 
 
@@ -222,13 +235,14 @@ def _framed(figure: go.Figure, at: dict[str, Point], title: str | None) -> go.Fi
     """Axes around all of it, and a size in pixels that fits it."""
     rows = len({y for _, y in at.values()})
     xs = [x for trace in figure.data for x in trace.x if x is not None]
-    middle, wide = (min(xs) + max(xs)) / 2, max(max(xs) - min(xs) + 1.2, 6.0)
+    middle, needed = (min(xs) + max(xs)) / 2, (CHARACTER * len(title or "") - 40) / UNIT
+    wide = max(max(xs) - min(xs) + 1.2, 6.0, needed)
     figure.update_xaxes(visible=False, range=[middle - wide / 2, middle + wide / 2])
     figure.update_yaxes(visible=False, range=[-1, rows])
     return figure.update_layout(
         title=title,
-        width=int(min(1100, max(UNIT * wide + 40, CHARACTER * len(title or "")))),
-        height=int(min(1200, ROW * rows + 170)),
+        width=int(min(1100, UNIT * wide + 40)),
+        height=int(min(1800, ROW * rows + 170)),
         margin={"l": 20, "r": 20, "t": 75 if title else 45, "b": 20},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         plot_bgcolor="white",

@@ -59,8 +59,8 @@ $(LAB)/overrides.json: .venv/.installed
 	@echo '$(LAB_SETTINGS)' > $@
 
 render: setup  ## execute the notebooks in place and store their outputs; needs Chrome or Chromium
-	@$(BIN)/python docs/links.py
 	@$(BIN)/mi render $(NOTEBOOKS) $(ARGS)
+	@$(BIN)/python docs/links.py
 	@$(BIN)/mi scorecard --readme
 
 book: .venv/.installed  ## build the site from the stored notebooks: papermill_runs/book/index.html

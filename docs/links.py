@@ -1,9 +1,11 @@
-"""The two cells by which notebooks lead on: python docs/links.py puts them into each notebook.
+"""The two cells by which notebooks lead on, and the README's picture: python docs/links.py.
 
 The second cell says how to install the package where a notebook is opened alone; the last one leads
 to the next notebook, in the order of the README's tables, and to the notebook's page in the book.
+The picture is the tour's heat map as it is stored.
 """
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -16,6 +18,7 @@ ALONE = (
     'repository, or with `%pip install ".[notebooks]"` in a copy of it.*'
 )
 IDS = ("alone", "next")
+PICTURE = ROOT / "notebooks" / "figures" / "tour_patch.png"
 _ROW = re.compile(r"\| \[(\w+)\]\(notebooks/\w+\.ipynb\) \| (.*?) \| (.*?) \| (.*?) \|")
 
 
@@ -64,7 +67,16 @@ def linked(notebook: dict[str, Any], last: str) -> dict[str, Any]:
     return notebook | {"cells": [cells[0], first, *cells[1:], end]}
 
 
+def picture() -> bytes:
+    """The tour's heat map, by the title that its cell gives it."""
+    tour = json.loads((ROOT / "notebooks" / "00_tour.ipynb").read_text(encoding="utf-8"))
+    (cell,) = (cell for cell in tour["cells"] if "Denoising the stream" in "".join(cell["source"]))
+    (png,) = (out["data"]["image/png"] for out in cell["outputs"] if "image/png" in out["data"])
+    return base64.b64decode("".join(png))
+
+
 if __name__ == "__main__":
+    PICTURE.write_bytes(picture())
     for name, last in following().items():
         path = ROOT / "notebooks" / f"{name}.ipynb"
         made = linked(json.loads(path.read_text(encoding="utf-8")), last)

@@ -45,6 +45,10 @@ def test_each_notebook_leads_on_and_says_what_it_needs_alone() -> None:
             assert built or (FOLDER / address).is_file(), address
 
 
+def test_the_readme_shows_the_tour_as_it_is_stored() -> None:
+    assert LINKS["PICTURE"].read_bytes() == LINKS["picture"]()
+
+
 @pytest.mark.parametrize("listed", FINISHED, ids=lambda listed: listed.name)
 def test_the_stored_claims_are_those_of_the_reference(listed: Listed) -> None:
     """`mi render` writes both; a difference means that one was changed alone."""

@@ -14,6 +14,7 @@ CHARACTER = 9  # of the title, in pixels
 SWEEPS = 4  # over the rows, to order their nodes
 LEVELS = 5  # widths of edges, and stops of the slider
 UNIT, ROW = 75, 50  # pixels from head to head, and from row to row
+FEW, WIDER = 8, 1.7  # up to so many rows stand further apart, by this factor
 PORT = {"q": -0.13, "k": 0.0, "v": 0.13}  # where an edge enters a head
 COLOUR = {"lowers": COLOURS[0], "raises": COLOURS[1], "": "#777777"}
 Point = tuple[float, float]
@@ -116,7 +117,8 @@ def _layout(lines: pd.DataFrame, graph: Graph) -> dict[str, Point]:
     for row in rows:
         if row[0][0] == "M":  # MLPs stand aside, so that edges do not run through them
             x[row[0]] = half + 0.6
-    return {name: (x[name], float(y)) for y, row in enumerate(rows) for name in row}
+    gap = WIDER if len(rows) <= FEW else 1.0
+    return {name: (x[name], gap * y) for y, row in enumerate(rows) for name in row}
 
 
 def _bow(start: Point, end: Point) -> tuple[list[float], list[float]]:
@@ -233,16 +235,16 @@ def _slider(figure: go.Figure, lines: pd.DataFrame, metric: str) -> dict:
 
 def _framed(figure: go.Figure, at: dict[str, Point], title: str | None) -> go.Figure:
     """Axes around all of it, and a size in pixels that fits it."""
-    rows = len({y for _, y in at.values()})
+    top = max(y for _, y in at.values())
     xs = [x for trace in figure.data for x in trace.x if x is not None]
     middle, needed = (min(xs) + max(xs)) / 2, (CHARACTER * len(title or "") - 40) / UNIT
     wide = max(max(xs) - min(xs) + 1.2, 6.0, needed)
     figure.update_xaxes(visible=False, range=[middle - wide / 2, middle + wide / 2])
-    figure.update_yaxes(visible=False, range=[-1, rows])
+    figure.update_yaxes(visible=False, range=[-1, top + 1])
     return figure.update_layout(
         title=title,
         width=int(min(1100, UNIT * wide + 40)),
-        height=int(min(1800, ROW * rows + 170)),
+        height=int(min(1800, ROW * (top + 1) + 170)),
         margin={"l": 20, "r": 20, "t": 75 if title else 45, "b": 20},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         plot_bgcolor="white",

@@ -247,7 +247,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "N_CHECKED": "6",
             "SIZES": "(2, 20)",
             "N_RANDOM": "2",
-            "N_BIOS": "1",
+            "N_BIOS": "2",
             "N_HALVES": "2",
         },
         families=("gpt2", "gemma2"),

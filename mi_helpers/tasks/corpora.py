@@ -85,19 +85,25 @@ def texts(
 
 
 def texts_by_package(
-    model: TransformerBridge, n: int, length: int, split: Split = "held-out", seed: int = 0
+    model: TransformerBridge,
+    n: int,
+    length: int,
+    split: Split = "held-out",
+    seed: int = 0,
+    modules: Sequence[str] = (),
 ) -> tuple[Int[Tensor, "text pos"], list[str]]:
     """`n` windows of each package's docstrings, as `texts` cuts them, and which package each comes
-    from: passages whose label nobody had to judge. Raises ValueError where there are fewer."""
+    from: passages whose label nobody had to judge. `modules`, such as "scipy.stats", instead of all
+    packages. Raises ValueError where there are fewer windows."""
     rows, labels = [], []
-    for package in MANIFEST:
-        folder = FOLDERS.get(package, package)
-        own = [named for named in _documents("docs", split) if named[0].split(".")[0] == folder]
+    for name in modules or MANIFEST:
+        start = FOLDERS.get(name, name) + "."
+        own = [named for named in _documents("docs", split) if f"{named[0]}.".startswith(start)]
         windows = list(islice(_windows(model, own, length - 1, seed), n))
         if len(windows) < n:
-            raise ValueError(f"{package} has {len(windows)} windows of {length} positions, not {n}")
+            raise ValueError(f"{name} has {len(windows)} windows of {length} positions, not {n}")
         rows += [[start_token(model), *window] for window in windows]
-        labels += [package] * n
+        labels += [name] * n
     return torch.tensor(rows, device=model.cfg.device), labels
 
 

@@ -181,6 +181,9 @@ def test_passages_of_packages_come_from_their_documents(
     for row, label in zip(model.tokenizer.batch_decode(tokens[:, 1:]), labels, strict=True):
         (name,) = [name for name, text in named if row in text]
         assert name.startswith(corpora.FOLDERS.get(label, label))
+    one, labels = mi.tasks.texts_by_package(model, 3, 6, modules=["sklearn"])
+    assert labels == ["sklearn"] * 3
+    assert one.equal(tokens[3:])
     with pytest.raises(ValueError, match=r"numpy has .* not 500"):
         mi.tasks.texts_by_package(model, 500, 6)
 

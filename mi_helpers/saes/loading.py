@@ -32,19 +32,22 @@ END_TO_END = "apollo-research/e2e-saes-gpt2"  # on the hub, not in sae-lens; Bra
 NEAR = 3  # how many times the L0 of its card an SAE may have
 
 
-def available(model: TransformerBridge, source: str | Path = "") -> pd.DataFrame:
+def available(
+    model: TransformerBridge, source: str | Path = "", controls: bool = False
+) -> pd.DataFrame:
     """The SAEs known for a model, one a row: `name` (for `load`), `kind` ("local", "e2e",
     "downstream") and `layer`; `k`, if known, is the same for those of about the same sparsity; `l0`
     if known; `variant`, empty but for those that differ from another in seed or width alone;
     `width`, the number of features if known.
 
     `source`: a folder written by `data/saes/make.py`, whose table it is; a release of sae-lens, or
-    one of its autoencoders as "release/id"; by default the shipped or published ones. Empty where
-    there is none. Raises ValueError for an unknown source.
+    one of its autoencoders as "release/id"; by default the shipped or published ones. `controls`:
+    also what such a folder's table says of untrained ones and of PCA, which no file holds. Empty
+    where there is none. Raises ValueError for an unknown source.
     """
     if (Path(source) / "quality.json").is_file() or (not source and model.name == DEFAULT):
         table = pd.read_json(Path(source or SHIPPED) / "quality.json")
-        table = table[table["kind"] != "control"].reset_index(drop=True)
+        table = table[(table["kind"] != "control") | controls].reset_index(drop=True)
         names = [str(Path(source) / name) if source else name for name in table["name"]]
         return table.assign(name=names, variant=table.get("variant", ""))
     if source:

@@ -6,7 +6,7 @@ from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
 from .sampled import order_gain, sample_prompts, text_pairs
 from .sentences import agreement, biographies
-from .tokens import bos_token, chat, compare_tokens, token_ids, token_labels
+from .tokens import bos_token, chat, compare_tokens, readable, token_ids, token_labels
 
 __all__ = [
     "PromptPairs",
@@ -23,6 +23,7 @@ __all__ = [
     "induction",
     "ioi",
     "order_gain",
+    "readable",
     "sample_prompts",
     "sequence",
     "summaries",

@@ -180,7 +180,7 @@ def scatter(
 ) -> go.Figure:
     """A point for each row; `diagonal` adds the line y = x.
 
-    `text` shows on hover, and beside the ten points that stand out most.
+    `text` shows on hover, and beside the ten points that stand out most, away from the diagonal.
     """
     require_columns(table, x, y, color, text, facet)
     table = table.reset_index(drop=True)  # rows of one index are different rows
@@ -191,6 +191,9 @@ def scatter(
         for name, part in parts_by(panel, color):
             labels = None if text is None else [safe_text(t) for t in part[text]]
             beside = labelled[part.index] if text else []
+            aside: Any = "top center"
+            if diagonal:
+                aside = np.where(part[y] > part[x], "middle left", "middle right")
             trace = go.Scatter(
                 x=part[x].to_numpy(np.float32),
                 y=part[y].to_numpy(np.float32),
@@ -199,7 +202,7 @@ def scatter(
                 legendgroup=name,
                 hovertext=labels,
                 text=[t if out else "" for t, out in zip(labels or [], beside, strict=True)],
-                textposition="top center",
+                textposition=aside,
                 textfont={"size": 11},
                 marker={"size": 7, "opacity": 0.75, "color": styles[name][0]},
                 showlegend=color is not None and number == 0,

@@ -33,7 +33,7 @@ def patch_figure(
     table = sweep(record(model, pairs, [site]), site, direction, [metric])
     if table[metric].isna().all():
         raise ValueError(f"{metric} is the same for both prompts: there is nothing to restore")
-    title = f"{site}, {direction}: 0 is the corrupted run, 1 the clean run"
+    title = f"One pair, {site}, {direction}: 0 is the corrupted run, 1 the clean"
     by_head = site in HEAD_SITES
     labels = None if by_head else pairs.labels
     return plots.heatmap(

@@ -66,7 +66,7 @@ def copying(
     unembed(W_O W_V norm(resid_1(t))). `copied` tells whether t is then among the `top` tokens, and
     `suppressed` whether it is among the lowest `top`. A copy score is the mean over names.
 
-    Source: Wang et al. 2022, arXiv 2211.00593, appendix I (copy scores, and negative ones).
+    Source: Wang et al. 2022, arXiv 2211.00593, section 3.1 (copy scores, and negative ones).
     """
     pairs = torch.cat([_start(model, len(tokens)), tokens.to(model.cfg.device)[:, None]], dim=1)
     after_first_block, tables = engine.record(model, pairs).resid[1][:, -1:], []

@@ -197,9 +197,13 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "08.or-gate-acdc",
                 "08.or-gate-saturated",
                 "08.eap-ranks",
+                "08.eap-ig-ranks",
                 "08.eap-beyond-noise",
                 "08.kl-zero-gradient",
                 "08.acdc-keeps-output",
+                "08.exact-over-eap",
+                "08.ig-over-eap-small",
+                "08.acdc-over-eap",
             }
         ),
     ),

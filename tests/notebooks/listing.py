@@ -220,7 +220,15 @@ NOTEBOOKS: tuple[Listed, ...] = (
         },
         families=("gpt2", "qwen2"),
         model_free=frozenset(
-            {"09.step-cpr", "09.minimal", "09.incomplete-small", "09.order-differs"}
+            {
+                "09.step-cpr",
+                "09.docstring-mean",
+                "09.docstring-positions",
+                "09.rivals-equal",
+                "09.minimal",
+                "09.incomplete-beyond",
+                "09.order-differs",
+            }
         ),
     ),
     Listed(

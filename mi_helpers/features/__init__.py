@@ -10,7 +10,7 @@ and `explore` show them to a reader. After Balcells et al. 2024, arXiv 2410.0886
 from ..engine.stream import residuals
 from .contexts import cards, levels
 from .effects import ablations, sample_bins
-from .explore import explorer
+from .explore import explorer, flow_chart
 from .firing import RandomDirections, adjacent, collect, encoded, gather, ordinary
 from .graph import (
     Communities,
@@ -26,8 +26,8 @@ from .kinds import (
     error_slopes,
     flow,
     gates,
+    matched_inputs,
     node_table,
-    rate_matched,
     related_share,
     specialised,
     truth,
@@ -49,16 +49,17 @@ __all__ = [
     "error_slopes",
     "explorer",
     "flow",
+    "flow_chart",
     "gates",
     "gather",
     "levels",
     "likeness",
     "longest_chains",
+    "matched_inputs",
     "modularity_gain",
     "node_table",
     "ordinary",
     "pairs",
-    "rate_matched",
     "related_share",
     "relative_threshold",
     "residuals",

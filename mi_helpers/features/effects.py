@@ -59,8 +59,10 @@ def ablations(
     `step` takes the stream of the first autoencoder's place to the second's. For each pair,
     `documents` texts are drawn in which both fire (or, for lack of such, the downstream one), at
     tokens that are `counted` (by default all). Adds the columns tokens (on which the downstream
-    feature fires), and drop: the share of its summed activation on those tokens that is gone. Rows
-    whose feature fires nowhere have NaN. `at_once` texts are run together.
+    feature fires), shared (on which both fire), drop: the share of the downstream feature's summed
+    activation on its tokens that is gone, and drop_together: the same on the shared tokens alone,
+    where the upstream feature has something to take away. NaN where there are no such tokens.
+    `at_once` texts are run together.
     """
     up_sae, down_sae = saes
     counted = torch.ones(before.shape[:2], dtype=torch.bool) if counted is None else counted
@@ -81,11 +83,22 @@ def ablations(
         up, down = torch.tensor(names)[pair[rows]].T
         moved = down_sae.encode(step(without(up_sae, before[text[rows]], up)))
         new[rows] = moved[torch.arange(len(rows)), :, down]
-    new = new * (old > 0)
-    sums = pd.DataFrame({"old": old.sum(1), "new": new.sum(1), "tokens": (old > 0).sum(1)})
+    met = ups[text, :, pair] > 0
+    sums = pd.DataFrame({"old": old.sum(1), "new": (new * (old > 0)).sum(1)})
+    sums["tokens"], sums["shared"] = (old > 0).sum(1), ((old > 0) & met).sum(1)
+    sums["old_together"], sums["new_together"] = ((x * met * (old > 0)).sum(1) for x in (old, new))
     sums = sums.groupby(pair.numpy()).sum().reindex(range(len(chosen)), fill_value=0)
-    drop = 1 - sums["new"] / sums["old"].where(sums["old"] > 0)
-    return chosen.assign(tokens=sums["tokens"].to_numpy(), drop=drop.to_numpy())
+    counts = {name: sums[name].to_numpy() for name in ("tokens", "shared")}
+    return chosen.assign(
+        **counts,
+        drop=_gone(sums["old"], sums["new"]),
+        drop_together=_gone(sums["old_together"], sums["new_together"]),
+    )
+
+
+def _gone(old: pd.Series, new: pd.Series) -> np.ndarray:
+    """The share of a sum that is gone, NaN where there was none."""
+    return (1 - new / old.where(old > 0)).to_numpy()
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from ..panels import COLOURS, safe_text
 from .contexts import Card
@@ -26,6 +28,7 @@ from .contexts import Card
 ASSETS = Path(__file__).parents[1] / "data" / "graph"
 KINDS = ("passed through", "gate", "appearing", "disappearing")
 HEIGHT = 640  # pixels
+_FLOW = dict(zip(("passed on", "related", "appearing", "disappearing"), COLOURS, strict=False))
 _LEVELS = 10  # of activation, for shading
 _LINE = 0.03  # of the first view's height, which a line of words takes
 
@@ -175,6 +178,39 @@ def _layout(
     columns = [1.1 * k / max(1, len(layers) - 1) for k in range(len(layers))]
     x = nodes["layer"].map(dict(zip(layers, columns, strict=True))) + shift
     return (x.round(4).tolist(), (y / total).round(5).tolist(), columns)
+
+
+def flow_chart(
+    shares: Mapping[int, Mapping[str, float]], live: Mapping[int, int], title: str
+) -> go.Figure:
+    """A Sankey chart of what becomes of features from layer to layer; widths are their numbers.
+
+    `shares` holds what `features.flow` gives for each downstream layer, `live` the number of
+    features of each layer. Links into a layer sum to its features. Those out of one need not: one
+    feature may be related to several of the next layer, or several to one.
+    """
+    layers, links, labels = list(live), [], [f"layer {n}: {live[n]}" for n in live]
+    x, y = [float(k) for k in range(len(live))], [0.5] * len(live)
+    for k, (m, n) in enumerate(pairwise(layers)):
+        new, lost = live[n] * shares[n]["appearing"], live[m] * shares[n]["disappearing"]
+        passed, at = live[n] * shares[n]["passed"], len(labels)
+        labels += [f"new {shares[n]['appearing']:.0%}", f"lost {shares[n]['disappearing']:.0%}"]
+        links += [(k, k + 1, passed, 0), (k, k + 1, live[n] - new - passed, 1)]
+        links += [(at, k + 1, new, 2), (k, at + 1, lost, 3)]
+        x, y = [*x, k + 0.45, k + 0.5], [*y, 0.05, 0.95]
+    source, target, value, kind = zip(*links, strict=True)
+    shades = [f"rgba{(*hex_to_rgb(colour), 0.6)}" for colour in _FLOW.values()]
+    figure = go.Figure(go.Sankey(
+        arrangement="fixed",
+        node={"label": labels, "color": "#777777", "thickness": 12,
+              "x": [min(0.999, max(0.001, at / (len(live) - 1))) for at in x], "y": y},
+        link={"source": source, "target": target, "value": value,
+              "color": [shades[k] for k in kind], "label": [list(_FLOW)[k] for k in kind]},
+    ))  # fmt: skip
+    key = " · ".join(f'<span style="color:{c}">{name}</span>' for name, c in _FLOW.items())
+    return figure.update_layout(
+        title=f"{safe_text(title)}<br><sup>{key}</sup>", width=900, height=360
+    )
 
 
 def _first_view(title: str, data: dict[str, Any], named: int = 40) -> go.Figure:

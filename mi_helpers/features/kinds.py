@@ -19,6 +19,7 @@ from torch import Tensor
 from ..stats import Estimate
 from .firing import Firing
 from .relations import (
+    Threshold,
     Thresholds,
     best,
     firing_pattern,
@@ -175,19 +176,20 @@ def truth(
     return pd.DataFrame(rows, columns=columns)
 
 
-def rate_matched(
-    candidates: pd.DataFrame, up: Firing, seed: int = 0, among: int = 20
+def matched_inputs(
+    candidates: pd.DataFrame, up: Firing, threshold: Threshold = 0.0, seed: int = 0, among: int = 20
 ) -> pd.DataFrame:
     """The null of a gate: each candidate with its second input `b` drawn at random out of the
-    `among` upstream features that fire about as often as it, inputs of the candidate left out."""
-    rng, fires = np.random.default_rng(seed), totals(up).fires
-    order = np.argsort(fires, kind="stable")
-    rank = np.argsort(order)
+    `among` upstream features that are most like it in how often they fire, and fire together with
+    `a` (the sum of both log ratios); inputs of the candidate left out."""
+    rng, pattern = np.random.default_rng(seed), firing_pattern(up, threshold).tocsc()
+    fires = np.log1p(pattern.sum(0))
     drawn = []
     for a, b in candidates[["a", "b"]].itertuples(index=False):
-        first = int(np.clip(rank[b] - among // 2, 0, max(0, len(order) - among - 2)))
-        near = order[first : first + among + 2]
-        drawn.append(int(rng.choice(near[~np.isin(near, [a, b])])))
+        together = np.log1p((pattern[:, [a]].T @ pattern).toarray().ravel())
+        away = np.abs(fires - fires[b]) + np.abs(together - together[b])
+        away[[a, b]] = np.inf
+        drawn.append(int(rng.choice(np.argsort(away, kind="stable")[: min(among, up.width - 2)])))
     return candidates.assign(b=drawn)
 
 

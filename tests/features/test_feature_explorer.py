@@ -356,3 +356,16 @@ def test_the_picture_has_nodes_and_edges(page):
     assert blue > 50  # the nodes of the first community
     grey = (np.ptp(graph_part, axis=-1) < 6) & (graph_part[..., 0] < 250)
     assert grey.sum() > 2000  # the lines between them
+
+
+def test_a_flow_chart_counts_features():
+    shares = {4: {"passed": 0.2, "appearing": 0.3, "disappearing": 0.1}}
+    figure = feature_explorer.flow_chart(shares, {3: 50, 4: 100}, "<b>")
+    link, node = figure.data[0].link, figure.data[0].node
+    assert "&lt;b&gt;" in figure.layout.title.text
+    ends = [(node.label[i], node.label[j]) for i, j in zip(link.source, link.target, strict=True)]
+    two = ("layer 3: 50", "layer 4: 100")
+    assert ends == [two, two, ("new 30%", two[1]), (two[0], "lost 10%")]
+    assert link.value == pytest.approx((20, 50, 30, 5))
+    assert link.label == ("passed on", "related", "appearing", "disappearing")
+    assert len(set(link.color)) == 4

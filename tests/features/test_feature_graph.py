@@ -124,6 +124,14 @@ def test_ablation_on_a_step_that_is_known():
     expected = [1, one / (one + two), 3 * two / (one + 3 * two), 0, np.nan]
     np.testing.assert_allclose(found["drop"], np.array(expected, float), atol=1e-5)
     assert found["tokens"].tolist() == [30, 30, 30, 30, 0]
+    assert found["shared"].tolist() == found["tokens"].tolist()
+    np.testing.assert_allclose(found["drop_together"], found["drop"])
+    stream[:3, :, 2] = 0  # the pair 2, 1 fires together on the other texts only
+    pair = pd.DataFrame({"up": [2], "down": [1]})
+    part = feature_effects.ablations(lambda x: x @ mix.T, saes, stream, pair, documents=6).iloc[0]
+    one, two = stream[3:, :, 1].sum(), stream[3:, :, 2].sum()
+    assert part["shared"] == 15
+    assert part["drop_together"] == pytest.approx((two / (one + two)).item(), abs=1e-5)
     nothing = feature_effects.ablations(lambda x: x @ mix.T, saes, stream, chosen[:0])
     assert list(nothing.columns) == list(found.columns)
     assert len(nothing) == 0

@@ -163,14 +163,23 @@ def test_refusals(planted, table):
         kinds.flow(table, up, down, at_least=10**6)
 
 
-def test_a_rate_matched_input_fires_as_often_and_foretells_less(planted, table):
+def test_a_matched_input_fires_as_often_alone_and_together_and_foretells_less(planted, table):
     up, down, _ = planted
     found = kinds.gates(table, "and", at_least=0.9)
-    drawn = kinds.rate_matched(found, up, among=6)
-    fires = features.totals(up).fires
-    ratio = fires[drawn["b"]] / fires[found["b"]]
-    assert np.median(ratio) == pytest.approx(1, abs=0.5)
-    assert (drawn["b"] != found["b"]).all()
-    assert (drawn["b"] != found["a"]).all()
+    drawn = kinds.matched_inputs(found, up, among=4)
+    on = up.values.toarray() > 0
+    for a, b, c in zip(found["a"], found["b"], drawn["b"], strict=True):
+        assert c not in (a, b)
+        assert on[:, c].sum() == pytest.approx(on[:, b].sum(), rel=0.1)
+        assert (on[:, a] & on[:, c]).sum() == pytest.approx((on[:, a] & on[:, b]).sum(), rel=0.1)
     gate, null = (kinds.truth(x, up, down, "and")["gate"].mean() for x in (found, drawn))
     assert gate > null + 0.2
+
+
+def test_a_matched_input_prefers_one_that_meets_the_first_as_often():
+    on = torch.zeros(1, 40, 4)
+    on[0, :20, 0] = on[0, 10:30, 1] = on[0, 10:30, 2] = on[0, 20:, 3] = 1
+    drawn = kinds.matched_inputs(
+        pd.DataFrame({"down": [0], "a": [0], "b": [1]}), gather([on]), among=1
+    )
+    assert drawn["b"].tolist() == [2]

@@ -208,9 +208,8 @@ def flow_chart(
               "color": [shades[k] for k in kind], "label": [list(_FLOW)[k] for k in kind]},
     ))  # fmt: skip
     key = " · ".join(f'<span style="color:{c}">{name}</span>' for name, c in _FLOW.items())
-    return figure.update_layout(
-        title=f"{safe_text(title)}<br><sup>{key}</sup>", width=900, height=360
-    )
+    said = {"text": f"{safe_text(title)}<br><sup>{key}</sup>", "y": 0.94, "yanchor": "top"}
+    return figure.update_layout(title=said, width=900, height=400, margin_t=90)
 
 
 def _first_view(title: str, data: dict[str, Any], named: int = 40) -> go.Figure:

@@ -79,7 +79,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
             "MAP_SIZE": "7",
         },
         families=("gpt2", "gemma2"),
-        model_free=frozenset({"03.training", "03.training-each-size"}),
+        model_free=frozenset({"03.training", "03.training-each-size", "03.size"}),
     ),
     Listed(
         "04_sensitive_directions",

@@ -33,7 +33,13 @@ def train(
 
     `frozen` leaves the decoder at its random start, which is the control that says what learning
     directions is worth. `hook` is the hook point that `x` comes from, kept in the config.
+
+    Raises ValueError unless `k` lies between 0 and `width`.
     """
+    if not 0 < k < width:
+        raise ValueError(
+            f"of {width} features {k} cannot be on at a token: ask for more than 0 and fewer"
+        )
     generator, d = torch.Generator().manual_seed(seed), x.shape[1]
     scale = math.sqrt(d) / float(x.norm(dim=-1).mean())  # one learning rate fits all models
     b_dec = x.mean(0) * scale

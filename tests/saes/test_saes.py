@@ -415,3 +415,5 @@ def test_toy_features_are_recovered() -> None:
     assert (saes.recovery(toy.directions[:5], toy.directions) == 0).sum() == 19
     with pytest.raises(ValueError, match="between 0 and 24"):
         saes.toy(features=24, on=30)
+    with pytest.raises(ValueError, match="of 48 features 48 cannot be on"):
+        saes.train(toy.draw(100), 48, 48)

@@ -6,9 +6,10 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-# Two processes that each use every core slow each other manyfold; children inherit the setting.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+# Two processes that each use every core slow each other; kernels inherit the setting. Only workers
+# set it: they would inherit what the process that starts them sets for itself.
+if _WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 SLOW_FIXTURES = ("test_runs.py", "test_sweep_faults.py", "test_scorecard_page.py", "test_book.py")
 
 

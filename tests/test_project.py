@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import os
 import re
 import subprocess
 import sys
@@ -232,3 +233,10 @@ def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in blocks[-2:]:
         exec(block, names)
     assert len(names["table"]) == 2 * len(names["pairs"].labels)  # type: ignore[attr-defined, arg-type]
+
+
+def test_workers_share_the_cores():
+    """Threads of all workers together are no more than there are cores, or one each."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    assert threads * workers <= max(workers, os.cpu_count() or 1)

@@ -265,8 +265,9 @@ def _judge(
 
 def _ruled_out(rule: Rule, found: Estimate, null: Estimate) -> bool:
     """Whether a value that the rule holds for is told from its null, and the null does not pass."""
-    if rule.verdict(null.low, null.high) != "undecided":
-        return rule.verdict(null.low, null.high) == "does not hold"
+    alone = rule.verdict(null.low, null.high)
+    if alone != "undecided":
+        return alone == "does not hold"
     passes = rule.verdict(null.value, null.value) == "holds"
     no_effect = (1.0 if found.unit == "×" else 0.0) in (rule.low, rule.high)
     apart = null.high < found.low or found.high < null.low

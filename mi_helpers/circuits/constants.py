@@ -5,6 +5,8 @@ circuit is charged for that too. With the constants that suit it best, it is cha
 missing alone. Source: Li & Janson 2024, arXiv 2409.09951.
 """
 
+from functools import cache
+
 import torch
 from einops import einsum
 from torch import Tensor
@@ -52,11 +54,8 @@ def optimal(
         moved = [mean + unit * t for mean, unit, t in zip(means, spread, theta, strict=True)]
         return constant(runs, dict(zip(places, moved, strict=True)))
 
-    optimizer, removed, function = (
-        torch.optim.Adam(theta, rate),
-        ablation.overwritten(circuit),
-        runs.loss(metric),
-    )
+    removed, function = ablation.overwritten(circuit), runs.loss(metric)
+    optimizer = torch.optim.Adam(theta, rate)
     least, best = float("inf"), source()
     for _ in tqdm(range(steps), desc="constants", leave=False, disable=steps < 50):
         with torch.enable_grad():
@@ -67,10 +66,9 @@ def optimal(
             raise ValueError("this metric has no gradient; take one that is smooth")
         if loss.item() < least:
             least, best = loss.item(), values
-        for one, gradient in zip(
-            theta, torch.autograd.grad(loss, theta, allow_unused=True), strict=True
-        ):
-            one.grad = gradient
+        slopes = torch.autograd.grad(loss, theta, allow_unused=True)
+        for one, slope in zip(theta, slopes, strict=True):
+            one.grad = slope
         optimizer.step()
     return lambda site, layer: best(site, layer).detach()
 
@@ -79,15 +77,14 @@ def constant(runs: CircuitRuns, values: dict[Place, Tensor]) -> Source:
     """What every sender writes, [1, 1, ...] each, as a source; the stream is their sum."""
     weights = projections(runs.model)
 
+    @cache  # else every layer's stream is summed from the first
     def activation(site: str, layer: int) -> Tensor:
         if (site, layer) in values:
             return values[site, layer]
-        stream = values["resid_pre", 0]
-        for n in range(layer + (site == "resid_post")):
-            weight, bias = weights[n]["o"]
-            names = "prompt pos head d, head d model -> prompt pos model"
-            stream = stream + einsum(values["z", n], weight, names) + bias
-            stream = stream + values.get(("mlp_out", n), 0)
-        return stream
+        last = layer if site == "resid_post" else layer - 1  # the block that wrote last
+        weight, bias = weights[last]["o"]
+        names = "prompt pos head d, head d model -> prompt pos model"
+        stream = activation("resid_pre", last) + einsum(values["z", last], weight, names) + bias
+        return stream + values.get(("mlp_out", last), 0)
 
     return activation

@@ -47,7 +47,7 @@ def sample_bins(
 def ablations(
     step: Callable[[Stream], Stream],
     saes: tuple[Autoencoder, Autoencoder],
-    before: Stream,
+    streams: tuple[Stream, Stream],
     chosen: pd.DataFrame,
     documents: int = 4,
     at_once: int = 16,
@@ -56,20 +56,20 @@ def ablations(
 ) -> pd.DataFrame:
     """For each pair (columns up, down), the downstream feature without the upstream one.
 
-    `step` takes the stream of the first autoencoder's place to the second's. For each pair,
-    `documents` texts are drawn in which both fire (or, for lack of such, the downstream one), at
-    tokens that are `counted` (by default all). Adds the columns tokens (on which the downstream
-    feature fires), shared (on which both fire), drop: the share of the downstream feature's summed
-    activation on its tokens that is gone, and drop_together: the same on the shared tokens alone,
-    where the upstream feature has something to take away. NaN where there are no such tokens.
+    `streams` are those of the two autoencoders' places, and `step` takes the first to the second.
+    For each pair, `documents` texts are drawn in which both fire (or, for lack of such, the
+    downstream one), at tokens that are `counted` (by default all). Adds the columns tokens (on
+    which the downstream feature fires), shared (on which both fire), drop: the share of the
+    downstream feature's summed activation on its tokens that is gone, and drop_together: the same
+    on the shared tokens alone, where the upstream feature has something to take away. NaN where
+    there are no such tokens.
     `at_once` texts are run together.
     """
-    up_sae, down_sae = saes
+    (up_sae, down_sae), (before, after) = saes, streams
     counted = torch.ones(before.shape[:2], dtype=torch.bool) if counted is None else counted
-    ups = torch.cat([_activations(up_sae, x, chosen["up"]) for x in before.split(16)])
-    after = torch.cat([step(x) for x in before.split(16)])
+    acts = torch.cat([_activations(up_sae, x, chosen["up"]) for x in before.split(16)])
     downs = torch.cat([_activations(down_sae, x, chosen["down"]) for x in after.split(16)])
-    ups, downs = (x * counted[..., None].to(x) for x in (ups, downs))
+    ups, downs = (x * counted[..., None].to(x) for x in (acts, downs))
     # One row of the work: a pair, and one of the texts drawn for it.
     names = chosen[["up", "down"]].astype(int).to_numpy()
     draws = [np.random.default_rng([seed, *name]) for name in names.tolist()]
@@ -81,7 +81,8 @@ def ablations(
     new = torch.zeros_like(old)
     for rows in torch.arange(len(pair)).split(at_once):
         up, down = torch.tensor(names)[pair[rows]].T
-        moved = down_sae.encode(step(without(up_sae, before[text[rows]], up)))
+        taken = acts[text[rows], :, pair[rows], None] * up_sae.W_dec[up][:, None]
+        moved = down_sae.encode(step(before[text[rows]] - taken))
         new[rows] = moved[torch.arange(len(rows)), :, down]
     met = ups[text, :, pair] > 0
     sums = pd.DataFrame({"old": old.sum(1), "new": (new * (old > 0)).sum(1)})
@@ -99,18 +100,6 @@ def ablations(
 def _gone(old: pd.Series, new: pd.Series) -> np.ndarray:
     """The share of a sum that is gone, NaN where there was none."""
     return (1 - new / old.where(old > 0)).to_numpy()
-
-
-@torch.no_grad()
-def without(
-    sae: Autoencoder, stream: Stream, features: Tensor
-) -> Float[Tensor, "document pos d_model"]:
-    """The stream with one feature a document at zero, and the autoencoder's error as it was."""
-    activations = sae.encode(stream)
-    whole = sae.decode(activations)
-    activations = activations.clone()
-    activations[torch.arange(len(stream)), :, features] = 0
-    return stream + sae.decode(activations) - whole
 
 
 def _activations(

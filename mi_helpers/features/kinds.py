@@ -177,20 +177,27 @@ def truth(
 
 
 def matched_inputs(
-    candidates: pd.DataFrame, up: Firing, threshold: Threshold = 0.0, seed: int = 0, among: int = 20
-) -> pd.DataFrame:
+    candidates: pd.DataFrame, up: Firing, threshold: Threshold = 0.0, seed: int = 0,
+    among: int = 20, draws: int = 1,
+) -> pd.DataFrame:  # fmt: skip
     """The null of a gate: each candidate with its second input `b` drawn at random out of the
     `among` upstream features that are most like it in how often they fire, and fire together with
-    `a` (the sum of both log ratios); inputs of the candidate left out."""
-    rng, pattern = np.random.default_rng(seed), firing_pattern(up, threshold).tocsc()
+    `a` (the sum of both log ratios); inputs of the candidate left out. All candidates, `draws`
+    times, of which draw k begins from `seed` + k."""
+    pattern = firing_pattern(up, threshold).tocsc()
     fires = np.log1p(pattern.sum(0))
-    drawn = []
-    for a, b in candidates[["a", "b"]].itertuples(index=False):
-        together = np.log1p((pattern[:, [a]].T @ pattern).toarray().ravel())
-        away = np.abs(fires - fires[b]) + np.abs(together - together[b])
+    firsts, place = np.unique(candidates["a"], return_inverse=True)
+    together = (pattern[:, firsts].T @ pattern).tocsr()
+    near = []
+    for row, (a, b) in zip(place, candidates[["a", "b"]].to_numpy(), strict=True):
+        met = np.log1p(together[[row]].toarray().ravel())
+        away = np.abs(fires - fires[b]) + np.abs(met - met[b])
         away[[a, b]] = np.inf
-        drawn.append(int(rng.choice(np.argsort(away, kind="stable")[: min(among, up.width - 2)])))
-    return candidates.assign(b=drawn)
+        near.append(np.argsort(away, kind="stable")[: min(among, up.width - 2)])
+    drawn = []
+    for rng in map(np.random.default_rng, range(seed, seed + draws)):
+        drawn.append(candidates.assign(b=[int(rng.choice(features)) for features in near]))
+    return pd.concat(drawn)
 
 
 def _tokens(pattern: sparse.csc_array, feature: int) -> np.ndarray:

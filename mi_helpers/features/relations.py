@@ -13,6 +13,7 @@ information; firing thresholds).
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -151,21 +152,21 @@ def resampled_pearson(
     """Pearson's r of the pairs of a table over `n` resamples of the documents, drawn with
     replacement and whole, as neighbouring tokens are no independent draws."""
     group, weights = _resamples(up, n, seed)
-    i, j = table["up"].to_numpy(), table["down"].to_numpy()
-    x, y = up.values.astype(np.float64).tocsc(), down.values.astype(np.float64).tocsc()
+    x, y = up.values.astype(np.float64), down.values.astype(np.float64)
+    bounds = [*up.starts(), up.n_tokens]
+    spans = [slice(*ends) for ends in pairwise(bounds)]
+    lengths = weights @ group.sum(1)[:, None]
 
-    def over(per_token: sparse.csc_array) -> np.ndarray:
+    def over(per_token: sparse.csr_array) -> np.ndarray:
         return weights @ (group @ per_token).toarray()
 
-    lengths = weights @ group.sum(1)[:, None]
-    part = max(1, MEMORY // (8 * 8 * max(weights.shape)))
-    found = []
-    for at in range(0, len(table), part):
-        one, two = x[:, i[at : at + part]], y[:, j[at : at + part]]
-        sum_x, sum_y, product = over(one), over(two), over(one.multiply(two).tocsc())
-        spread = [lengths * over(v.power(2)) - s**2 for v, s in ((one, sum_x), (two, sum_y))]
-        scale = np.sqrt(np.maximum(spread[0], 0) * np.maximum(spread[1], 0))
-        found.append(_ratio(lengths * product - sum_x * sum_y, scale))
+    one, two = ([over(v), lengths * over(v.power(2)) - over(v) ** 2] for v in (x, y))
+    part, found = max(1, MEMORY // (8 * 8 * max(weights.shape))), []
+    for first in range(0, len(table), part):
+        i, j = table[["up", "down"]].iloc[first : first + part].to_numpy().T
+        product = weights @ np.stack([(x[span].T @ y[span])[i, j] for span in spans])
+        scale = np.sqrt(np.maximum(one[1][:, i], 0) * np.maximum(two[1][:, j], 0))
+        found.append(_ratio(lengths * product - one[0][:, i] * two[0][:, j], scale))
     return np.concatenate(found, axis=1) if found else np.zeros((n, 0))
 
 

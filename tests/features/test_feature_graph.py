@@ -92,17 +92,6 @@ def test_chains_follow_the_strongest_edge():
 # --- Ablation -----------------------------------------------------------------------------------
 
 
-def test_without_takes_out_one_feature_and_keeps_the_error():
-    sae = Random(6, d_model=4)
-    stream = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
-    features = torch.tensor([0, 3, 5])
-    found = feature_effects.without(sae, stream, features)
-    for k, feature in enumerate(features):
-        activation = sae.encode(stream[k])[:, feature]
-        expected = stream[k] - activation[:, None] * sae.W_dec[feature]
-        torch.testing.assert_close(found[k], expected)
-
-
 class Orthogonal(Random):
     """Features on the axes, so that each one's activation is its own coordinate."""
 
@@ -119,7 +108,9 @@ def test_ablation_on_a_step_that_is_known():
     stream = torch.rand(6, 5, 4, generator=torch.Generator().manual_seed(0))
     stream[..., 3] = 0
     chosen = pd.DataFrame({"up": [0, 1, 2, 0, 3], "down": [0, 1, 2, 1, 3]})
-    found = feature_effects.ablations(lambda x: x @ mix.T, saes, stream, chosen, documents=6)
+    found = feature_effects.ablations(
+        lambda x: x @ mix.T, saes, (stream, stream @ mix.T), chosen, documents=6
+    )
     one, two = stream[..., 1].sum(), stream[..., 2].sum()
     expected = [1, one / (one + two), 3 * two / (one + 3 * two), 0, np.nan]
     np.testing.assert_allclose(found["drop"], np.array(expected, float), atol=1e-5)
@@ -128,11 +119,15 @@ def test_ablation_on_a_step_that_is_known():
     np.testing.assert_allclose(found["drop_together"], found["drop"])
     stream[:3, :, 2] = 0  # the pair 2, 1 fires together on the other texts only
     pair = pd.DataFrame({"up": [2], "down": [1]})
-    part = feature_effects.ablations(lambda x: x @ mix.T, saes, stream, pair, documents=6).iloc[0]
+    part = feature_effects.ablations(
+        lambda x: x @ mix.T, saes, (stream, stream @ mix.T), pair, documents=6
+    ).iloc[0]
     one, two = stream[3:, :, 1].sum(), stream[3:, :, 2].sum()
     assert part["shared"] == 15
     assert part["drop_together"] == pytest.approx((two / (one + two)).item(), abs=1e-5)
-    nothing = feature_effects.ablations(lambda x: x @ mix.T, saes, stream, chosen[:0])
+    nothing = feature_effects.ablations(
+        lambda x: x @ mix.T, saes, (stream, stream @ mix.T), chosen[:0]
+    )
     assert list(nothing.columns) == list(found.columns)
     assert len(nothing) == 0
 
@@ -144,7 +139,8 @@ def test_ablation_through_a_model_is_a_hooked_forward():
     saes = Random(12), Random(14, seed=1)
     found = sections.from_bridge(model, tokens, [1, 2], split_scale=False)
     chosen = pd.DataFrame({"up": [3, 5], "down": [7, 2]})
-    result = feature_effects.ablations(found.stack.run, saes, found.inputs, chosen, documents=4)
+    both = found.inputs, found.stack.run(found.inputs)
+    result = feature_effects.ablations(found.stack.run, saes, both, chosen, documents=4)
     for row in result.to_dict("records"):
         kept: dict[str, torch.Tensor] = {}
 
@@ -180,7 +176,9 @@ def test_tokens_that_do_not_count_are_left_out():
     chosen = pd.DataFrame({"up": [0], "down": [1]})
     step = torch.tensor([[1.0, 0], [0.3, 0.7]])
     found = [
-        feature_effects.ablations(lambda x: x @ step.T, saes, x, chosen, counted=counted)
+        feature_effects.ablations(
+            lambda x: x @ step.T, saes, (x, x @ step.T), chosen, counted=counted
+        )
         for x in (stream, huge)
     ]
     assert found[0]["drop"].iloc[0] == pytest.approx(found[1]["drop"].iloc[0])

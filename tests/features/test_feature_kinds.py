@@ -183,3 +183,10 @@ def test_a_matched_input_prefers_one_that_meets_the_first_as_often():
         pd.DataFrame({"down": [0], "a": [0], "b": [1]}), gather([on]), among=1
     )
     assert drawn["b"].tolist() == [2]
+
+
+def test_several_draws_are_those_of_as_many_seeds(planted, table):
+    up = planted[0]
+    found = kinds.gates(table, "and", at_least=0.9)
+    alone = pd.concat([kinds.matched_inputs(found, up, seed=seed) for seed in (3, 4, 5)])
+    pd.testing.assert_frame_equal(kinds.matched_inputs(found, up, seed=3, draws=3), alone)

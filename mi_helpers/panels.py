@@ -16,7 +16,7 @@ import os
 import textwrap
 import threading
 import warnings
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
@@ -141,13 +141,48 @@ def is_text(column: pd.Series) -> bool:
     return not pd.api.types.is_numeric_dtype(column)
 
 
-def standing_out(part: pd.DataFrame, x: str, y: str, most: int = 10) -> pd.Series:
-    """Which points are far enough out for a label in a picture without hover."""
-    distance = pd.Series(0.0, index=part.index)
+def standing_out(panel: pd.DataFrame, x: str, y: str, most: int = 16) -> list[Any]:
+    """The rows far enough out for a label in a picture without hover, the furthest first."""
+    distance = pd.Series(0.0, index=panel.index)
     for column in (x, y):
-        offset = (part[column] - part[column].median()).abs()
+        offset = (panel[column] - panel[column].median()).abs()
         distance += (offset / (offset.max() or 1)) ** 2
-    return distance.rank(method="first", ascending=False) <= most
+    return list(distance.sort_values(ascending=False, kind="stable").index[:most])
+
+
+SIDES = {"middle right": (1, 0), "top center": (0, 1), "bottom center": (0, -1),
+         "middle left": (-1, 0)}  # fmt: skip
+
+
+def label_sides(
+    points: pd.DataFrame, labels: Mapping[Any, str], prefer: pd.Series, size: tuple[float, float]
+) -> pd.Series:
+    """The side of its point on which each label, in turn, covers no point and no earlier label, the
+    preferred one if it can; "" for the others. `points` hold x and y from 0 to 1; size in pixels.
+    """
+    place = points.to_numpy(float) * size
+    boxes, found = np.hstack([place - 4, place + 4]), pd.Series("", index=points.index)
+    for row, label in labels.items():
+        half, middle = np.array([3.8 * len(label), 6.5]), points.loc[row].to_numpy(float) * size
+        for side in (prefer[row], *SIDES):
+            at = middle + np.array(SIDES[side]) * (half + 5)
+            low, high = at - half, at + half
+            covered = ((low < boxes[:, 2:]) & (high > boxes[:, :2])).all(1).any()
+            if not covered and (low >= 0).all() and (high <= size).all():
+                found[row], boxes = side, np.vstack([boxes, np.hstack([low, high])])
+                break
+    return found
+
+
+def unit_square(columns: pd.DataFrame, logs: Sequence[bool], alike: bool) -> pd.DataFrame:
+    """Columns as shares of their axes, which leave a margin; `alike`: both show the same range."""
+    seen = columns.astype(float)
+    for name, log in zip(columns, logs, strict=True):
+        seen[name] = np.log10(seen[name].where(seen[name] > 0)) if log else seen[name]
+    low, high = seen.min(), seen.max()
+    if alike:
+        low[:], high[:] = low.min(), high.max()
+    return 0.06 + 0.88 * (seen - low) / (high - low).replace(0, 1)
 
 
 def frame_maps(figure: go.Figure, panels: Panels, x_title: str, y_title: str) -> None:

@@ -30,6 +30,7 @@ from .panels import (
     finish,
     frame_maps,
     is_text,
+    label_sides,
     label_ticks,
     legend,
     line_styles,
@@ -40,6 +41,7 @@ from .panels import (
     safe_text,
     standing_out,
     title_axes,
+    unit_square,
     whole_ticks,
 )
 
@@ -180,20 +182,23 @@ def scatter(
 ) -> go.Figure:
     """A point for each row; `diagonal` adds the line y = x.
 
-    `text` shows on hover, and beside the ten points that stand out most, away from the diagonal.
+    `text` shows on hover, and beside the points that stand out most, where it covers nothing; away
+    from the diagonal if it can.
     """
     require_columns(table, x, y, color, text, facet)
     table = table.reset_index(drop=True)  # rows of one index are different rows
-    figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
+    size = (640 if facet is None else 320, 330)
+    figure, panels = make_panels(table, facet, *size)
     styles = line_styles(table, color)
+    points = unit_square(table[[x, y]], (log_x, log_y), diagonal)
+    away = np.where(table[y] > table[x], "middle left", "middle right")
+    prefer = pd.Series(away if diagonal else "top center", index=table.index)
     for number, (cell, panel) in enumerate(panels):
-        labelled = standing_out(panel, x, y)
+        far = {} if text is None else panel.loc[standing_out(panel, x, y), text].map(safe_text)
+        sides = label_sides(points.loc[panel.index], far, prefer, size)
         for name, part in parts_by(panel, color):
             labels = None if text is None else [safe_text(t) for t in part[text]]
-            beside = labelled[part.index] if text else []
-            aside: Any = "top center"
-            if diagonal:
-                aside = np.where(part[y] > part[x], "middle left", "middle right")
+            beside = sides[part.index]
             trace = go.Scatter(
                 x=part[x].to_numpy(np.float32),
                 y=part[y].to_numpy(np.float32),
@@ -201,8 +206,8 @@ def scatter(
                 name=name,
                 legendgroup=name,
                 hovertext=labels,
-                text=[t if out else "" for t, out in zip(labels or [], beside, strict=True)],
-                textposition=aside,
+                text=[t if side else "" for t, side in zip(labels or beside, beside, strict=True)],
+                textposition=beside.where(beside != "", "top center"),
                 textfont={"size": 11},
                 marker={"size": 7, "opacity": 0.75, "color": styles[name][0]},
                 showlegend=color is not None and number == 0,

@@ -38,18 +38,23 @@ def entering(
     model: TransformerBridge,
     stream: Float[Tensor, "prompt pos d_model"],
     read: Int[Tensor, "prompt k"],
+    block: int = 0,
 ) -> Iterator[None]:
-    """A pass with gradients, in which `stream` enters block 0 in place of the embeddings and only
-    the positions `read` of each prompt are unembedded."""
+    """A pass with gradients, in which `stream` enters a block (the first: in place of the
+    embeddings), those before it are not run, and only the positions `read` of each prompt are
+    unembedded."""
     prompt = torch.arange(len(read), device=read.device)[:, None]
+    skipped = (stream.detach(), None) if model.blocks_return_tuples else stream.detach()
 
     def enter(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         given = (stream, *args[1:])
         return (given, kwargs) if args else (args, {**kwargs, "hidden_states": stream})
 
     with torch.enable_grad(), ExitStack() as stack:
+        for before in model.blocks[:block]:
+            stack.enter_context(forward_as(before, lambda *_, **__: skipped))
         for handle in (
-            model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True),
+            model.blocks[block].register_forward_pre_hook(enter, with_kwargs=True),
             model.unembed.register_forward_pre_hook(lambda _, args: (args[0][prompt, read],)),
         ):
             stack.callback(handle.remove)

@@ -102,10 +102,11 @@ def _estimates(
     base, source = runs.ordered(direction)
     # the gradient at points of the line between the two runs' embeddings, averaged
     alphas = [0.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
+    first = int(places["layer"].min()) if steps is None else 0  # what comes before is as recorded
     mean: dict[int, Tensor] = {}
     for alpha in alphas:
-        stream = torch.lerp(base.resid[0], source.resid[0], alpha)
-        for layer, gradient in _gradients(base, site, function, read, stream).items():
+        stream = torch.lerp(base.resid[first], source.resid[first], alpha)
+        for layer, gradient in _gradients(base, site, function, read, stream, first).items():
             mean[layer] = mean.get(layer, 0) + gradient / len(alphas)
     # gradient times difference, at every position and head
     effects = {
@@ -151,10 +152,11 @@ def _gradients(
     site: str,
     metric: Callable[[Tensor], Tensor],
     read: Int[Tensor, "prompt *k"],
-    embeddings: Float[Tensor, "prompt pos d_model"],
+    stream: Float[Tensor, "prompt pos d_model"],
+    first: int,
 ) -> dict[int, Tensor]:
-    """d metric / d activation at every layer of a site, when `embeddings` enter block 0; the metric
-    is of the logits at `read`."""
+    """d metric / d activation at every layer of a site from the `first` on, which `stream` enters;
+    the metric is of the logits at `read`."""
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int, value: Tensor) -> Tensor:
@@ -163,9 +165,9 @@ def _gradients(
 
     # The metric's gradient at resid_mid is that at attn_out, which enters it as a plain summand.
     at = "attn_out" if site == "resid_mid" else site
-    leaf = embeddings.detach().requires_grad_()
-    with entering(base.model, leaf, read.reshape(len(read), -1)), ExitStack() as stack:
-        for layer in range(base.model.cfg.n_layers):
+    leaf = stream.detach().requires_grad_()
+    with entering(base.model, leaf, read.reshape(len(read), -1), first), ExitStack() as stack:
+        for layer in range(first, base.model.cfg.n_layers):
             stack.enter_context(hooked(base.hook(at, layer), partial(keep, layer)))
         logits = base.model(base.tokens, **base.forward_arguments)
         score = metric((logits[:, 0] if read.ndim == 1 else logits)[None]).sum()

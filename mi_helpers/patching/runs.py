@@ -78,6 +78,7 @@ class BaseRuns:
             "answer_logit": partial(metrics.logit, tokens=answers),
             "wrong_logit": partial(metrics.logit, tokens=wrong),
             "logit_diff": partial(metrics.logit_diff, answers=answers, wrong=wrong),
+            "accuracy": partial(metrics.accuracy, answers=answers, wrong=wrong),
         }
         if set(names) <= set(few):
             return {name: engine.Metric(few[name], tokens=tokens) for name in names}

@@ -168,6 +168,14 @@ def test_direct_effects_split_the_logit_difference():
     close(table["answer_logit"] - table["wrong_logit"], table["logit_diff"])
 
 
+def test_scores_of_the_two_answers_need_no_other_logits():
+    runs, names = recorded(tiny.bridge("llama")), ["logit_diff", "answer_logit", "accuracy"]
+    two, every = runs.scores(names), runs.scores([*names, "log_prob"])  # the last reads all logits
+    assert set(two["accuracy"]) == {0, 1}
+    for name in names:
+        close(two[name].to_numpy(), every[name].to_numpy())
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_copying_is_what_a_head_that_looks_at_the_token_alone_writes(family):
     """With attention put on the token itself, the head's output by a plain hooked forward."""
@@ -435,6 +443,16 @@ def test_attribution_is_the_slope_of_small_patches(family, site):
     base = float(span(model)[1].mean())
     slopes = (found["logit_diff"] - base) * 1e4
     close(table["logit_diff"].to_numpy() - base, slopes.to_numpy(), 1e-2)
+
+
+@pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
+def test_estimates_of_later_layers_do_not_need_the_earlier_ones(family):
+    runs = patching.record(tiny.bridge(family), PAIRS, ["mlp_out"])
+    every = patching.attribution(runs, "resid_pre", normalise=False)
+    later = patching.attribution(runs, "resid_pre", normalise=False, layers=[1, 2])
+    expected = every[every["layer"].isin([1, 2])]["logit_diff"].to_numpy()
+    assert len(set(expected)) > 2
+    close(later["logit_diff"].to_numpy(), expected)
 
 
 def test_many_steps_from_the_embeddings_integrate_to_the_whole_effect():

@@ -2,6 +2,7 @@
 
 from . import (
     abstraction,
+    alignment,
     bilinear,
     digits,
     gates,
@@ -14,6 +15,7 @@ from . import (
     patterning,
     sparse_weights,
     string_operations,
+    topic_models,
 )
 from .addition import Trainer
 from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
@@ -38,6 +40,7 @@ __all__ = [
     "abstraction",
     "addition_accuracy",
     "addition_pairs",
+    "alignment",
     "bilinear",
     "block_network",
     "degenerate_mlp",
@@ -59,6 +62,7 @@ __all__ = [
     "sparse_weights",
     "squared_change",
     "string_operations",
+    "topic_models",
     "tracr_pairs",
     "tracr_program",
     "trained_addition",

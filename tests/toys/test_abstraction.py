@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from mi_helpers.data.abstraction import make
-from mi_helpers.toys import abstraction
+from mi_helpers.toys import abstraction, alignment
 from mi_helpers.toys.abstraction import Networks, Pairs, untrained
 
 DIGITS = torch.cartesian_prod(*[torch.arange(10)] * 3)
@@ -163,29 +163,29 @@ def test_the_search_finds_the_known_variables() -> None:
         return x[0][chosen], x[1][chosen], x[2][:, chosen]
 
     nets = equality_by_hand(6)
-    found = abstraction.align(nets, 0, draw, (2, 2), steps=150)
+    found = alignment.align(nets, 0, draw, (2, 2), steps=150)
     rows = torch.cat(found, 1)
     assert torch.allclose(rows @ rows.mT, torch.eye(4).expand(6, -1, -1), atol=1e-4)
     share = abstraction.hits(nets, 0, found, draw(2000, generator())).float().mean((0, 2))
     assert share.max() > 0.95  # of six starts; one may get stuck
-    of_two = abstraction.align(nets, 0, draw, (1,), steps=2, units=[2, 3])[0]
+    of_two = alignment.align(nets, 0, draw, (1,), steps=2, units=[2, 3])[0]
     assert (of_two[..., :2] == 0).all()
     assert torch.allclose(of_two.norm(dim=-1), torch.ones(6, 1), atol=1e-5)
 
 
 def test_boundless_rows_take_part_wholly_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     nets, draw = untrained([0, 1], (16, 6, 2)), abstraction.equality_pairs
-    rows = abstraction.align_boundless(nets, 0, draw, steps=5)
+    rows = alignment.align_boundless(nets, 0, draw, steps=5)
     size = rows.norm(dim=-1).round().sum(1).long()
     for one, k in zip(rows, size, strict=True):
         assert torch.allclose(one[:k] @ one[:k].T, torch.eye(int(k)), atol=1e-5)
         assert (one[k:] == 0).all()
     nets = untrained([0], (16, 6, 2))
     for start, size in ((0.5, 3), (0.2, 1)):
-        still = abstraction.align_boundless(nets, 0, draw, steps=1, start=start)
+        still = alignment.align_boundless(nets, 0, draw, steps=1, start=start)
         assert still.norm(dim=-1).round().sum() == size  # one step moves the boundary by 0.05 units
-    monkeypatch.setattr(abstraction, "PENALTY", 99)
-    assert (abstraction.align_boundless(nets, 0, draw, steps=300) == 0).all()
+    monkeypatch.setattr(alignment, "PENALTY", 99)
+    assert (alignment.align_boundless(nets, 0, draw, steps=300) == 0).all()
 
 
 def test_each_input_gets_the_story_of_its_block() -> None:
@@ -193,9 +193,9 @@ def test_each_input_gets_the_story_of_its_block() -> None:
     block = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2])
     same = block == block[:, None]
     success = torch.stack([same & (block == k) for k in (0, 1)])
-    assert abstraction.explained(success, 1.0).tolist() == [0] * 5 + [1] * 4 + [-1]
-    assert abstraction.explained(success[1:], 1.0).tolist() == [-1] * 5 + [0] * 4 + [-1]
-    assert abstraction.explained(torch.zeros(2, 4, 4).bool(), 0.5).tolist() == [-1] * 4
+    assert alignment.explained(success, 1.0).tolist() == [0] * 5 + [1] * 4 + [-1]
+    assert alignment.explained(success[1:], 1.0).tolist() == [-1] * 5 + [0] * 4 + [-1]
+    assert alignment.explained(torch.zeros(2, 4, 4).bool(), 0.5).tolist() == [-1] * 4
 
 
 @pytest.mark.parametrize("faithful", [0.4, 0.7, 1.0])
@@ -204,7 +204,7 @@ def test_dropping_inputs_equals_its_slow_version(faithful: float) -> None:
     table, left = success.tolist(), list(range(1, 30))
     while left and sum(table[i][j] for i in left for j in left) / len(left) ** 2 < faithful:
         left.remove(min(left, key=lambda i: sum(table[i][j] + table[j][i] for j in left)))
-    assert abstraction.kept(success, torch.arange(1, 30), faithful).tolist() == left
+    assert alignment.kept(success, torch.arange(1, 30), faithful).tolist() == left
 
 
 def test_the_shipped_networks_can_be_made_again(tmp_path: Path) -> None:

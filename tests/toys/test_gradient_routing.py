@@ -7,13 +7,10 @@ import torch
 from torch import nn
 
 from mi_helpers.toys import gradient_routing as routing
-from mi_helpers.toys.gradient_routing import (
-    Setting,
-    SplitAutoencoders,
-    TopicModels,
-    Treatment,
-)
+from mi_helpers.toys import topic_models
+from mi_helpers.toys.gradient_routing import Setting, SplitAutoencoders
 from mi_helpers.toys.side_by_side import mlp
+from mi_helpers.toys.topic_models import STAGES, TopicModels, Treatment
 
 
 def gradient(parameter: Any) -> torch.Tensor:
@@ -92,7 +89,7 @@ def test_images_are_split_once_and_scaled() -> None:
 
 
 def test_text_keeps_to_its_topic() -> None:
-    context, word, forget, mark = routing.topic_text(50, seed=1, length=9)
+    context, word, forget, mark = topic_models.topic_text(50, seed=1, length=9)
     assert context.shape == (450, 3)
     own = torch.cat([context, word[:, None]], 1)
     assert not ((own[~forget] >= 16) & (own[~forget] < 32)).any()
@@ -109,7 +106,7 @@ def test_text_keeps_to_its_topic() -> None:
 
 
 def test_marked_text_trains_the_extra_units_alone() -> None:
-    model, (context, word, *_) = TopicModels([0]), routing.topic_text(10, seed=0)
+    model, (context, word, *_) = TopicModels([0]), topic_models.topic_text(10, seed=0)
     logits = model(context[None], trains=torch.zeros(1, len(word)).bool())
     assert torch.equal(logits, model(context[None]))
     nn.functional.cross_entropy(logits[0], word).backward()
@@ -122,10 +119,10 @@ def test_marked_text_trains_the_extra_units_alone() -> None:
     assert torch.allclose(cut, model(context[None]))
 
 
-def test_training_reports_three_stages() -> None:
+def test_training_reports_every_stage() -> None:
     treatments = [Treatment("keep", "keep"), Treatment("leave out", "drop", 0.5)]
-    model, losses = routing.train_topics(treatments, 2, steps=2, again=1, batch=8)
-    assert losses.shape == (3, 4, 2)
+    model, losses = topic_models.train_topics(treatments, 2, steps=2, again=1, batch=8)
+    assert losses.shape == (len(STAGES), 4, 2)
     assert losses.isfinite().all()
-    held_out = routing.topic_text(400, 10**6)
-    assert torch.allclose(losses[2], model.losses(held_out, ablate=True))
+    held_out = topic_models.topic_text(400, 10**6)
+    assert torch.allclose(losses[-1], model.losses(held_out, ablate=True))

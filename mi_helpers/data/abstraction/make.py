@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
-from ...toys import abstraction
+from ...toys import abstraction, alignment
 from ...toys.abstraction import Draw, Networks, Pairs, equality_pairs, untrained
 
 EQUALITY, SUMS = (16, 16, 16, 16, 2), (30, 48, 32, 48, 28)
@@ -43,19 +43,17 @@ def train(
     free = Networks(*parts)
 
     def loss(pairs: Pairs, done: float) -> Tensor:
-        task = abstraction.surprise(free(pairs[0])[None], (*pairs[:2], pairs[2][-1:]))
+        task = alignment.surprise(free(pairs[0])[None], (*pairs[:2], pairs[2][-1:]))
         if held is None:
             return task
         layer, k = held
         units = torch.eye(nets.weights[layer].shape[-1])[:k].expand(len(nets.weights[0]), -1, -1)
-        return task + abstraction.surprise(
-            abstraction.exchanged(free, layer, [units], pairs), pairs
-        )
+        return task + alignment.surprise(abstraction.exchanged(free, layer, [units], pairs), pairs)
 
     def more(n: int, generator: Generator) -> Pairs:
         return draw(batch, generator)
 
-    abstraction.fit([*free.weights, *free.biases], loss, more, steps, seed=0, lr=5e-3)
+    alignment.fit([*free.weights, *free.biases], loss, more, steps, seed=0, lr=5e-3)
     return Networks(*([w.detach() for w in part] for part in parts))
 
 

@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from einops import einsum
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..engine.recording import each_position
 from ..models.hooks import entering, first, gradients_of, hooked, mlp_norm
-from .graph import Group
+from .graph import Group, Place
 from .runs import (
     CircuitRuns,
     Metric,
@@ -42,7 +42,8 @@ from .wiring import Wiring
 
 CACHE = 64 * 10**6  # bytes of a contraction that stays in the processor's cache
 
-Method = Literal["eap", "eap-ig", "clean-corrupted", "exact"]
+Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
+Moved = tuple[str, int, Float[Tensor, "prompt pos ..."]]  # site, layer, and what is put there
 
 
 def attribute(
@@ -61,8 +62,10 @@ def attribute(
         method: how the gradient at the receivers is taken. "eap": at the clean run, one forward and
             one backward pass. "clean-corrupted": the mean of the gradients at the clean and at the
             ablated embeddings. "eap-ig": the mean over `steps` midpoints of the straight line
-            between those embeddings. "exact" takes none: each edge is removed by itself, and the
-            metric measured (edge activation patching).
+            between those embeddings. "eap-ig-activations": for every edge along the line of its own
+            sender, embeddings, MLP or heads of one layer together, while all before it stay clean:
+            `steps` passes for each of these. "exact" takes none: each edge is removed by itself,
+            and the metric measured (edge activation patching).
         metric: a name, or a function of the last position's logits [row, prompt, d_vocab].
         value: what a removed edge carries, see `CircuitRuns.ablated`.
         edges: those wanted, for "exact" alone.
@@ -79,14 +82,16 @@ def attribute(
             gradient; an unknown method.
 
     Source: Syed, Rager & Conmy 2023, arXiv 2310.10348 (EAP); Hanna, Pezzelle & Belinkov 2024,
-    arXiv 2403.17806 (EAP-IG over inputs, there at left ends in place of midpoints).
+    arXiv 2403.17806 (EAP-IG over inputs, there at left ends in place of midpoints; its repository
+    has the one over activations, where every edge takes the mean over all senders' lines).
     """
     if method == "exact":
         if per_prompt:
             raise ValueError("per_prompt=True is for estimates: 'exact' gives means over prompts")
         return _exact(runs, metric, value, edges, min(max_memory, CACHE))
     shares = {"eap": [0.0], "clean-corrupted": [0.0, 1.0]}
-    shares["eap-ig"] = [(step + 0.5) / steps for step in range(steps)]
+    for integrated in ("eap-ig", "eap-ig-activations"):
+        shares[integrated] = [(step + 0.5) / steps for step in range(steps)]
     if method not in shares or not shares[method]:
         raise ValueError(f"method {method!r} with {steps} steps is none of {[*shares, 'exact']}")
     if edges is not None:
@@ -96,15 +101,20 @@ def attribute(
     graph, function, source = runs.graph, runs.function(metric), runs.ablated(value)
     n_rows = len(runs.pairs) if per_prompt else 1  # a row for each prompt, or for their sum
     scores = torch.zeros(n_rows, *graph.exists.shape, dtype=torch.float64)
+    lines: dict[Place, slice] = {("resid_pre", 0): slice(None)}  # what moves, and for which senders
+    if method == "eap-ig-activations":
+        lines = graph.places
     clean = runs.clean.resid[0]
-    ablated = source("resid_pre", 0).expand_as(clean)
     # A pass keeps about 64 streams a layer of each prompt, and its logits twice.
     numbers = 64 * graph.n_layers * clean[0].numel() + 2 * runs.model.cfg.d_vocab
     for prompts in batches(len(clean), max_memory // (numbers * clean.element_size())):
-        for share in shares[method]:  # of the way from the clean to the ablated embeddings
-            stream = torch.lerp(clean[prompts], ablated[prompts], share)
-            found = gradients(runs, stream, function, prompts)
-            _contract(scores, runs, found, source, prompts, min(max_memory, CACHE))
+        for place, senders in lines.items():
+            start = runs.clean.activation(*place)[prompts]
+            end = source_of_prompts(source, len(clean), prompts)(*place).expand_as(start)
+            for share in shares[method]:  # of the way from the clean to the ablated values
+                moved = (*place, torch.lerp(start, end, share))
+                found = gradients(runs, moved, function, prompts)
+                _contract(scores, runs, found, source, prompts, min(max_memory, CACHE), senders)
     scores /= len(shares[method])
     if not per_prompt:
         return graph.table({"score": scores[0] / len(clean)}).assign(**runs.pairs.said)
@@ -124,13 +134,11 @@ class Gradients:
 
 
 def gradients(
-    runs: CircuitRuns,
-    embeddings: Float[Tensor, "prompt pos d_model"],
-    metric: Callable[[Tensor], Tensor],
-    prompts: slice,
+    runs: CircuitRuns, moved: Moved, metric: Callable[[Tensor], Tensor], prompts: slice
 ) -> Gradients:
-    """One pass of some clean prompts, with `embeddings` in place of theirs, and back."""
-    model, found = runs.model, Gradients({})
+    """One pass of some clean prompts, with one activation `moved`, and back to its layer."""
+    model, found, (place, start, value) = runs.model, Gradients({}), moved
+    embeddings = value if place == "resid_pre" else runs.clean.resid[0][prompts]
     taped: dict[tuple[str, int], Tensor] = {}  # what is differentiated by
 
     def tape(site: str, layer: int, value: Tensor) -> Tensor:
@@ -146,12 +154,17 @@ def gradients(
     def at_mlp(layer: int) -> Callable[[Any, tuple], tuple]:  # attention may read the same tensor
         return lambda _, args: (tape("mlp", layer, args[0].clone()), *args[1:])
 
+    def move(old: Tensor) -> Tensor:
+        return old + (value - old).detach()  # gradients of the inputs go on as they were
+
     logits = runs.clean.logits().detach().clone()  # a metric reads all prompts' logits
     last = each_position(-1, runs.clean.roles, *runs.clean.tokens.shape)
     last = last[prompts].to(runs.clean.tokens.device)
     with entering(model, embeddings.detach().requires_grad_(), last), ExitStack() as stack:
         handles = [model.blocks[-1].register_forward_hook(at_end)]
-        for layer, block in enumerate(model.blocks):
+        if place != "resid_pre":
+            stack.enter_context(hooked(runs.clean.hook(place, start), move))
+        for layer, block in list(enumerate(model.blocks))[start:]:
             handles += [
                 block.ln1.register_forward_pre_hook(at_norm("attention", layer)),
                 mlp_norm(block).register_forward_pre_hook(at_norm("mlp", layer)),
@@ -175,25 +188,30 @@ def _contract(
     source: Source,
     prompts: slice,
     max_memory: int,
+    senders: slice,
 ) -> None:
-    """Add, for every edge and for these prompts, which are those of the pass, the sum over
-    positions of sender change times gradient: to each prompt's row, or all to the only one."""
+    """Add, for every edge of these senders and for these prompts, which are those of the pass, the
+    sum over positions of sender change times gradient: to each prompt's row, or to the only one."""
     graph, weights, n = runs.graph, projections(runs.model), len(runs.pairs)
     _, n_pos, width = runs.clean.resid[0].shape
     each = (len(graph.senders) + 6 * sum(graph.counts.values())) * n_pos * width * 4
     for of_pass in batches(len(range(n)[prompts]), max_memory // each):
         some = slice(prompts.start + of_pass.start, prompts.start + of_pass.stop)  # of all prompts
         clean, ablated = (source_of_prompts(x, n, some) for x in (runs.clean.activation, source))
-        shift = sender_shift(graph, weights, clean, ablated)
+        rows = (
+            "u prompt pos d -> prompt u (pos d)"
+            if len(scores) > 1
+            else "u prompt pos d -> 1 u (prompt pos d)"
+        )
+        shift = rearrange(sender_shift(graph, weights, clean, ablated), rows).contiguous()
         for group in graph.groups:
-            slopes = _at_receivers(runs, group, found, weights, of_pass)
-            before = shift[: group.parents]
-            if len(scores) == 1:
-                added = (slopes.flatten(1) @ before.flatten(1).T).T[None]  # few rows first: faster
-            else:
-                added = einsum(before, slopes, "u prompt pos d, r prompt pos d -> prompt u r")
+            chosen = range(group.parents)[senders]
+            if not chosen:
+                continue
+            slopes = rearrange(_at_receivers(runs, group, found, weights, of_pass), rows)
+            added = (slopes @ shift[:, chosen.start : chosen.stop].mT).mT  # few rows first: faster
             row = some if len(scores) > 1 else slice(None)
-            scores[row, : group.parents, group.receivers] += added.double().cpu()
+            scores[row, chosen.start : chosen.stop, group.receivers] += added.double().cpu()
 
 
 def _at_receivers(

@@ -13,11 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .evaluation import Ablation
-from .graph import Circuit
+from .graph import Circuit, Place
 from .runs import CircuitRuns, Metric, Source, projections
 from .wiring import Wiring
 
-Place = tuple[str, int]  # a site and a layer
 WHOLE = Ablation()  # every edge outside the circuit, everywhere
 
 
@@ -43,9 +42,7 @@ def optimal(
     """
     if ablation.direction == "restore":
         raise ValueError("to restore is to write clean values: use direction='ablate'")
-    graph = runs.graph
-    sites = ("z", "mlp_out") if graph.mlps else ("z",)
-    places = [("resid_pre", 0), *((site, n) for n in range(graph.n_layers) for site in sites)]
+    places = list(runs.graph.places)
     means = [runs.clean.mean(*place).mean(0)[None, None] for place in places]
     spread = [runs.clean.activation(*place).std() for place in places]
     theta = [torch.zeros_like(mean, requires_grad=True) for mean in means]
@@ -57,10 +54,11 @@ def optimal(
     removed, function = ablation.overwritten(circuit), runs.loss(metric)
     optimizer = torch.optim.Adam(theta, rate)
     least, best = float("inf"), source()
+    wiring = Wiring(runs, best, pos=ablation.positions)
     for _ in tqdm(range(steps), desc="constants", leave=False, disable=steps < 50):
         with torch.enable_grad():
             values = source()
-            wiring = Wiring(runs, values, pos=ablation.positions)
+            wiring.write(values)
             loss = function(wiring.logits(wiring.remove(removed)))[0].mean()
         if not loss.requires_grad:
             raise ValueError("this metric has no gradient; take one that is smooth")

@@ -24,6 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ..engine.recording import Run, record
 
 Mask = Bool[Tensor, "sender receiver"]
+Place = tuple[str, int]  # a site and a layer
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,17 @@ class Graph:
             names += [f"A{layer}.{head}" for head in range(self.n_heads)]
             names += [f"M{layer}"] * self.mlps
         return names
+
+    @cached_property
+    def places(self) -> dict[Place, slice]:
+        """Where senders are recorded, and which they are: embeddings, a layer's heads, an MLP."""
+        found = {("resid_pre", 0): slice(0, 1)}
+        for layer in range(self.n_layers):
+            start, end = self.sender_number(layer, 0), self.sender_number(layer, self.n_heads)
+            found["z", layer] = slice(start, end)
+            if self.mlps:
+                found["mlp_out", layer] = slice(end, end + 1)
+        return found
 
     @cached_property
     def receivers(self) -> list[str]:
@@ -236,7 +248,9 @@ class Circuit:
         return int(self.kept.sum())
 
     def __iter__(self) -> Iterator[str]:
-        return (edge for edge, (u, r) in self.graph.number.items() if self.kept[u, r])
+        receiver, sender = self.kept.T.nonzero(as_tuple=True)  # in the order of `Graph.edges`
+        names = zip(sender.tolist(), receiver.tolist(), strict=True)
+        return (f"{self.graph.senders[u]} -> {self.graph.receivers[r]}" for u, r in names)
 
     @property
     def edges(self) -> list[str]:

@@ -114,7 +114,6 @@ class Wiring:
     ) -> None:
         whole = runs.corrupted if restore else runs.clean
         all_prompts = runs.clean.activation if restore else runs.ablated(value)
-        source = source_of_prompts(all_prompts, len(whole.tokens), prompts)
         self.graph, self.model, self.base = runs.graph, runs.model, whole.part(prompts)
         self.calls = of_prompts(runs.calls, len(whole.tokens), prompts)
         self.projections = projections(self.model)
@@ -128,9 +127,13 @@ class Wiring:
         self.final = each_position(-1, self.base.roles, *shape).to(device)
         one_length = bool((self.final == shape[1] - 1).all())
         self.last = LAST if one_length else slice(None)  # where the last layer is needed
+        self.clean = dict(zip(self.graph.groups, self._streams(self.base.activation), strict=True))
+        self.write(source_of_prompts(all_prompts, len(whole.tokens), prompts))
+
+    def write(self, source: Source) -> None:
+        """From now on, removed edges carry these values."""
         shift = sender_shift(self.graph, self.projections, self.base.activation, source)
         self.shift = shift if self.inside is None else shift.mul_(self.inside)
-        self.clean = dict(zip(self.graph.groups, self._streams(self.base.activation), strict=True))
         self.ablated = dict(zip(self.graph.groups, self._streams(source), strict=True))
 
     def _streams(self, source: Source) -> Iterator[Float[Tensor, "prompt pos d_model"]]:
@@ -415,9 +418,10 @@ def with_same_edges(
         return [receivers] if receivers else []
     if removed.requires_grad:
         return [[r] for r in receivers]
-    lists: dict[tuple, list[int]] = {}
-    for r, edges in zip(receivers, removed[:, :, receivers].unbind(2), strict=True):
-        lists.setdefault(tuple(edges.flatten().tolist()), []).append(r)
+    lists: dict[bytes, list[int]] = {}
+    columns = rearrange(removed[:, :, receivers], "row sender reader -> reader (row sender)")
+    for r, edges in zip(receivers, columns.numpy(), strict=True):
+        lists.setdefault(edges.tobytes(), []).append(r)
     return list(lists.values())
 
 

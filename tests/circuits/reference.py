@@ -1,5 +1,7 @@
 """Slow, obvious edge patching: two hooked forwards for every edge. Tests compare with it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -65,26 +67,67 @@ def edge_logits(
     receiver: int,
     data: PromptPairs,
     zero: bool,
+    step: float = 1.0,
+    moved: dict | None = None,
 ) -> Tensor:
-    """Logits of the clean prompts with one edge removed."""
-    change = sender_change(model, graph, sender, data, zero)
+    """Logits of the clean prompts with one edge removed, or a share `step` of it; `moved` are hooks
+    that are there in any case."""
+    change, moved = step * sender_change(model, graph, sender, data, zero), moved or {}
     name = graph.receivers[receiver]
+
+    def run(point: str, then: Callable[[Tensor], Tensor], keep: list[str]) -> dict:
+        first = moved.get(point, lambda x: x)
+        hooks = {**moved, point: lambda x: then(first(x))}
+        return _run(model, data.clean_tokens, hooks, keep)
+
+    def add(value: Tensor) -> Tensor:
+        return value + change
+
     if name == "out":
-        point = f"blocks.{graph.n_layers - 1}.hook_resid_post"
-        return _run(model, data.clean_tokens, {point: lambda x: x + change}, [])["logits"]
+        return run(f"blocks.{graph.n_layers - 1}.hook_resid_post", add, [])["logits"]
     layer, *rest = name[1:].split(".")
     block = f"blocks.{layer}."
     if not rest:
         added = "hook_resid_pre" if graph.parallel else "hook_attn_out"
         read = block + "hook_mlp_out"
-        seen = _run(model, data.clean_tokens, {block + added: lambda x: x + change}, [read])[read]
-        return _run(model, data.clean_tokens, {read: lambda x: seen}, [])["logits"]
+        seen = run(block + added, add, [read])[read]
+        return run(read, lambda x: seen, [])["logits"]
     head, read = int(rest[0]), f"{block}attn.hook_{rest[1]}"
-    added = block + "hook_resid_pre"
-    seen = _run(model, data.clean_tokens, {added: lambda x: x + change}, [read])[read]
+    seen = run(block + "hook_resid_pre", add, [read])[read]
 
     def write(value: Tensor) -> Tensor:
         value[:, :, head] = seen[:, :, head]
         return value
 
-    return _run(model, data.clean_tokens, {read: write}, [])["logits"]
+    return run(read, write, [])["logits"]
+
+
+def slope_on_line(
+    model: TransformerBridge,
+    graph: Graph,
+    sender: int,
+    receiver: int,
+    data: PromptPairs,
+    zero: bool,
+    share: float,
+    metric: Callable[[Tensor], Tensor],
+) -> float:
+    """How fast the metric moves as an edge is removed, where the sender (a layer's heads together)
+    has gone a share of the way to its ablated values: by differences."""
+    name = graph.senders[sender]
+    point = {"e": "blocks.0.hook_resid_pre", "M": f"blocks.{name[1:]}.hook_mlp_out"}.get(name[0])
+    point = point or f"blocks.{name[1:].split('.')[0]}.attn.hook_z"
+    old, new = (
+        _run(model, tokens, {}, [point])[point]
+        for tokens in (data.clean_tokens, data.corrupted_tokens)
+    )
+    on_line = torch.lerp(old, torch.zeros_like(new) if zero else new, share)
+    up, down = (
+        metric(
+            edge_logits(
+                model, graph, sender, receiver, data, zero, step, {point: lambda _: on_line}
+            )
+        )
+        for step in (0.01, -0.01)
+    )
+    return float((up - down).double().mean() / 0.02)

@@ -20,7 +20,7 @@ from mi_helpers.tasks.prompts import docstring
 from mi_helpers.toys.docstring import gate_scores, linear_transformer
 from mi_helpers.toys.gates import OR, TWO_CHAINS
 from tests import tiny
-from tests.circuits.reference import edge_logits, pairs
+from tests.circuits.reference import edge_logits, pairs, slope_on_line
 
 PAIRS = pairs()
 FAMILIES = ("gpt2", "llama", "qwen2")
@@ -207,9 +207,24 @@ def test_eap_is_the_slope_of_removal(family, value):
         assert scores["score"][n] == pytest.approx(float(slope), abs=2e-3, rel=0.05)
 
 
+@pytest.mark.parametrize("value", ["resample", "zero"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_integrated_over_activations_is_the_mean_slope_on_the_senders_line(family, value):
+    """Against differences in hooked runs, in which nothing but the sender has moved."""
+    runs, model = runs_of(family), tiny.bridge(family)
+    scores = circuits.attribute(runs, "eap-ig-activations", value=value, steps=2)["score"]
+    sender, receiver = runs.graph.index
+    for n in range(0, len(scores), 41):
+        case = model, runs.graph, sender[n], receiver[n], PAIRS, value == "zero"
+        slopes = [
+            slope_on_line(*case, share, runs.function("logit_diff")) for share in (1 / 4, 3 / 4)
+        ]
+        assert scores[n] == pytest.approx(np.mean(slopes), abs=5e-4, rel=0.02)
+
+
 def test_attribution_and_evaluation_are_the_same_twice():
     runs = runs_of("qwen2")
-    for method in ("eap", "eap-ig", "exact"):
+    for method in ("eap", "eap-ig", "eap-ig-activations", "exact"):
         one, again = (circuits.attribute(runs, method) for _ in range(2))
         assert one.equals(again)
     circuit = top(runs.graph, one, 40)
@@ -222,7 +237,7 @@ def test_batches_of_prompts_add_up():
     np.testing.assert_allclose(whole["score"], parts["score"], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "eap-ig-activations"])
 def test_scores_by_prompt_are_those_of_each_prompt_alone(method):
     model, data = tiny.bridge("qwen2"), pairs()
     whole = circuits.attribute(record(model, data), method)
@@ -264,7 +279,7 @@ def test_attribution_is_exact_where_the_model_is_linear():
     runs = record(model, docstring(model, 4))
     exact = circuits.attribute(runs, "exact")["score"]
     assert exact.abs().max() > 0.1
-    for method in ("eap", "eap-ig", "clean-corrupted"):
+    for method in ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted"):
         scores = circuits.attribute(runs, method)["score"]
         np.testing.assert_allclose(scores, exact, atol=1e-4 * exact.abs().max())
 

@@ -101,14 +101,15 @@ def random_like(circuit: Circuit, seed: int = 0, same_nodes: bool = False) -> Ci
     if same_nodes and len(circuit.pruned()) < len(circuit):
         raise ValueError("prune the circuit first: some of its edges lie on no path")
     graph, rng = circuit.graph, np.random.default_rng(seed)
-    among = Circuit.between(graph, circuit.nodes).kept if same_nodes else graph.exists
-    kept = torch.zeros_like(graph.exists)
-    left = [(u[among[u, r]], r[among[u, r]]) for u, r in graph.kinds]  # senders, receivers
-    # Kinds are drawn from in the order of their first edges.
-    for u, r in sorted((x for x in left if len(x[0])), key=lambda x: (int(x[0][0]), int(x[1][0]))):
-        chosen = rng.choice(len(u), int(circuit.kept[u, r].sum()), replace=False)
+    own, kept = circuit.kept.numpy(), np.zeros(graph.exists.shape, bool)
+    left = [(u.numpy(), r.numpy()) for u, r in graph.kinds]  # senders, receivers
+    if same_nodes:
+        among = Circuit.between(graph, circuit.nodes).kept.numpy()
+        left = [(u[among[u, r]], r[among[u, r]]) for u, r in left if among[u, r].any()]
+    for u, r in sorted(left, key=lambda kind: (kind[0][0], kind[1][0])):  # by their first edges
+        chosen = rng.choice(len(u), own[u, r].sum(), replace=False)
         kept[u[chosen], r[chosen]] = True
-    return Circuit(graph, kept)
+    return Circuit(graph, torch.from_numpy(kept))
 
 
 def bootstrapped(

@@ -6,7 +6,7 @@ corrupted prompt, or zero, or a mean, while all other readers see the real one. 
 
 1. `graph`: `Graph` names senders, receivers and edges; a `Circuit` is a part of it.
 2. `runs`: `record` runs the prompt pairs once; all that follows takes what it returns.
-3. `attribution`: `attribute` scores every edge, estimated from gradients (`eap`, `eap-ig`) or
+3. `attribution`: `attribute` scores every edge, estimated from gradients (`eap`, `eap-ig`, …) or
    measured (`exact`). `choosing` makes circuits of the scores: `top`, `greedy` and `ladder`, and
    `random_like` as a control; `head_importance` sums the scores of a node's edges, `bootstrapped`
    keeps those whose sign does not hang on the prompts.

@@ -101,20 +101,19 @@ def attribute(
     graph, function, source = runs.graph, runs.function(metric), runs.ablated(value)
     n_rows = len(runs.pairs) if per_prompt else 1  # a row for each prompt, or for their sum
     scores = torch.zeros(n_rows, *graph.exists.shape, dtype=torch.float64)
-    lines: dict[Place, slice] = {("resid_pre", 0): slice(None)}  # what moves, and for which senders
-    if method == "eap-ig-activations":
-        lines = graph.places
+    lines = list(graph.places) if method == "eap-ig-activations" else [None]  # None: of the inputs
     clean = runs.clean.resid[0]
     # A pass keeps about 64 streams a layer of each prompt, and its logits twice.
     numbers = 64 * graph.n_layers * clean[0].numel() + 2 * runs.model.cfg.d_vocab
     for prompts in batches(len(clean), max_memory // (numbers * clean.element_size())):
-        for place, senders in lines.items():
+        for line in lines:
+            place = line or ("resid_pre", 0)
             start = runs.clean.activation(*place)[prompts]
             end = source_of_prompts(source, len(clean), prompts)(*place).expand_as(start)
             for share in shares[method]:  # of the way from the clean to the ablated values
                 moved = (*place, torch.lerp(start, end, share))
                 found = gradients(runs, moved, function, prompts)
-                _contract(scores, runs, found, source, prompts, min(max_memory, CACHE), senders)
+                _contract(scores, runs, found, source, prompts, min(max_memory, CACHE), line)
     scores /= len(shares[method])
     if not per_prompt:
         return graph.table({"score": scores[0] / len(clean)}).assign(**runs.pairs.said)
@@ -188,29 +187,28 @@ def _contract(
     source: Source,
     prompts: slice,
     max_memory: int,
-    senders: slice,
+    place: Place | None,
 ) -> None:
-    """Add, for every edge of these senders and for these prompts, which are those of the pass, the
-    sum over positions of sender change times gradient: to each prompt's row, or to the only one."""
+    """Add, for every edge (of one place's senders) and for these prompts, which are those of the
+    pass, the sum over positions of sender change times gradient: to each prompt's row, or to the
+    only one."""
     graph, weights, n = runs.graph, projections(runs.model), len(runs.pairs)
+    senders = graph.places[place] if place else slice(None)
+    each_row = len(scores) > 1
+    rows = "u prompt pos d -> " + ("prompt u (pos d)" if each_row else "1 u (prompt pos d)")
     _, n_pos, width = runs.clean.resid[0].shape
     each = (len(graph.senders) + 6 * sum(graph.counts.values())) * n_pos * width * 4
     for of_pass in batches(len(range(n)[prompts]), max_memory // each):
         some = slice(prompts.start + of_pass.start, prompts.start + of_pass.stop)  # of all prompts
         clean, ablated = (source_of_prompts(x, n, some) for x in (runs.clean.activation, source))
-        rows = (
-            "u prompt pos d -> prompt u (pos d)"
-            if len(scores) > 1
-            else "u prompt pos d -> 1 u (prompt pos d)"
-        )
-        shift = rearrange(sender_shift(graph, weights, clean, ablated), rows).contiguous()
+        shift = rearrange(sender_shift(graph, weights, clean, ablated, place), rows).contiguous()
         for group in graph.groups:
             chosen = range(group.parents)[senders]
             if not chosen:
                 continue
             slopes = rearrange(_at_receivers(runs, group, found, weights, of_pass), rows)
-            added = (slopes @ shift[:, chosen.start : chosen.stop].mT).mT  # few rows first: faster
-            row = some if len(scores) > 1 else slice(None)
+            added = (slopes @ shift[:, : len(chosen)].mT).mT  # few rows first: faster
+            row = some if each_row else slice(None)
             scores[row, chosen.start : chosen.stop, group.receivers] += added.double().cpu()
 
 

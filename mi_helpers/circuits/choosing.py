@@ -38,33 +38,33 @@ def greedy(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking = "absol
 def _grown(graph: Graph, scores: pd.DataFrame, n: int, ranking: Ranking) -> list[tuple[int, int]]:
     """Sender and receiver of the first `n` edges of `greedy`, in the order in which they enter.
 
-    Every open receiver waits with the first of its edges that are left; of equal ones the first
-    receiver's goes first, and then the first sender's."""
+    Every receiver that is reached waits with the first of its edges that are left; of equal ones
+    the first receiver's goes first, and then the first sender's."""
     by_name = dict(zip(scores["edge"].tolist(), -ranked(scores, ranking), strict=True))
     sender, receiver = graph.index
     rank = np.zeros(graph.exists.shape[::-1])  # [receiver, sender]
     rank[receiver, sender] = [by_name[edge] for edge in graph.edges]
     before = {r: group.parents for group in graph.groups for r in group.receivers}
-    entered, opened = list[tuple[int, int]](), set[int]()
-    queue, waiting = list[tuple[float, int, int]](), dict[int, Iterator[int]]()
+    entered, waiting = list[tuple[int, int]](), dict[int, Iterator[int]]()
+    queue = list[tuple[float, int, int]]()
 
-    def follow(r: int) -> None:
+    def advance(r: int) -> None:
         """Let the next edge into a receiver wait."""
         if (u := next(waiting[r], None)) is not None:
             heapq.heappush(queue, (rank[r, u], r, u))
 
-    def open_(receivers: Iterable[int]) -> None:
-        for r in set(receivers) - opened:
-            opened.add(r)
-            waiting[r] = iter(rank[r, : before[r]].argsort(kind="stable").tolist())
-            follow(r)
+    def reach(receivers: Iterable[int]) -> None:
+        for r in receivers:
+            if r not in waiting:
+                waiting[r] = iter(rank[r, : before[r]].argsort(kind="stable").tolist())
+                advance(r)
 
-    open_([len(graph.receivers) - 1])
+    reach([len(graph.receivers) - 1])
     while queue and len(entered) < n:
         _, r, u = heapq.heappop(queue)
         entered.append((u, r))
-        follow(r)
-        open_(graph.inputs[u])  # the sender's node is in the circuit now
+        advance(r)
+        reach(graph.inputs[u])  # the sender's node is in the circuit now
     return entered
 
 

@@ -19,7 +19,7 @@ from .. import engine
 from ..metrics import build
 from ..models.hooks import map_leaves
 from ..tasks.pairs import PromptPairs
-from .graph import Graph, projection
+from .graph import Graph, Place, projection
 
 SITES = ("q", "k", "v", "z", "mlp_out")
 Value = Literal["resample", "zero", "mean", "noise"]
@@ -137,19 +137,16 @@ def projections(model: TransformerBridge) -> Weights:
 
 
 def sender_shift(
-    graph: Graph, weights: Weights, base: Source, source: Source
+    graph: Graph, weights: Weights, base: Source, source: Source, place: Place | None = None
 ) -> Float[Tensor, "sender prompt pos d_model"]:
-    """What every sender writes by `source`, minus what it writes by `base`."""
-    like = base("resid_pre", 0)
-    found = like.new_empty(len(graph.senders), *like.shape)
-    found[0] = source("resid_pre", 0) - like
-    for layer, of in enumerate(weights):
-        start = graph.sender_number(layer, 0)
-        change = source("z", layer) - base("z", layer)
-        found[start : start + graph.n_heads] = by_head(change, of["o"][0])
-        if graph.mlps:
-            change = source("mlp_out", layer) - base("mlp_out", layer)
-            found[graph.sender_number(layer)] = change
+    """What every sender, or each of one place, writes by `source`, minus what it does by `base`."""
+    like, places = base("resid_pre", 0), graph.places
+    if place is not None:
+        places = {place: slice(0, places[place].stop - places[place].start)}
+    found = like.new_empty(max(here.stop for here in places.values()), *like.shape)
+    for (site, layer), here in places.items():
+        change = source(site, layer) - base(site, layer)
+        found[here] = by_head(change, weights[layer]["o"][0]) if site == "z" else change
     return found
 
 

@@ -11,6 +11,7 @@ from ..panels import COLOURS
 from .graph import Circuit, Graph
 
 CHARACTER = 9  # of the title, in pixels
+ENTRY, LETTER, LINE = 45, 6.5, 32  # of the legend: an entry's line and gaps, a letter, a row
 SWEEPS = 4  # over the rows, to order their nodes
 LEVELS = 5  # widths of edges, and stops of the slider
 UNIT, ROW = 75, 50  # pixels from head to head, and from row to row
@@ -239,13 +240,18 @@ def _framed(figure: go.Figure, at: dict[str, Point], title: str | None) -> go.Fi
     xs = [x for trace in figure.data for x in trace.x if x is not None]
     middle, needed = (min(xs) + max(xs)) / 2, (CHARACTER * len(title or "") - 40) / UNIT
     wide = max(max(xs) - min(xs) + 1.2, 6.0, needed)
+    width = int(min(1100, UNIT * wide + 40))
+    # A legend that is wider than the figure goes on in more rows, in columns of its widest entry.
+    entries = [ENTRY + LETTER * len(x.name) for x in figure.data if x.name and x.showlegend is None]
+    fit = max(1, (width - 40) // max(entries, default=1))
+    more = LINE * (math.ceil(len(entries) / fit) - 1) if sum(entries) > width - 40 else 0
     figure.update_xaxes(visible=False, range=[middle - wide / 2, middle + wide / 2])
     figure.update_yaxes(visible=False, range=[-1, top + 1])
     return figure.update_layout(
         title=title,
-        width=int(min(1100, UNIT * wide + 40)),
-        height=int(min(1800, ROW * (top + 1) + 170)),
-        margin={"l": 20, "r": 20, "t": 75 if title else 45, "b": 20},
+        width=width,
+        height=int(min(1800, ROW * (top + 1) + 170)) + more,
+        margin={"l": 20, "r": 20, "t": (75 if title else 45) + more, "b": 20},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         plot_bgcolor="white",
         hovermode="closest",

@@ -759,3 +759,5 @@ def test_colours_say_what_removal_does():
         edge = trace.text[0].split("<br>")[0]
         effect = "raises" if edge == "M1 -> out" else "lowers"
         assert trace.marker.color == legend[f"removal {effect} the metric"]
+    long = circuits.draw(Circuit(graph, graph.exists), scores, metric="of a metric " * 9)
+    assert long.layout.margin.t > figure.layout.margin.t  # two rows of the legend

@@ -2,6 +2,7 @@
 
 from . import (
     abstraction,
+    actions,
     alignment,
     bilinear,
     digits,
@@ -13,8 +14,10 @@ from . import (
     max_of_k,
     node_masks,
     patterning,
+    self_ablation,
     sparse_weights,
     string_operations,
+    susceptibility,
     topic_models,
 )
 from .addition import Trainer
@@ -38,6 +41,7 @@ __all__ = [
     "ModularAddition",
     "Trainer",
     "abstraction",
+    "actions",
     "addition_accuracy",
     "addition_pairs",
     "alignment",
@@ -59,9 +63,11 @@ __all__ = [
     "max_of_k",
     "node_masks",
     "patterning",
+    "self_ablation",
     "sparse_weights",
     "squared_change",
     "string_operations",
+    "susceptibility",
     "topic_models",
     "tracr_pairs",
     "tracr_program",

@@ -1,16 +1,15 @@
 """Which data makes a network learn what: susceptibilities to a mixture of sources, by sampling.
 
 Two-layer attention-only networks read four kinds of sequences (`SOURCES`), each with a weight in
-the loss. Around a trained network, `draws` samples parameters that are nearly as good. How the
-losses of the sources vary together there says how the samples would answer to other weights
-(`susceptibilities`), and so which weights to take for a wanted answer (`shift`).
+the loss. Which weights make a part of a network answer is for
+`susceptibility` to find.
 
 Parameters are flat, [net, parameter], and all is written for several networks at once.
 
 Source: Wang & Murfet 2026, arXiv 2601.13548; the networks and their data are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -188,9 +187,6 @@ def trained() -> dict[str, Tensor]:
     return load_file(Path(__file__).parents[1] / "data" / "patterning" / "nets.safetensors")
 
 
-# Sampling around a network
-
-
 def roles(w: Float[Tensor, "net parameter"]) -> Int[Tensor, "net layer"]:
     """The first layer's previous-token head and the second's induction head, by attention."""
     repeats = sequences(64, torch.Generator().manual_seed(8))[1]
@@ -208,62 +204,3 @@ def parameters_of(heads: Int[Tensor, "net layer"]) -> Float[Tensor, "net paramet
         for layer in range(2):
             unpack(found)[name][net, layer, heads[:, layer]] = 1
     return found
-
-
-def draws(
-    batch_loss: Callable[[Float[Tensor, "chain parameter"], int], Float[Tensor, "chain"]],
-    losses: Callable[[Float[Tensor, "chain parameter"]], Float[Tensor, "chain source"]],
-    start: Float[Tensor, "chain parameter"],
-    *,
-    n_beta: float,
-    step_size: float,
-    steps: int,
-    gamma: float = 0.0,
-    free: Float[Tensor, "*chain parameter"] | float = 1.0,
-    burn_in: int = 20,
-    every: int = 1,
-    seed: int = 0,
-) -> Float[Tensor, "draw chain source"]:
-    """Losses at samples of parameters, less those at the start: Langevin dynamics on batches.
-
-    Density: exp(-n_beta loss(w) - gamma |w - start|² / 2). A step follows its slope on a batch,
-    `batch_loss(w, step)`, by half the `step_size`, and adds noise of that variance. `free` is 1
-    for parameters that move and 0 for those that stay. `losses` are kept `every` so many steps,
-    after `burn_in`. Source: Welling & Teh 2011 (SGLD); Lau et al. 2023.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    w, kept = start, []
-    for step in tqdm(range(1, burn_in + steps + 1), "sampling", leave=False):
-        w = w.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(batch_loss(w, step).sum(), w)
-        noise = torch.randn(w.shape, generator=generator, dtype=w.dtype)
-        with torch.no_grad():
-            drift = n_beta * slope + gamma * (w - start)
-            w = w + free * (step_size**0.5 * noise - step_size / 2 * drift)
-            if step > burn_in and step % every == 0:
-                kept.append(losses(w))
-    return torch.stack(kept) - losses(start).detach()
-
-
-def susceptibilities(
-    found: Float[Tensor, "draw *chain source"], mixture: Float[Tensor, "source"], n_beta: float
-) -> Float[Tensor, "*chain source"]:
-    """d λ / d h_k: how the learning coefficient λ = n_beta E[loss] of the samples changes as the
-    mixture h moves towards source k: -n_beta² Cov(loss, loss_k - loss). Source: 2601.13548."""
-    loss = found @ mixture
-    beyond = found - loss[..., None]
-    return -(n_beta**2) * (beyond * (loss - loss.mean(0))[..., None]).sum(0) / (len(found) - 1)
-
-
-def shift(
-    chi: Float[Tensor, "observable source"],
-    wanted: Float[Tensor, "observable"],
-    held: Sequence[int] = (),
-) -> Float[Tensor, "source"]:
-    """The shortest change of the mixture with the `wanted` response: χ⁺ wanted.
-
-    It sums to zero and leaves the sources in `held` as they are: rows of χ that must answer 0.
-    Source: 2601.13548, dh = χ⁺ dμ.
-    """
-    rows = torch.cat([chi, torch.ones(1, chi.shape[1]), torch.eye(chi.shape[1])[list(held)]])
-    return torch.linalg.pinv(rows) @ pad(wanted, (0, len(rows) - len(wanted)))

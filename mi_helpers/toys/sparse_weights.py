@@ -1,12 +1,10 @@
 """Twins of a tiny transformer on code-like text: dense, weight-sparse and self-ablating.
 
-Twins start from the same weights and see the same text. `train` makes them: with `largest`, which
-zeroes all but the largest weights, or with `self_ablate`, a second pass in which a `gate` leaves a
-few units on. What part of them does a task is for `node_masks` to find.
+Twins start from the same weights and see the same text; sparse ones keep the `largest` weights
+alone. `self_ablation` trains them all; what part of them does a task is for `node_masks` to find.
 
-Sources: Gao et al. 2025, arXiv 2511.13653 (weight sparsity, tasks), without its activation sparsity
-and attention sinks; Ferrao et al. 2025, arXiv 2505.00509 (self-ablation, the "global" form). Sizes
-and text are ours.
+Source: Gao et al. 2025, arXiv 2511.13653 (weight sparsity, tasks), without its activation sparsity
+and attention sinks. Sizes and text are ours.
 """
 
 import random
@@ -19,10 +17,9 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss, normalize
-from tqdm.auto import tqdm
+from torch.nn.functional import cross_entropy
 
-from .side_by_side import Draws, descend
+from .side_by_side import Draws
 
 LETTERS = "abcdefgh"
 VOCABULARY = "\n=,'\"()[]" + LETTERS
@@ -32,7 +29,6 @@ PAIRS = {  # a task: close what was opened
     "bracket": (("(", ")"), ("[", "]")),
 }
 KINDS = ("dense", "sparse", "self-ablating", "soft")
-KEPT = 4  # units of each attention layer and each MLP that a gate leaves on
 Hook = Callable[[str, Tensor], Tensor]
 
 
@@ -184,121 +180,11 @@ def text_loss(
     return reduce(losses.view(after.shape), "net b pos -> net", "mean")
 
 
-# Weight sparsity and self-ablation
-
-
 def largest(weight: Float[Tensor, "net i o"], share: float) -> Float[Tensor, "net i o"]:
     """Each matrix with zeros for all but `share` of its weights, the largest by size."""
     flat = weight.flatten(1)
     kept = flat.abs().topk(max(1, round(share * flat.shape[1])), dim=1).indices
     return torch.zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).view_as(weight)
-
-
-def gate(
-    relevance: Float[Tensor, "*shape unit"], k: int, soft: bool = False
-) -> Float[Tensor, "*shape unit"]:
-    """1 for the k most relevant units and 0 for the others, with the gradient of the soft gate.
-
-    The soft gate, which `soft` asks for, is a sigmoid centred between the k-th and the next score,
-    in units of their distance, rescaled to sum k. Source: 2505.00509 and its authors' code.
-    """
-    top, order = relevance.topk(k + 1, dim=-1)
-    inside, outside = top[..., k - 1 : k], top[..., k:]
-    smooth = ((relevance - (inside + outside) / 2) / (inside - outside + 1e-12)).sigmoid()
-    smooth = k * smooth / smooth.sum(-1, keepdim=True)
-    hard = torch.zeros_like(relevance).scatter(-1, order[..., :k], 1.0)
-    return smooth if soft else hard - smooth.detach() + smooth
-
-
-def gates_of(
-    model: Twins, final: Float[Tensor, "net batch pos d"], soft: bool = False
-) -> dict[str, Float[Tensor, "net batch pos unit"]]:
-    """The gates of each layer's "z" and "neuron", from what a clean pass ends in."""
-    relevance = product(final, model.W_gate).split([model.d, 4 * model.d] * model.layers, -1)
-    units = [f"{name}{at}" for at in range(model.layers) for name in ("z", "neuron")]
-    return {name: gate(x, KEPT, soft) for name, x in zip(units, relevance, strict=True)}
-
-
-def self_ablate(
-    model: Twins, tokens: Tensor, soft: bool = False, gates_from: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the clean and of the ablated pass, and the distance of their residual streams.
-
-    The clean pass ends in a relevance for each "z" and "neuron" of all layers. In the second pass
-    the gates multiply these; its keys and values are the clean ones. The distance is the mean
-    squared one of streams of unit length. `gates_from`: texts whose clean pass gives the gates.
-    """
-    logits, clean = model.record(tokens)
-    final = clean["final"] if gates_from is None else model.record(gates_from)[1]["final"]
-    gates = gates_of(model, final, soft)
-    distances = []
-
-    def ablate(name: str, x: Tensor) -> Tensor:
-        if name[0] in "kv":
-            return clean[name]
-        if name.startswith("read") or name == "final":
-            distances.append(mse_loss(normalize(x, dim=-1), normalize(clean[name], dim=-1)))
-        return x * gates[name] if name in gates else x
-
-    return logits, model(tokens, ablate), torch.stack(distances).mean()
-
-
-def readable(
-    gates: Float[Tensor, "net text pos unit"],
-    logits: Float[Tensor, "net text pos vocabulary"],
-    tokens: Int[Tensor, "text pos_and_next"],
-    steps: int = 100,
-) -> Float[Tensor, "net"]:
-    """How much of what a network knows of the next character its gates give away.
-
-    A linear reader of the gates alone is learned by Adam on every other text and measured on the
-    rest: 0 for a loss as of the characters' plain frequencies, 1 for a loss as of `logits`.
-    """
-    seen, after = gates[:, ::2].flatten(1, 2), tokens[::2, 1:].flatten()
-    reader = torch.zeros(len(gates), gates.shape[-1], len(VOCABULARY), requires_grad=True)
-    optimiser = torch.optim.Adam([reader], lr=0.05)
-    for _ in range(steps):
-        right = (seen @ reader).log_softmax(-1)[:, torch.arange(len(after)), after]
-        descend(optimiser, -right.mean(1))
-    # log-probabilities of the frequencies, the reader and the network, on the texts left out
-    plain = torch.bincount(after, minlength=len(VOCABULARY)).float().log()
-    read, full = gates[:, 1::2] @ reader.detach()[:, None], logits[:, 1::2]
-    none, found, best = (text_loss(x, tokens[1::2]) for x in (plain.expand_as(full), read, full))
-    return (none - found) / (none - best)
-
-
-def train(kind: str, n_nets: int, steps: int = 800, seed: int = 0) -> Twins:
-    """Twins of one of the `KINDS`, by AdamW with a rate that falls as a cosine.
-
-    "sparse": after each step only a share of every matrix stays, its largest weights; the share
-    falls from 1 to 0.1 through the first half. "self-ablating", or "soft" with soft gates: both
-    passes' losses and the distance, added.
-    """
-    model, gated = Twins(n_nets, seed=seed), kind in ("self-ablating", "soft")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    seeds = range(seed, seed + n_nets)
-    text, draw = torch.stack([texts(4000, own) for own in seeds]), Draws(seeds)
-    for step in tqdm(range(steps), kind, leave=False):
-        tokens = text[torch.arange(n_nets)[:, None], draw.below(text.shape[1], 48)]
-        if gated:
-            clean, ablated, distance = self_ablate(model, tokens[..., :-1], kind == "soft")
-            losses = text_loss(clean, tokens) + text_loss(ablated, tokens) + distance
-        else:
-            losses = text_loss(model(tokens[..., :-1]), tokens)
-        optimiser.zero_grad()
-        losses.sum().backward()
-        grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        length = torch.stack([reduce(g.square(), "net i o -> net", "sum") for g in grads]).sum(0)
-        for grad in grads:  # of each net no longer than 1
-            grad /= length.sqrt().clamp_min(1)[:, None, None]
-        optimiser.step()
-        schedule.step()
-        if kind == "sparse":
-            share = 1 - 0.9 * min(1, 2 * (step + 1) / steps)
-            for weight in model.parameters():
-                weight.data = largest(weight.data, share)
-    return model.requires_grad_(False)
 
 
 def trained(kind: str, n_nets: int = 5) -> Twins:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mi_helpers.data.identifiability import make
+from mi_helpers.toys import actions
 from mi_helpers.toys import identifiability as toys
 from mi_helpers.toys import interventions as moves
 
@@ -84,7 +85,7 @@ def test_decoders_do_not_depend_on_those_beside_them() -> None:
 
 def test_effects_are_means_over_the_noise() -> None:
     """By Gauss-Hermite quadrature."""
-    world = moves.action_world([0], n=10)
+    world = actions.action_world([0], n=10)
     a = torch.tensor([[[2.0, -1.0]]])
     nodes, weights = np.polynomial.hermite_e.hermegauss(30)
     moved = (a @ world.M.mT)[0, 0].numpy()[:, None] + nodes
@@ -94,42 +95,42 @@ def test_effects_are_means_over_the_noise() -> None:
 
 def test_the_moment_is_the_sum_over_pairs() -> None:
     r, a = normal(2, 12, 2), normal(2, 12, 2, seed=1)
-    frequencies, phases = moves.cosines(5)
+    frequencies, phases = actions.cosines(5)
     psi = (2 / 5) ** 0.5 * (a @ frequencies + phases).cos()
     total = torch.zeros(2)
     for i in range(12):
         for j in range(12):
             if i != j:
                 total += (r[:, i] * r[:, j]).sum(-1) * (psi[:, i] * psi[:, j]).sum(-1)
-    assert torch.allclose(total / 144, moves.moment(r, a, (frequencies, phases)), atol=1e-5)
+    assert torch.allclose(total / 144, actions.moment(r, a, (frequencies, phases)), atol=1e-5)
 
 
 def test_many_cosines_are_a_gaussian_kernel() -> None:
     a = normal(2, 20, 2)[0] / 2
-    frequencies, phases = moves.cosines(200_000, width=0.7)
+    frequencies, phases = actions.cosines(200_000, width=0.7)
     psi = (2 / 200_000) ** 0.5 * (a @ frequencies + phases).cos()
     kernel = (-torch.cdist(a, a).square() / (2 * 0.7**2)).exp()
     assert (psi @ psi.T - kernel).abs().max() < 0.02
 
 
 def test_extrapolation_ignores_affine_maps_and_is_right_for_a_line() -> None:
-    world = moves.action_world([0])
+    world = actions.action_world([0])
     targets = torch.tensor([[[1.0, 1.0], [-3.0, 2.0]]])
-    found = moves.extrapolate(world.z, world.a, world.y, targets)
+    found = actions.extrapolate(world.z, world.a, world.y, targets)
     turned = world.z.double() @ torch.tensor([[1.0, 2.0], [-1.0, 0.5]]).double() + 3
-    assert torch.allclose(moves.extrapolate(turned, world.a, world.y, targets), found, atol=1e-3)
+    assert torch.allclose(actions.extrapolate(turned, world.a, world.y, targets), found, atol=1e-3)
     noise = world.z - world.a @ world.M.mT
     line = world.z @ torch.tensor([1.0, -2.0]) + noise.sum(-1)  # the noise confounds
     exact = (targets @ world.M.mT) @ torch.tensor([1.0, -2.0])
-    found = moves.extrapolate(world.z, world.a, line, targets)
+    found = actions.extrapolate(world.z, world.a, line, targets)
     assert (found - exact).abs().max() < 0.5
-    uncontrolled = moves.smooth(world.z, line, torch.zeros(1, 10_000, 0))
+    uncontrolled = actions.smooth(world.z, line, torch.zeros(1, 10_000, 0))
     assert (uncontrolled(targets @ world.M.mT) - exact).abs().max() > 2
 
 
 def test_autoencoders_give_codes_of_variance_one() -> None:
-    world = moves.action_world([0, 1], n=200)
-    codes = moves.train_autoencoder(world.x, world.a, [0, 1], weight=1.0, steps=3)
+    world = actions.action_world([0, 1], n=200)
+    codes = actions.train_autoencoder(world.x, world.a, [0, 1], weight=1.0, steps=3)
     assert codes.shape == (2, 200, 2)
     assert torch.allclose(codes.std(1), torch.ones(2, 2), atol=1e-4)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mi_helpers.data.patterning import make
 from mi_helpers.toys import patterning
-from mi_helpers.toys.patterning import draws, shift, susceptibilities
+from mi_helpers.toys.susceptibility import draws, shift, susceptibilities
 
 A = torch.diag_embed(torch.tensor([[1.0, 0.5, 0.2], [0.2, 1.0, 0.6]])).double()
 A[1, 0, 1] = A[1, 1, 0] = 0.3

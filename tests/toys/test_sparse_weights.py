@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from mi_helpers.data.sparse_weights import make
-from mi_helpers.toys import node_masks, sparse_weights
-from mi_helpers.toys.sparse_weights import KEPT, LENGTH, VOCABULARY, Twins
+from mi_helpers.toys import node_masks, self_ablation, sparse_weights
+from mi_helpers.toys.self_ablation import KEPT
+from mi_helpers.toys.sparse_weights import LENGTH, VOCABULARY, Twins
 
 
 def decode(row: torch.Tensor) -> str:
@@ -77,7 +78,7 @@ def test_largest_keeps_the_largest_of_each_matrix() -> None:
 
 def test_a_gate_is_hard_and_has_the_gradient_of_the_soft_one() -> None:
     scores = torch.tensor([[2.0, 0.5, 1.4, -1.0, 0.9]], requires_grad=True)
-    hard, soft = (sparse_weights.gate(scores, 2, soft) for soft in (False, True))
+    hard, soft = (self_ablation.gate(scores, 2, soft) for soft in (False, True))
     assert torch.allclose(hard, torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0]]))
     raw = torch.sigmoid((scores - 1.15) / 0.5)
     assert torch.allclose(soft, 2 * raw / raw.sum())
@@ -88,38 +89,29 @@ def test_a_gate_is_hard_and_has_the_gradient_of_the_soft_one() -> None:
 
 def test_a_pass_with_every_unit_on_is_the_clean_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model, text = Twins(2, d=8).requires_grad_(False), sparse_weights.texts(3, 0)[:, :-1]
-    clean, ablated, distance = sparse_weights.self_ablate(model, text)
+    clean, ablated, distance = self_ablation.self_ablate(model, text)
     assert distance > 0
-    again = sparse_weights.self_ablate(model, text, gates_from=text)[1]
+    again = self_ablation.self_ablate(model, text, gates_from=text)[1]
     assert torch.equal(ablated, again)
-    other = sparse_weights.self_ablate(model, text, gates_from=text.flip(0))[1]
+    other = self_ablation.self_ablate(model, text, gates_from=text.flip(0))[1]
     assert not torch.allclose(ablated, other)
-    monkeypatch.setattr(sparse_weights, "gate", lambda x, k, soft: torch.ones_like(x))
-    clean, ablated, distance = sparse_weights.self_ablate(model, text)
+    monkeypatch.setattr(self_ablation, "gate", lambda x, k, soft: torch.ones_like(x))
+    clean, ablated, distance = self_ablation.self_ablate(model, text)
     assert torch.allclose(clean, ablated, atol=1e-5)
     assert distance < 1e-9
 
 
 def test_gates_leave_few_units_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, real = [], sparse_weights.gate
+    given, real = [], self_ablation.gate
 
     def seen(x: torch.Tensor, k: int, soft: bool) -> torch.Tensor:
         given.append(real(x, k, soft))
         return given[-1]
 
-    monkeypatch.setattr(sparse_weights, "gate", seen)
-    sparse_weights.self_ablate(Twins(1, d=8), sparse_weights.texts(3, 0)[:, :-1])
+    monkeypatch.setattr(self_ablation, "gate", seen)
+    self_ablation.self_ablate(Twins(1, d=8), sparse_weights.texts(3, 0)[:, :-1])
     assert len(given) == 4
     assert all(torch.allclose(g.sum(-1), torch.tensor(float(KEPT))) for g in given)
-
-
-def test_a_reader_gets_out_of_gates_what_is_in_them() -> None:
-    text = sparse_weights.texts(40, 0)
-    after = one_hot(text[:, 1:], len(VOCABULARY)).float()
-    gates = torch.stack([after, torch.ones_like(after)])  # all there is to know, and nothing
-    found = sparse_weights.readable(gates, 9 * after.expand_as(gates), text)
-    assert found[0] > 0.9
-    assert abs(found[1]) < 0.1
 
 
 def test_masks_keep_or_replace() -> None:

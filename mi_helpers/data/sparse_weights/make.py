@@ -9,7 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from ...toys.sparse_weights import KINDS, train
+from ...toys.self_ablation import train
+from ...toys.sparse_weights import KINDS
 
 # Name in the file: what is trained, and the first seed of its twins.
 SETS = {kind: (kind, 0) for kind in KINDS} | {"other dense": ("dense", 100)}

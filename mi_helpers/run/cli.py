@@ -20,9 +20,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..claims import measured, verdict
-from . import cluster, execute, plan, scorecard
+from . import execute, plan, scorecard, spread
 from .plan import Job
-from .sweep import Spread, Sweep, in_turn
+from .sweep import Spread, Sweep
 
 LAST = "10"  # the last notebook of the default run: the main topics; further works are asked for
 SUMMARY_S = 30.0  # seconds between two scorecards while runs are at work
@@ -60,7 +60,7 @@ def run(
     minutes: float | None = None,
     root: Path | None = None,
 ) -> Sweep:
-    """Execute notebooks into a new folder; the finished runs.
+    """Execute notebooks into a new folder, as `mi run` does; the finished runs.
 
     Args:
         names: names, beginnings of names, or paths of notebooks; none: those numbered up to
@@ -71,9 +71,7 @@ def run(
         minutes: the time limit of each notebook; None: 30, and a day with `full`.
         root: the folder of `notebooks/`; the nearest one by default.
 
-    Raises:
-        ValueError: an unknown notebook or parameter, a value of the wrong type, a name in use.
-        OSError: a model that cannot be had.
+    Raises ValueError for a fault in what is asked for, OSError for a model that cannot be had.
     """
     root = root or execute.find_root()
     folder = _folder(name or time.strftime("%Y-%m-%d_%H-%M-%S"), root, fresh=True)
@@ -82,7 +80,7 @@ def run(
     for note in notes:
         print(note)
     work = Sweep(folder, jobs)
-    _work(work, minutes, full=full)
+    _work(work, 24 * 60 if full and minutes is None else minutes)
     return work
 
 
@@ -100,11 +98,17 @@ def _chosen(names: Sequence[str], root: Path) -> Sequence[str]:
 
 
 def _run(
-    notebook: Sequence[str], model: str | None, p: Sequence[str], save_reference: bool, **more: Any
+    notebook: Sequence[str],
+    full: bool,
+    model: str | None,
+    name: str | None,
+    p: Sequence[str],
+    timeout: float | None,
+    save_reference: bool,
 ) -> int:
     """Execute notebooks into papermill_runs/RUN and print their scorecard."""
     values = _pairs([*p, *([f"MODEL={model}"] if model else [])])
-    return _report(run(notebook, values, minutes=more.pop("timeout"), **more), save_reference)
+    return _report(run(notebook, values, full=full, name=name, minutes=timeout), save_reference)
 
 
 def _render(notebook: Sequence[str], timeout: float | None) -> int:
@@ -121,13 +125,24 @@ def _render(notebook: Sequence[str], timeout: float | None) -> int:
 
 
 def _sweep(
-    file: Path | None, name: str | None, p: Sequence[str], save_reference: bool, **more: Any
+    file: Path | None,
+    notebooks: Sequence[str] | None,
+    models: Sequence[str] | None,
+    seeds: Sequence[str] | None,
+    p: Sequence[str],
+    name: str | None,
+    only_plan: bool,
+    retry: bool,
+    jobs: int,
+    scheduler: str | None,
+    timeout: float | None,
+    save_reference: bool,
 ) -> int:
     """Run notebooks over models, seeds and parameters; resumable."""
     root = execute.find_root()
     # the file's settings, with those of the command line in their place
     settings = plan.read_settings(file) if file else {}
-    given = {key: more.pop(key) for key in ("notebooks", "models", "seeds")}
+    given = {"notebooks": notebooks, "models": models, "seeds": seeds}
     settings |= plan.resolve({key: own for key, own in given.items() if own}, Path.cwd())
     if values := _pairs(p):
         settings["parameters"] = settings.get("parameters", {}) | values
@@ -137,18 +152,18 @@ def _sweep(
     if not name:
         raise ValueError("a sweep without a settings file needs a --name, to be found again by")
     folder = _folder(name, root, fresh=False)
-    if more["jobs"] < 1:
+    if jobs < 1:
         raise ValueError("--jobs is above 0")
-    if more["jobs"] > 1 and more["scheduler"]:
-        raise ValueError("--jobs is for a cluster on this machine; with --scheduler leave it out")
-    jobs, notes = plan.make(settings, root)
-    work = Sweep(folder, jobs)
+    if jobs > 1 and scheduler:
+        raise ValueError("--jobs is for this machine; with --scheduler leave it out")
+    planned, notes = plan.make(settings, root)
+    work = Sweep(folder, planned)
     before = f"{work.count('done')} finished and {work.count('failed')} failed before"
-    to_do = len(work.to_do(more["retry"]))
-    print(*notes, f"plan: {len(jobs)} runs, {before} (--retry); {to_do} to do", sep="\n")
-    if more.pop("plan"):
+    to_do = len(work.to_do(retry))
+    print(*notes, f"plan: {len(planned)} runs, {before} (--retry); {to_do} to do", sep="\n")
+    if only_plan:
         return 0
-    _work(work, more.pop("timeout"), **more)
+    _work(work, timeout, retry=retry, jobs=jobs, scheduler=scheduler)
     return _report(work, save_reference)
 
 
@@ -182,13 +197,13 @@ def _diff(a: str, b: str) -> int:
     return int(any(change.kind == "flip" for change in changes))
 
 
-def _check(name: str, json: bool, **more: Any) -> int:
+def _check(name: str, revision: str | None, dtype: str | None, json: bool) -> int:
     """Print a model's passport: is it right here, and what can it be used for."""
     from ..models.agreement import HookError
     from . import passport
 
     try:
-        about = passport.passport(name, execute.find_root(), **more)
+        about = passport.passport(name, execute.find_root(), revision, dtype)
     except HookError as error:
         raise ValueError(str(error)) from error
     print(dumps(about, indent=1) if json else passport.as_text(about))
@@ -234,12 +249,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "run": {"nargs": "*", "help": "names or folders"},
     "a": {"help": "a run's name, or its folder"},
     "b": {"help": "another"},
-    "name": {
-        "nargs": "?",
-        "default": "smollm2-135m",
-        "metavar": "MODEL",
-        "help": "default: %(default)s",
-    },
+    "name": {"nargs": "?", "default": "smollm2-135m", "metavar": "MODEL",
+             "help": "default: %(default)s"},
     "--dtype": {"help": "float32, bfloat16 or float16; default: float32"},
     "--full": _FLAG | {"help": "at the papers' scale, for a GPU; --timeout: a day"},
     "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "runs at a time"},
@@ -249,7 +260,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--name": {"metavar": "RUN", "help": "default: date and time, or the name of FILE"},
     "--notebooks": {"nargs": "+", "metavar": "NOTEBOOK", "help": "default: all"},
     "--out": {"type": Path, "metavar": "FOLDER", "help": "default: papermill_runs/scorecard"},
-    "--plan": _FLAG | {"help": "print the plan and stop"},
+    "--plan": _FLAG | {"dest": "only_plan", "help": "print the plan and stop"},
     "--readme": _FLAG | {"help": "renew the README's summary and times"},
     "--retry": _FLAG | {"help": "repeat the runs that failed"},
     "--revision": {"help": "branch, tag or commit on the hub"},
@@ -257,13 +268,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--scheduler": {"metavar": "ADDRESS", "help": "a dask scheduler, as tcp://…:8786"},
     "--seeds": {"nargs": "+", "metavar": "N", "help": "given as SEED"},
     "--timeout": {"type": float, "metavar": "MIN", "help": "of each; default: 30 minutes"},
-    "-p": {
-        "action": "append",
-        "default": [],
-        "metavar": "NAME=VALUE",
-        "help": "once for each value",
-    },
-}
+    "-p": {"action": "append", "default": [], "metavar": "NAME=VALUE",
+           "help": "once for each value"},
+}  # fmt: skip
 
 
 # What they share
@@ -299,32 +306,32 @@ def _work(
     work: Sweep,
     minutes: float | None,
     *,
-    full: bool = False,
     retry: bool = False,
     jobs: int = 1,
     scheduler: str | None = None,
 ) -> None:
     """Run what is to do under a progress bar; each outcome is a line, and where to look another."""
-    if minutes is None:
-        minutes = 24.0 * 60 if full else 30.0
+    minutes = 30.0 if minutes is None else minutes
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
+    scorecard.references(work.root)  # a fault in what the report will need is told now
     to_do = len(work.to_do(retry))
-    workers: contextlib.AbstractContextManager[Spread] = contextlib.nullcontext(in_turn)
+    at_once = min(jobs, to_do)
+    workers: contextlib.AbstractContextManager[Spread] = contextlib.nullcontext(spread.in_turn)
     if scheduler:
-        workers = cluster.connect(scheduler, work.folder)
-    elif min(jobs, to_do) > 1:
-        workers = cluster.local(min(jobs, to_do), work.folder)
+        workers = spread.connect(scheduler, work.folder)
+    elif at_once > 1:
+        workers = contextlib.nullcontext(spread.in_threads(spread.environments(at_once)))
     told = -SUMMARY_S  # so that the first result has a summary
     work.record_plan()
     try:
-        with tqdm(total=to_do, unit="run", disable=None) as bar, workers as spread:
+        with tqdm(total=to_do, unit="run", disable=None) as bar, workers as chosen:
 
             def show(job: Job, done: int) -> None:
                 bar.set_description(f"{job.path.stem}, cell {done + 1}")
 
-            options = {"on_cell": show} if spread is in_turn else {}  # of a process of its own
-            for job, outcome in work.work(spread, minutes=minutes, retry=retry, **options):
+            options = {"on_cell": show} if chosen is spread.in_turn else {}  # of one at a time
+            for job, outcome in work.work(chosen, minutes=minutes, retry=retry, **options):
                 bar.update()
                 tqdm.write(f"{outcome.state}  {job}: {outcome.text}")
                 if outcome.state == "done":
@@ -333,31 +340,30 @@ def _work(
                     page = work.folder / "scorecard.html"
                     tqdm.write(f"      its claims: {os.path.relpath(page)}")
                 if time.monotonic() - told > SUMMARY_S:
-                    _summarise(work.folder)
+                    _summarise(work)
                     told = time.monotonic()
     finally:
-        _summarise(work.folder)
+        _summarise(work)
 
 
-def _summarise(folder: Path) -> None:
-    """Write the scorecard anew from what is in a folder."""
+def _summarise(work: Sweep) -> None:
+    """Write the scorecard anew from what is in the folder, by other sweeps too."""
     from . import page
 
-    with FileLock(folder / ".plan.lock"):
-        page.write(scorecard.collect([folder], folder.parents[1]), folder)
+    with FileLock(work.folder / ".plan.lock"):
+        page.write(scorecard.collect([work.folder], work.root), work.folder)
 
 
 def _report(work: Sweep, save_reference: bool) -> int:
     """Print what holds, what changed and what failed; 1 when a run failed or is missing."""
-    root = work.folder.parents[1]
-    table = scorecard.collect([work.folder], root)
+    table = scorecard.collect([work.folder], work.root)
     claims = [f"{verdict(r):<16}  {r['id']}  {r['model']}  {measured(r)}" for r in table.records]
     changes = [entry.change for entry in table.changes if entry.change]
     lines = claims if len(claims) <= 200 else []
     lines.append(scorecard.tally(table.records) if claims else "no run has finished yet")
     lines += [f"from the reference to this: {scorecard.summary(changes)}", *map(str, changes)]
     if save_reference:
-        lines += [f"saved {file}" for file in scorecard.save_reference(work, root)]
+        lines += [f"saved {file}" for file in scorecard.save_reference(work)]
         lines.append("to renew the README's summary: mi scorecard --readme")
     lines += [f"FAILED {run}: {run.error}" for run in table.failed]
     print(*lines, f"scorecard: {work.folder / 'scorecard.html'}", sep="\n")

@@ -8,43 +8,30 @@ import contextlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import psutil
 
 from .parameters import read_cells
 
 PLOTLY = "application/vnd.plotly.v1+json"  # how an output holds an interactive figure
-# what an execution leaves
+# What an execution leaves: the notebook, the records of `mi.claim`, one a line, what `notes` reads,
+# and what papermill printed.
 OUTPUT, CLAIMS, NOTES, LOG = "running.ipynb", "claims.jsonl", "notes.jsonl", "log"
 GRACE = 30.0  # seconds that papermill may take to end after the last cell
 IDLE_S = 20.0  # a kernel that computes nothing for so long while a cell is out has lost a message
 IDLE_SHARE = 0.03  # of one core: what a kernel and a browser use while they wait
-# The job is the first line of stdin. When stdin ends, whoever started this has died, even by
-# `kill -9`, and so it ends as well; its kernel follows.
-_WORKER = """
-import json, os, resource, sys, threading
-import papermill
-from traitlets.config import Config
-from mi_helpers.run.execute import peak_gb
-job = json.loads(sys.stdin.readline())
-threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-papermill.execute_notebook(**job | {"config": Config(job["config"])})
-peak, used = peak_gb(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_CHILDREN)
-note = {"peak_gb": round(peak, 2), "cpu_s": round(used.ru_utime + used.ru_stime, 1)}
-with open(os.environ["MI_NOTES"], "a") as file:
-    file.write(json.dumps(note) + "\\n")
-"""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class Outcome(NamedTuple):
+class Ended(NamedTuple):
     """How one execution ended; error is None exactly when every cell was executed to its end.
 
     `restarted` says where a kernel fell silent, None where none did.
@@ -55,11 +42,10 @@ class Outcome(NamedTuple):
     restarted: str | None = None
 
 
-def find_root(start: Path | None = None) -> Path:
+def find_root() -> Path:
     """The nearest folder upwards that has `notebooks/`, else the one this package lies in."""
-    start = (start or Path.cwd()).resolve()
-    package = Path(__file__).resolve().parents[2]
-    return next((p for p in (start, *start.parents, package) if (p / "notebooks").is_dir()), start)
+    here, package = Path.cwd(), Path(__file__).resolve().parents[2]
+    return next((p for p in (here, *here.parents, package) if (p / "notebooks").is_dir()), here)
 
 
 def find(names: Sequence[str], root: Path) -> list[Path]:
@@ -87,19 +73,18 @@ def execute(
     parameters: Mapping[str, Any],
     *,
     seconds: float,
+    environment: Mapping[str, str] | None = None,
     on_cell: Callable[[int], None] = lambda done: None,
-) -> Outcome:
+) -> Ended:
     """Execute a notebook, cell by cell, for at most `seconds` an attempt.
 
     A message between papermill and its kernel can be lost; then both wait, for ever. So a kernel
-    that computes nothing while a cell is out is given up, once, and the notebook starts again. The
-    two speak over socket files: a port is chosen before the kernel binds it, and another process
-    may take it meanwhile.
+    that computes nothing while a cell is out is given up, once, and the notebook starts again.
 
     Args:
-        folder: gets `OUTPUT`, the executed notebook; `CLAIMS`, the records that `mi.claim` appends,
-            one a line; `NOTES`, for `notes`; and `LOG`, what papermill prints.
-        on_cell: called with the number of cells that are done, when it grows and every second.
+        folder: gets `OUTPUT`, `CLAIMS`, `NOTES` and `LOG`.
+        environment: variables for the kernel, beside those of this process.
+        on_cell: called ten times a second with the number of cells that are done.
     """
     output, started, restarted = folder / OUTPUT, time.monotonic(), None
     job = {
@@ -114,57 +99,57 @@ def execute(
         "start_timeout": 180,
         "iopub_timeout": 120,
     }
-    ended = _attempt(job, folder, seconds, on_cell, watch=True)
-    if ended == "silent":
-        restarted = f"the kernel fell silent {_where(output)}"
-        print(f"{path.stem}: {restarted}; starting it again", file=sys.stderr)
-        for file in (output, folder / CLAIMS, folder / NOTES):
-            file.unlink(missing_ok=True)
-        # a cell that only waits, for a download, needs its time
-        ended = _attempt(job, folder, seconds, on_cell, watch=False)
-    error = _error(folder, ended)
-    if error and ended == "late":
-        error = f"time limit of {seconds / 60:.3g} min reached {_where(output)}"
-    return Outcome(error, time.monotonic() - started, restarted)
-
-
-def _attempt(
-    job: Mapping[str, Any],
-    folder: Path,
-    seconds: float,
-    on_cell: Callable[[int], None],
-    watch: bool,
-) -> str:
-    """Run papermill in a process of its own; how it ended: its exit code, "late" or "silent"."""
-    deadline = time.monotonic() + seconds
-    sockets = tempfile.TemporaryDirectory(prefix="mi-", ignore_cleanup_errors=True)
-    files = {"transport": "ipc", "ip": f"{sockets.name}/kernel"}
-    config = {} if sys.platform == "win32" else {"KernelManager": files}
-    environment = {
+    variables = {
         "OMP_WAIT_POLICY": "passive",  # waiting threads give up their core to other processes
         **os.environ,
+        **(environment or {}),
         "MI_SCORECARD": str(folder / CLAIMS),
         "MI_NOTES": str(folder / NOTES),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    with sockets, (folder / LOG).open("w", encoding="utf-8") as file:
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        with _papermill(job, variables, log) as process:
+            fault = _wait(process, output, started + seconds, on_cell)
+        if fault == "silent":
+            restarted = f"the kernel fell silent {_where(output)}"
+            print(f"{path.stem}: {restarted}; starting it again", file=sys.stderr)
+            for file in (output, folder / CLAIMS, folder / NOTES):
+                file.unlink(missing_ok=True)
+            with _papermill(job, variables, log) as process:
+                # a cell that only waits, for a download, needs its time
+                late = time.monotonic() + seconds
+                fault = _wait(process, output, late, on_cell, watch=False)
+    error = _error(folder, None if fault else process.returncode, seconds)
+    return Ended(error, time.monotonic() - started, restarted)
+
+
+@contextlib.contextmanager
+def _papermill(
+    job: Mapping[str, Any], variables: Mapping[str, str], log: IO[str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Papermill in a process of its own, which ends with this block, and its kernel too.
+
+    The two speak over socket files: a port is chosen before the kernel binds it, and another
+    process may take it meanwhile.
+    """
+    with tempfile.TemporaryDirectory(prefix="mi-", ignore_cleanup_errors=True) as sockets:
+        config = {"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}
         process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER],
+            [sys.executable, "-m", "mi_helpers.run.worker"],
             stdin=subprocess.PIPE,
-            stdout=file,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=variables,
             start_new_session=True,  # Ctrl-C goes to this process alone, which then kills the rest
         )
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps({**job, "config": config}).encode() + b"\n")
             process.stdin.flush()
-            fault = _wait(process, folder / OUTPUT, deadline, on_cell, watch)
+            yield process
         finally:
             kill_family(process)
-    return fault or f"code {process.returncode}"
 
 
 def _wait(
@@ -172,37 +157,33 @@ def _wait(
     output: Path,
     deadline: float,
     on_cell: Callable[[int], None],
-    watch: bool,
+    watch: bool = True,
 ) -> str | None:
-    """Wait for the process, reporting progress; why it was given up, None where it ended."""
-    seen, done, total, told = None, 0, 1, 0.0
-    since, used = time.monotonic(), _computed(process)
+    """Wait for the process to end; "late" or "silent" where it is to be given up."""
+    seen, states = None, [None]
+    since, work = time.monotonic(), _work(process)
     while process.poll() is None:
         now = time.monotonic()
         stamp = output.stat().st_mtime_ns if output.exists() else None
         if stamp != seen:  # papermill writes when a cell starts and when it ends
-            seen, before, states = stamp, done, _states(output)
-            done, total = states.count("completed"), len(states) or 1
-            told = told if done == before else 0.0
-            since, used = now, _computed(process)
-            if done == total:
+            seen, states = stamp, _states(output) or [None]
+            since, work = now, _work(process)
+            if set(states) == {"completed"}:
                 deadline = min(deadline, now + GRACE)
-        if now - told > 1:
-            told = now
-            on_cell(done)
+        on_cell(states.count("completed"))
         if time.monotonic() > deadline:
             return "late"
-        if watch and now - since >= IDLE_S:
-            more = _computed(process)
-            idle = abs(more - used) < IDLE_SHARE * (now - since)
-            if idle and done < total and _where(output).startswith("in cell"):
+        if now - since >= IDLE_S:
+            before, work = work, _work(process)
+            idle = abs(work - before) < IDLE_SHARE * (now - since)
+            if watch and idle and "running" in states:
                 return "silent"
-            since, used = now, more
+            since = now
         time.sleep(0.1)
     return None
 
 
-def _computed(process: subprocess.Popen[bytes]) -> float:
+def _work(process: subprocess.Popen[bytes]) -> float:
     """What a process's children, the kernel among them, have done: processor time in seconds, and
     a second for each 10 MB read from the disk, for which the first import on a machine waits."""
     try:
@@ -238,8 +219,6 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
 def peak_gb(who: int) -> float:
     """The most memory that this process held (`resource.RUSAGE_SELF`), or any one that it started
     and that has ended (`RUSAGE_CHILDREN`), in GB."""
-    import resource  # which Windows lacks
-
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(who).ru_maxrss * unit / 1e9
 
@@ -263,19 +242,24 @@ def traceback(folder: Path) -> str:
     return _ANSI.sub("", said).strip()
 
 
-def _error(folder: Path, ended: str) -> str | None:
+def _error(folder: Path, code: int | None, seconds: float) -> str | None:
     """What went wrong, in a line; None when all cells are done, even if papermill then hung.
 
     Papermill calls every cell completed when it gives up, those too that never ran.
+
+    Args:
+        code: papermill's exit code, None where it was given up after `seconds`.
     """
     if errors := _errors(folder):
         number, out = errors[0]
         return _ANSI.sub("", f"cell {number}: {out['ename']}: {out['evalue']}")
-    code = [c for c in _cells(folder / OUTPUT) if c["cell_type"] == "code" and c["source"]]
-    if ended in ("code 0", "late") and code and all(c["execution_count"] for c in code):
+    cells = [c for c in _cells(folder / OUTPUT) if c["cell_type"] == "code" and c["source"]]
+    if code in (0, None) and cells and all(c["execution_count"] for c in cells):
         return None
+    if code is None:
+        return f"time limit of {seconds / 60:.3g} min reached {_where(folder / OUTPUT)}"
     last = traceback(folder).splitlines()[-1:]
-    return f"papermill ended with {ended}: {''.join(last) or 'it printed nothing'}"
+    return f"papermill ended with code {code}: {''.join(last) or 'it printed nothing'}"
 
 
 def _errors(folder: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -9,7 +9,6 @@ are checked here and in `plan`, before anything starts.
 import ast
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +16,13 @@ _PATHS = {"MODEL": "directory", "PROMPTS": "file"}  # parameters that may be a p
 
 
 class Parameter(NamedTuple):
-    """A name assigned in the `parameters` cell. Its default is a literal, or the text of what is
-    computed; `type` is that of the literal, None where any will do. `full` is its value at full
-    scale, None where that is the default."""
+    """A name that the `parameters` cell of a notebook assigns.
 
+    Its default is a literal, or the text of what is computed; `type` is that of the literal, None
+    where any will do. `full` is its value at full scale, None where that is the default.
+    """
+
+    notebook: str
     name: str
     default: Any
     type: type | None
@@ -54,29 +56,19 @@ def read(path: Path) -> dict[str, Parameter]:
                 kind = None if default is None else type(default)
             except ValueError:  # it is computed
                 default, kind = ast.unparse(node.value), None
-            one = Parameter(ast.unparse(target), default, kind)
-            with naming(path):
-                found[one.name] = one._replace(full=convert(one, full.strip())) if named else one
+            one = Parameter(path.stem, ast.unparse(target), default, kind)
+            found[one.name] = one._replace(full=convert(one, full.strip())) if named else one
     return found
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors say which notebook they are about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path.stem}: {error}") from None
 
 
 def convert(parameter: Parameter, given: Any) -> Any:
     """The value that a text on the command line, or a value in YAML, means for this parameter.
 
-    Raises ValueError where it is of another type than the default.
+    Raises ValueError, naming the notebook, where it is of another type than the default.
     """
-    name, default, kind, _ = parameter
+    notebook, name, default, kind, _ = parameter
     if kind is str:
-        return _absolute(name, str(given)) if name in _PATHS else str(given)
+        return _absolute(parameter, str(given)) if name in _PATHS else str(given)
     value = given
     if isinstance(given, str):
         with contextlib.suppress(ValueError, SyntaxError):
@@ -94,16 +86,17 @@ def convert(parameter: Parameter, given: Any) -> Any:
         assert kind is not None
         hint = "; one for each run, so write [[1, 2]]" if kind in (list, tuple) else ""
         wanted = f"{kind.__name__} (default {default!r})"
-        raise ValueError(f"{name} is of type {wanted}, got {given!r}{hint}")
+        raise ValueError(f"{notebook}: {name} is of type {wanted}, got {given!r}{hint}")
     return value
 
 
-def _absolute(name: str, text: str) -> str:
+def _absolute(parameter: Parameter, text: str) -> str:
     """A model's directory or a table's file by its absolute path, since a notebook runs in its own
     folder."""
-    path = Path(text).expanduser()
+    name, path = parameter.name, Path(text).expanduser()
     if text and (path.is_dir() if name == "MODEL" else path.is_file()):
         return str(path.resolve())
     if text.startswith((".", "/", "~")) or (text and name == "PROMPTS"):
-        raise ValueError(f"{name}={text}: there is no such {_PATHS[name]}")
+        fault = f"{name}={text}: there is no such {_PATHS[name]}"
+        raise ValueError(f"{parameter.notebook}: {fault}")
     return text

@@ -125,8 +125,7 @@ def make(
         if full and not larger:
             notes.append(f"no full set in {path.stem}: run as always")
         asked = {name: values for name, values in grid.items() if name in own}
-        with parameters.naming(path):
-            axes = {n: [parameters.convert(own[n], v) for v in vs] for n, vs in asked.items()}
+        axes = {n: [parameters.convert(own[n], v) for v in vs] for n, vs in asked.items()}
         for chosen in itertools.product(*axes.values()):
             given = larger | dict(zip(axes, chosen, strict=True))
             requests[_json([str(path), given])] = path, given
@@ -184,10 +183,8 @@ def _identify(
     }
     jobs = []
     for path, given in requests:
-        inputs, own = (
-            {"notebook": path.stem, "cells": cells[path], **shared},
-            defaults[path] | given,
-        )
+        own = defaults[path] | given
+        inputs: dict[str, Any] = {"notebook": path.stem, "cells": cells[path], **shared}
         if isinstance(model := own.get("MODEL"), str):
             inputs["weights"] = weights[model]
             own["MODEL"] = model_name(model)

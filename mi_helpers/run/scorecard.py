@@ -245,13 +245,13 @@ def _read_one(file: Path, source: str, root: Path) -> Run:
     return Run(source, name, given, tuple(run["records"]), run["error"], kept, *used)
 
 
-def save_reference(work: sweep.Sweep, root: Path) -> list[Path]:
+def save_reference(work: sweep.Sweep) -> list[Path]:
     """Commit the runs that were asked for as references; ValueError for two of one model."""
     files: dict[Path, dict[str, Any]] = {}
     for job, _, run in work.finished():
         if not run["error"] and run["records"]:
             model = run["records"][0]["model"]
-            folder = root / "papermill_runs" / "reference" / model.replace("/", "--")
+            folder = work.root / "papermill_runs" / "reference" / model.replace("/", "--")
             file = folder / f"{job.path.stem}.json"
             if files.setdefault(file, run) is not run:
                 several = f"{job.path.stem} on {model}"

@@ -1,12 +1,12 @@
 """Runs of notebooks: each whole or absent, never done twice, on this machine or on many.
 
 A folder `papermill_runs/NAME/` holds a folder `runs/…/` for each finished run: the executed
-notebook and `run.json` with claims, parameters, versions and error. A
-run is prepared in `.attempts/` and then renamed into place, so a folder in `runs/` is whole. Its
-name ends in the run's identity (see `plan.Job`): what is there is never done again, and a changed
-notebook is another run. Whoever works on a run holds its lock in `.locks/`, which the system takes
-back from a process that dies, so any number of sweeps may share a folder. `plan.json` lists the
-runs that the scorecard is of: all that were asked for in this folder, each in its latest identity.
+notebook and `run.json` with claims, parameters, versions and error. A run is prepared in
+`.attempts/` and then renamed into place, so a folder in `runs/` is whole. Its name ends in the
+run's identity (see `plan.Job`): what is there is never done again, and a changed notebook is
+another run. Whoever works on a run holds its lock in `.locks/`, which the system takes back from a
+process that dies, so any number of sweeps may share a folder. `plan.json` lists the runs that the
+scorecard is of: all that were asked for in this folder, each in its latest identity.
 
 Each run is a fresh kernel and loads its own model: a kernel that is kept warm would carry changed
 weights and random states from one run into the next.
@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +39,8 @@ class Outcome(NamedTuple):
     text: str = ""
 
 
-Outcomes = Iterator[tuple[Job, Outcome]]
-# Calls a function on jobs, wherever, and yields the outcomes as they come.
-Spread = Callable[[Iterable[Job], Callable[[Job], Outcome]], Outcomes]
+# Calls `carry_out` on jobs, wherever, and yields the outcomes as they come (see `spread`).
+Spread = Callable[[Iterable[Job], Callable[..., Outcome]], Iterator[tuple[Job, Outcome]]]
 _EDITED = Outcome("edited", "the notebook or the package has changed; start again")
 
 
@@ -50,6 +49,7 @@ class Sweep:
 
     def __init__(self, folder: Path, jobs: list[Job]) -> None:
         self.folder, self.jobs = folder, jobs
+        self.root = folder.parents[1]  # papermill_runs/ is beside notebooks/
         self.states = {job.folder: state(folder, job) for job in jobs}
 
     def count(self, wanted: str) -> int:
@@ -77,14 +77,10 @@ class Sweep:
             plan |= {str(job): job.folder for job in self.jobs}
             write_atomic(self.folder / "plan.json", to_json(plan))
 
-    def work(self, spread: Spread, *, retry: bool = False, **options: Any) -> Outcomes:
-        """Do what is to do, and yield each job with its outcome when it has one.
-
-        Args:
-            spread: `in_turn`, or `cluster.spread` of a client: calls the function on the jobs.
-            retry: repeat those that failed.
-            options: of `carry_out`.
-        """
+    def work(
+        self, spread: Spread, *, retry: bool = False, **options: Any
+    ) -> Iterator[tuple[Job, Outcome]]:
+        """Do what is to do, and yield each job with its outcome; `options` are of `carry_out`."""
         act = functools.partial(carry_out, folder=self.folder, retry=retry, **options)
         pending = self.to_do(retry)
         while pending:
@@ -100,27 +96,23 @@ class Sweep:
             pending = busy
 
 
-def in_turn(jobs: Iterable[Job], act: Callable[[Job], Outcome]) -> Outcomes:
-    """One after another, in this process."""
-    return ((job, act(job)) for job in jobs)
-
-
 def carry_out(
     job: Job,
     folder: Path,
     *,
     minutes: float,
     retry: bool = False,
+    environment: Mapping[str, str] | None = None,
     on_cell: Callable[[Job, int], None] = lambda job, done: None,
 ) -> Outcome:
     """Execute one job and put the result into the folder, unless it is there already.
 
     Args:
         minutes: the time limit.
-        on_cell: called with the job and the number of its cells that are done.
+        retry: whether a job that failed is done again.
+        environment, on_cell: as for `execute.execute`, but `on_cell` gets the job too.
 
-    Raises:
-        OSError: the result cannot be written; then nothing is.
+    Raises OSError where the result cannot be written; then nothing is.
     """
     if not (folder / "plan.json").is_file():
         raise OSError(f"a worker does not see {folder}: all machines need one shared folder")
@@ -134,8 +126,14 @@ def carry_out(
             for abandoned in (folder / ".attempts").glob(f"{job.folder}.*"):
                 shutil.rmtree(abandoned, ignore_errors=True)  # of a process that was killed
             with _attempt(job, folder) as attempt:
-                tell, seconds = functools.partial(on_cell, job), 60 * minutes
-                ended = execute.execute(job.path, attempt, job.given, seconds=seconds, on_cell=tell)
+                ended = execute.execute(
+                    job.path,
+                    attempt,
+                    job.given,
+                    seconds=60 * minutes,
+                    environment=environment,
+                    on_cell=functools.partial(on_cell, job),
+                )
                 return _keep(job, folder, attempt, ended)
     except Timeout:
         return Outcome("busy")
@@ -149,7 +147,7 @@ def _attempt(job: Job, folder: Path) -> Iterator[Path]:
         yield Path(attempt)
 
 
-def _keep(job: Job, folder: Path, attempt: Path, ended: execute.Outcome) -> Outcome:
+def _keep(job: Job, folder: Path, attempt: Path, ended: execute.Ended) -> Outcome:
     """Rename what an execution left, as far as it is worth keeping, into place."""
     error, seconds, restarted = ended
     if error and any(fault in error for fault in _DISK_FAULTS):
@@ -171,11 +169,9 @@ def _keep(job: Job, folder: Path, attempt: Path, ended: execute.Outcome) -> Outc
         "records": records,
     }
     _install(attempt, folder, job, run)
-    return (
-        Outcome("failed", error)
-        if error
-        else Outcome("done", f"{seconds:.0f} s, {len(records)} claims")
-    )
+    if error:
+        return Outcome("failed", error)
+    return Outcome("done", f"{seconds:.0f} s, {len(records)} claims")
 
 
 def _edited(job: Job) -> bool:

@@ -18,6 +18,7 @@ import pytest
 
 from mi_helpers.run import cli as runs
 from mi_helpers.run import plan as sweep_plan
+from mi_helpers.run import spread
 from mi_helpers.run import sweep as sweeps
 from tests.run.sweeping import CHECK, MODEL, PARAMETERS, Executor, write_model, write_notebook
 
@@ -63,7 +64,7 @@ def overhead(root: Path, n: int = 10) -> dict[str, Any]:
     work = sweeps.Sweep(root / "papermill_runs/s", sweep_plan.make(settings, root)[0])
     work.record_plan()
     started, cpu = time.monotonic(), os.times()
-    outcomes = [o for _, o in work.work(sweeps.in_turn, minutes=5)]
+    outcomes = [o for _, o in work.work(spread.in_turn, minutes=5)]
     whole, after = time.monotonic() - started, os.times()
     assert [outcome.state for outcome in outcomes] == ["done"] * n
     used = sum(after[:4]) - sum(cpu[:4])

@@ -75,7 +75,8 @@ class Executor:
         *,
         seconds: float,
         on_cell: Callable[[int], None],
-    ) -> notebooks.Outcome:
+        environment: Mapping[str, str] | None,
+    ) -> notebooks.Ended:
         values = {name: p.default for name, p in parameters.read(path).items()} | dict(given)
         self.calls.append(f"{path.stem} {values['SEED']}")
         bad = "bad" in path.stem and values["SEED"] == 0 and not self.cured
@@ -83,7 +84,7 @@ class Executor:
         cell = new_code_cell("1", id="one", outputs=[out] if bad else [])
         (folder / notebooks.OUTPUT).write_text(writes(new_notebook(cells=[cell])))
         (folder / notebooks.CLAIMS).write_text(json.dumps(self.record(path.stem, values)) + "\n")
-        return notebooks.Outcome("cell 1: ValueError: no" if bad else None, 0.01)
+        return notebooks.Ended("cell 1: ValueError: no" if bad else None, 0.01)
 
     def record(self, notebook: str, values: Mapping[str, Any]) -> claims.Record:
         value = float(values["SEED"] + values.get("N", 0))

@@ -21,7 +21,7 @@ from PIL import Image, ImageChops
 from mi_helpers.claims import KEYS, Record
 from mi_helpers.run import cli as runs
 from mi_helpers.run import execute as notebooks
-from mi_helpers.run import parameters, plan, provenance, render, scorecard, sweep
+from mi_helpers.run import parameters, plan, provenance, render, scorecard, spread, sweep
 from tests.run.sweeping import Executor, record, write_model
 
 PARAMETERS = """SEED = 0  # of the prompts
@@ -79,7 +79,7 @@ def finished(root: Path) -> sweep.Sweep:
     def monotonic() -> float:
         return time.monotonic() + ahead
 
-    def execute(*arguments: Any, on_cell: Any, **options: Any) -> notebooks.Outcome:
+    def execute(*arguments: Any, on_cell: Any, **options: Any) -> notebooks.Ended:
         def jump(done: int) -> None:
             nonlocal ahead
             on_cell(done)
@@ -206,7 +206,7 @@ def test_ctrl_c_kills_the_family_and_leaves_no_result(root: Path, tmp_path: Path
     work = sweep.Sweep(tmp_path / "papermill_runs/interrupted", jobs)
     work.record_plan()
     with pytest.raises(KeyboardInterrupt):
-        list(work.work(sweep.in_turn, minutes=10, on_cell=interrupt))
+        list(work.work(spread.in_turn, minutes=10, on_cell=interrupt))
     assert alive(root / "notebooks/pids") == []
     assert not list((work.folder / "runs").iterdir())
     assert not list((work.folder / ".attempts").iterdir())
@@ -221,17 +221,16 @@ def test_papermill_hanging_after_the_last_cell_is_no_failure(
     nbformat.write(new_notebook(cells=[done]), output)
     process = subprocess.Popen(["sleep", "1000"])
     late = time.monotonic() + 100
-    ended = notebooks._wait(process, output, late, lambda done: None, watch=True)
+    assert notebooks._wait(process, output, late, lambda done: None) == "late"
     notebooks.kill_family(process)
-    assert ended == "late"
-    assert notebooks._error(tmp_path, ended) is None
+    assert notebooks._error(tmp_path, None, 100) is None
 
 
 def test_a_kernel_that_dies_is_an_error_with_papermills_last_words(tmp_path: Path) -> None:
     (tmp_path / notebooks.LOG).write_text(
         "Traceback\n\x1b[31mDeadKernelError: Kernel died\x1b[0m\n"
     )
-    error = notebooks._error(tmp_path, "code 1")
+    error = notebooks._error(tmp_path, 1, 100)
     assert error == "papermill ended with code 1: DeadKernelError: Kernel died"
 
 
@@ -252,7 +251,7 @@ def test_a_kernel_that_waits_for_the_disk_is_at_work(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(psutil, "Process", Reads)
     process = subprocess.Popen(["true"])
     process.wait()
-    assert notebooks._computed(process) == pytest.approx(3.1)
+    assert notebooks._work(process) == pytest.approx(3.1)
 
 
 DIES = "import os, time; time.sleep(0.5); os._exit(1)"  # the cell's start is told, its end is not
@@ -385,6 +384,25 @@ def test_a_full_value_of_another_type_is_refused(tmp_path: Path) -> None:
     write_notebook(tmp_path / "notebooks/00_one.ipynb", "N = 3  # prompts; full: all")
     with pytest.raises(ValueError, match="00_one: N is of type int"):
         given(tmp_path, full=True)
+
+
+def test_a_fault_in_another_notebook_that_the_report_needs_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from choreographer.browsers.chromium import Chromium
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Chromium, "find_browser", lambda **_: "a browser")
+    executor = Executor(monkeypatch)
+    for name in ("00_one", "01_two"):
+        write_notebook(tmp_path / f"notebooks/{name}.ipynb", PARAMETERS)
+    assert runs.main(["run", "01", "--name", "first", "--save-reference"]) == 0
+    broken = PARAMETERS.replace("# prompts", "# prompts; full: many")
+    write_notebook(tmp_path / "notebooks/01_two.ipynb", broken)
+    for command in ("run", "render"):
+        assert runs.main([command, "00"]) == 2
+        assert "01_two: N is of type int (default 3), got 'many'" in capsys.readouterr().err
+    assert executor.calls == ["01_two 0"]
 
 
 def test_full_reaches_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

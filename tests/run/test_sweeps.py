@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 
 from mi_helpers.run import cli as runs
-from mi_helpers.run import cluster, provenance, scorecard
 from mi_helpers.run import execute as notebooks
 from mi_helpers.run import plan as sweep_plan
+from mi_helpers.run import provenance, scorecard, spread
 from mi_helpers.run import sweep as sweeps
 from tests.run.sweeping import CHECK, MODEL, PARAMETERS, Executor, write_model, write_notebook
 
@@ -306,9 +306,9 @@ def test_whatever_step_of_writing_fails_a_result_is_whole_or_absent(
 def test_a_full_disk_in_the_notebook_is_no_failure_of_the_notebook(
     one: sweeps.Sweep, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: Any, **options: Any) -> notebooks.Outcome:
+    def full(*arguments: Any, **options: Any) -> notebooks.Ended:
         executor(*arguments, **options)
-        return notebooks.Outcome("papermill ended with code 1: OSError: [Errno 28] No space", 1.0)
+        return notebooks.Ended("papermill ended with code 1: OSError: [Errno 28] No space", 1.0)
 
     monkeypatch.setattr(notebooks, "execute", full)
     with pytest.raises(OSError, match="No space"):
@@ -331,7 +331,7 @@ def test_leftovers_of_a_killed_sweep_are_never_results_and_are_swept_away(
 def test_a_notebook_edited_during_the_sweep_is_not_stored(
     one: sweeps.Sweep, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def edit(*arguments: Any, **options: Any) -> notebooks.Outcome:
+    def edit(*arguments: Any, **options: Any) -> notebooks.Ended:
         write_notebook(one.jobs[0].path, PARAMETERS, CHECK + "\n# edited")
         return executor(*arguments, **options)
 
@@ -363,7 +363,7 @@ def test_a_run_that_someone_else_is_at_is_waited_for(one: sweeps.Sweep, executor
 
     found: list[sweeps.Outcome] = []
     worker = threading.Thread(
-        target=lambda: found.extend(o for _, o in one.work(sweeps.in_turn, minutes=1))
+        target=lambda: found.extend(o for _, o in one.work(spread.in_turn, minutes=1))
     )
     worker.start()
     time.sleep(0.3)
@@ -380,7 +380,7 @@ def test_two_sweeps_on_one_folder_share_the_work(root: Path, executor: Executor)
 
     def act(number: int) -> None:
         both[number].record_plan()
-        for job, outcome in both[number].work(sweeps.in_turn, minutes=1):
+        for job, outcome in both[number].work(spread.in_turn, minutes=1):
             seen[number].append(f"{outcome.state} {job}")
 
     threads = [threading.Thread(target=act, args=(number,)) for number in range(2)]
@@ -391,6 +391,38 @@ def test_two_sweeps_on_one_folder_share_the_work(root: Path, executor: Executor)
     assert sorted(executor.calls) == sorted(f"00_toy {seed}" for seed in range(6))
     for outcomes in seen:
         assert sorted(outcomes) == sorted(f"done 00_toy SEED={seed}" for seed in range(6))
+
+
+def test_runs_in_threads_have_an_environment_each_and_end_together(root: Path) -> None:
+    """Where one of them fails, or Ctrl-C comes, the others stop at their next look at a cell."""
+    jobs = plan(root, notebooks=["00"], seeds=[0, 1, 2, 3])
+    together, seen, stopped = threading.Barrier(2), [], []
+
+    def act(job: sweep_plan.Job, environment: dict[str, str], on_cell: Any) -> sweeps.Outcome:
+        seen.append(environment["GPU"])
+        together.wait(20)
+        if environment["GPU"] == "1":
+            raise OSError("the disk is full")
+        try:
+            while True:
+                on_cell(job, 0)
+                time.sleep(0.01)
+        finally:
+            stopped.append(job)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        list(spread.in_threads([{"GPU": "0"}, {"GPU": "1"}])(jobs, act))
+    assert sorted(seen) == ["0", "1"]
+    assert len(stopped) == 1
+
+
+def test_two_runs_at_a_time_end_as_one_after_another(root: Path, executor: Executor) -> None:
+    assert go("--seeds", "0", "1", "--jobs", "2") == 1
+    assert sorted(executor.calls) == ["00_toy 0", "00_toy 1", "01_bad 0", "01_bad 1"]
+    both = kept(root)
+    (root / "papermill_runs/s").rename(root / "papermill_runs/before")
+    assert go("--seeds", "0", "1") == 1
+    assert kept(root) == both
 
 
 def test_sweeps_with_other_settings_add_to_the_folder(root: Path, executor: Executor) -> None:
@@ -426,14 +458,14 @@ def test_each_worker_gets_its_gpu_and_its_share_of_the_cores(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    on_cpu = cluster.environments(3)
+    on_cpu = spread.environments(3)
     assert [env["OMP_NUM_THREADS"] for env in on_cpu] == ["2"] * 3
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    on_gpus = cluster.environments(3)
+    on_gpus = spread.environments(3)
     assert [env["CUDA_VISIBLE_DEVICES"] for env in on_gpus] == ["5", "7", "5"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert cluster.environments(3)[0]["OMP_NUM_THREADS"] == "1"
+    assert spread.environments(3)[0]["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.fixture
@@ -452,7 +484,7 @@ def test_a_scheduler_that_does_not_answer_is_an_error_in_seconds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
+    monkeypatch.setattr(spread, "ANSWER_S", 0.5)
     for address in ("tcp://127.0.0.1:1", "nowhere", f"tcp://127.0.0.1:{silent_port}"):
         started = time.monotonic()
         assert go("--scheduler", address) == 2
@@ -524,10 +556,10 @@ def test_a_notebook_that_kills_its_workers_is_a_failed_run_and_a_lost_scheduler_
             pass
 
     monkeypatch.setattr("distributed.as_completed", list)
-    spread = cluster.spread(Client(), one.folder)
-    ((_, outcome),) = one.work(spread, minutes=1)
+    on_workers = spread.on_workers(Client(), one.folder)
+    ((_, outcome),) = one.work(on_workers, minutes=1)
     assert outcome == ("failed", "all 4 workers died that ran this notebook")
     assert sweeps.state(one.folder, one.jobs[0]) == "failed"
     fault = CancelledError("lost")
     with pytest.raises(OSError, match="the scheduler is gone"):
-        list(spread(one.jobs, lambda job: sweeps.Outcome("done")))
+        list(on_workers(one.jobs, lambda job: sweeps.Outcome("done")))

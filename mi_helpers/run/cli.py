@@ -20,7 +20,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..claims import measured, verdict
-from . import execute, plan, scorecard, spread
+from . import compare, execute, plan, scorecard, spread
 from .plan import Job
 from .sweep import Spread, Sweep
 
@@ -192,18 +192,18 @@ def _diff(a: str, b: str) -> int:
         if only:
             print(f"only in {text}, left out: {', '.join(sorted(only))}")
     both = names[0] & names[1]
-    changes = scorecard.compare(*([r for r in side if r["notebook"] in both] for side in sides))
-    print(*changes, scorecard.summary(changes), sep="\n")
+    changes = compare.compare(*([r for r in side if r["notebook"] in both] for side in sides))
+    print(*changes, compare.summary(changes), sep="\n")
     return int(any(change.kind == "flip" for change in changes))
 
 
-def _check(name: str, revision: str | None, dtype: str | None, json: bool) -> int:
+def _check(name: str, dtype: str | None, json: bool) -> int:
     """Print a model's passport: is it right here, and what can it be used for."""
     from ..models.agreement import HookError
     from . import passport
 
     try:
-        about = passport.passport(name, execute.find_root(), revision, dtype)
+        about = passport.passport(name, execute.find_root(), dtype)
     except HookError as error:
         raise ValueError(str(error)) from error
     print(dumps(about, indent=1) if json else passport.as_text(about))
@@ -238,7 +238,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     ),
     "scorecard": (_scorecard, "run --out --readme"),
     "diff": (_diff, "a b"),
-    "check": (_check, "name --revision --dtype --json"),
+    "check": (_check, "name --dtype --json"),
     "models": (_models, ""),
     "fetch": (_fetch, "name"),
 }
@@ -263,7 +263,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--plan": _FLAG | {"dest": "only_plan", "help": "print the plan and stop"},
     "--readme": _FLAG | {"help": "renew the README's summary and times"},
     "--retry": _FLAG | {"help": "repeat the runs that failed"},
-    "--revision": {"help": "branch, tag or commit on the hub"},
     "--save-reference": _FLAG | {"help": "save as the reference of its models"},
     "--scheduler": {"metavar": "ADDRESS", "help": "a dask scheduler, as tcp://…:8786"},
     "--seeds": {"nargs": "+", "metavar": "N", "help": "given as SEED"},
@@ -361,7 +360,7 @@ def _report(work: Sweep, save_reference: bool) -> int:
     changes = [entry.change for entry in table.changes if entry.change]
     lines = claims if len(claims) <= 200 else []
     lines.append(scorecard.tally(table.records) if claims else "no run has finished yet")
-    lines += [f"from the reference to this: {scorecard.summary(changes)}", *map(str, changes)]
+    lines += [f"from the reference to this: {compare.summary(changes)}", *map(str, changes)]
     if save_reference:
         lines += [f"saved {file}" for file in scorecard.save_reference(work)]
         lines.append("to renew the README's summary: mi scorecard --readme")

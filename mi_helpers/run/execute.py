@@ -160,13 +160,14 @@ def _wait(
     watch: bool = True,
 ) -> str | None:
     """Wait for the process to end; "late" or "silent" where it is to be given up."""
-    seen, states = None, [None]
+    seen: int | None = None
+    states: list[str | None] = []
     since, work = time.monotonic(), _work(process)
     while process.poll() is None:
         now = time.monotonic()
         stamp = output.stat().st_mtime_ns if output.exists() else None
         if stamp != seen:  # papermill writes when a cell starts and when it ends
-            seen, states = stamp, _states(output) or [None]
+            seen, states = stamp, _states(output)
             since, work = now, _work(process)
             if set(states) == {"completed"}:
                 deadline = min(deadline, now + GRACE)

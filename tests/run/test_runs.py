@@ -20,8 +20,8 @@ from PIL import Image, ImageChops
 
 from mi_helpers.claims import KEYS, Record
 from mi_helpers.run import cli as runs
+from mi_helpers.run import compare, parameters, plan, provenance, render, scorecard, spread, sweep
 from mi_helpers.run import execute as notebooks
-from mi_helpers.run import parameters, plan, provenance, render, scorecard, spread, sweep
 from tests.run.sweeping import Executor, record, write_model
 
 PARAMETERS = """SEED = 0  # of the prompts
@@ -481,7 +481,7 @@ ERROR = BARE | {"rule": "< 0.001"}
 def test_scorecards_are_compared_claim_by_claim(
     a: list[Record], b: list[Record], kinds: list[str]
 ) -> None:
-    assert [change.kind for change in scorecard.compare(a, b)] == kinds
+    assert [change.kind for change in compare.compare(a, b)] == kinds
 
 
 def figure(**data: str) -> Any:

@@ -15,8 +15,8 @@ import pytest
 
 from mi_helpers.claims import Record
 from mi_helpers.run import cli as runs
+from mi_helpers.run import compare, scorecard, sweep
 from mi_helpers.run import page as scorecard_page
-from mi_helpers.run import scorecard, sweep
 from mi_helpers.run.execute import PLOTLY
 from tests.run import sweeping
 from tests.run.sweeping import write_notebook
@@ -134,7 +134,7 @@ def test_what_differs_between_runs_of_a_model_makes_columns(root: Path) -> None:
 def test_a_scorecard_with_variants_is_compared_run_by_run(root: Path) -> None:
     one = [record("00.x", "m", "✔", 1.0, variant="N=4"), record("00.x", "m", "✔", 1.0)]
     other = [record("00.x", "m", "✘", 1.0, variant="N=4"), record("00.x", "m", "✔", 1.0)]
-    assert [c.kind for c in scorecard.compare(one, other)] == ["flip"]
+    assert [c.kind for c in compare.compare(one, other)] == ["flip"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Shared by all tests: no hub, cores divided among workers, a notebook's cells kept together."""
+"""Shared by all tests: no hub, cores divided among workers, a file's tests kept together."""
 
 import os
 
@@ -10,16 +10,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 # set it: they would inherit what the process that starts them sets for itself.
 if _WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
-SLOW_FIXTURES = ("test_runs.py", "test_sweep_faults.py", "test_scorecard_page.py", "test_book.py")
+NOTEBOOK_A_TEST = ("test_papermill.py", "test_stored.py", "test_policies.py")
 
 
-class OneKernelOneWorker(LoadScopeScheduling):
-    """Any worker takes any test, but a notebook's cells, or slow fixtures' tests, stay together."""
+class OneFileOneWorker(LoadScopeScheduling):
+    """A file's tests stay together, with the models that they share, and so do a notebook's cells;
+    any worker takes any test that is of a notebook each."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        return path if path.endswith((".ipynb", *SLOW_FIXTURES)) else nodeid
+        return nodeid if path.endswith(NOTEBOOK_A_TEST) else path
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneKernelOneWorker | None:
-    return OneKernelOneWorker(config, log) if config.getvalue("dist") == "loadscope" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneFileOneWorker | None:
+    return OneFileOneWorker(config, log) if config.getvalue("dist") == "loadscope" else None

@@ -41,6 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet", "-w", "."]
+    options += ["--config-settings=--build-option=--compression=stored"]  # it is read here alone
     run([sys.executable, "-m", "pip", "wheel", *options, "./source"], folder)
     (made,) = folder.glob("*.whl")
     return made

@@ -474,6 +474,18 @@ def test_each_output_is_recomputed_from_its_own_masked_input() -> None:
         close(got, expected)
 
 
+def test_a_walk_through_masks_gives_what_each_gives_alone() -> None:
+    stack, x = network()
+    basis = ib.fit(stack, x)
+    E = ib.edges(basis, x)
+    walk, together, alone = [9, 30, 2, 2, 10, E[1].numel()], list[Tensor](), list[Tensor]()
+    ib.ablate_edges(basis, E, x, 1, walk, keep_output(together), batch_size=16)
+    for kept in walk:
+        ib.ablate_edges(basis, E, x, 1, [kept], keep_output(alone))
+    for found, expected in zip(together, alone, strict=True):
+        close(found, expected)
+
+
 def test_giving_up_early_changes_no_count() -> None:
     stack, x = network()
     basis = ib.fit(stack, x)
@@ -548,6 +560,7 @@ def test_recomputed_counts_what_a_next_feature_is_made_of() -> None:
     # Without its smaller input, the second loses a tenth of its variance, the third half.
     assert ib.recomputed(basis, E, x, error=0.11).tolist() == [1, 1, 2]
     assert ib.recomputed(basis, E[:2], x, error=0.09).tolist() == [1, 2]
+    assert ib.recomputed(basis, E, x, error=0.11, at_once=2).tolist() == [1, 1, 2]
 
 
 def test_inputs_needed() -> None:

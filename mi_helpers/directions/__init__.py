@@ -13,7 +13,7 @@
 Sources: Lee & Heimersheim 2024, arXiv 2410.12555; Heimersheim & Mendel 2024; Gurnee 2024.
 """
 
-from .baselines import BASELINES, MIXTURE, Gaussian, unit
+from .baselines import BASELINES, MIXTURE, Gaussian, generator, unit
 from .compare import averages, blow_up, by_token, excess, ratio, ratios, slope
 from .concepts import alignment, concept_pairs, direction, left_out, steps, whiten
 from .explore import explorer
@@ -34,6 +34,7 @@ __all__ = [
     "excess",
     "explorer",
     "feature_directions",
+    "generator",
     "left_out",
     "moves",
     "points",

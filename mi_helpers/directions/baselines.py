@@ -20,6 +20,7 @@ Interim report: activation plateaus & sensitive directions in GPT2 (itself famil
 reconstruction errors are (empirically) pathological. SAE directions are in `sae`.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,12 @@ from torch import Generator, Tensor
 
 JITTER = 0.01  # added to the diagonal of Σ, as the authors do, in squared units of the stream
 N_PRINCIPAL = 10
+
+
+def generator(seed: int, name: str) -> Generator:
+    """Random numbers of their own for each seed and name: what is drawn under two names is unrelated,
+    whatever the seed. (Two draws that share a seed share their numbers.)"""
+    return Generator().manual_seed(zlib.crc32(f"{name}, {seed}".encode()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..engine.stream import Autoencoder
-from .baselines import MIXTURE, unit
+from .baselines import MIXTURE, generator, unit
 from .spots import Spot
 
 
@@ -33,7 +33,7 @@ def points(
     error = (close - x).norm(dim=-1, keepdim=True)
     size, length = x.norm(dim=-1, keepdim=True), close.norm(dim=-1, keepdim=True)
     cosine = torch.cosine_similarity(x, close, dim=-1)[..., None]
-    aside = where.baseline("isotropic", seed + 1)
+    aside = torch.randn(x.shape, generator=generator(seed, "aside")).to(x)
     aside = unit(aside - (aside * unit(x)).sum(-1, keepdim=True) * unit(x))
     turned = cosine * unit(x) + (1 - cosine**2).clamp(min=0).sqrt() * aside
     matched = {f"ε {name}": x + error * where.baseline(name, seed) for name in baselines}
@@ -58,14 +58,10 @@ def feature_directions(where: Spot, sae: Autoencoder, seed: int = 0) -> dict[str
     active = torch.stack([(sae.encode(x[kept]) > 0).any(0) for x, kept in pairs])
     ever = active.any(0).expand_as(active)
     found = {}
-    for n, (name, members) in enumerate(
-        {"active": active, "alive": ever & ~active, "dead": ~ever}.items()
-    ):
+    for name, members in {"active": active, "alive": ever & ~active, "dead": ~ever}.items():
         if members.any(1).all():
-            generator = Generator().manual_seed(seed * 1000 + n)
-            chosen = torch.multinomial(
-                members.double().cpu(), len(where.pos), replacement=True, generator=generator
-            )
+            odds, drawn = members.double().cpu(), generator(seed, name)
+            chosen = torch.multinomial(odds, len(where.pos), replacement=True, generator=drawn)
             found[name] = unit(sae.W_dec.detach()[chosen.to(where.x.device)]).to(where.x)
     return found
 

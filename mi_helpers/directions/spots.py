@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from .. import engine
 from ..engine.stream import ordinary_tokens
-from .baselines import BASELINES, Activations, pick, unit
+from .baselines import BASELINES, Activations, generator, pick, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +70,13 @@ class Spot:
         """Unit vectors along one of BASELINES, drawn anew for each token."""
         if name not in BASELINES:
             raise ValueError(f"unknown baseline {name!r}: choose one of {', '.join(BASELINES)}")
-        generator = Generator().manual_seed(seed * 1000 + list(BASELINES).index(name))
-        return self.shape(unit(BASELINES[name](self.activations, generator)))
+        return self.shape(unit(BASELINES[name](self.activations, generator(seed, name))))
 
     def unembedding(self, seed: int = 0) -> Float[Tensor, "prompt k d"]:
         """Unit vectors along the directions that the logits of random tokens read: rows of the
         unembedding, times the gain of the final norm, without what that norm takes away."""
-        generator = Generator().manual_seed(seed)
-        return self.shape(unit(pick(_read_by_logits(self.run.model), self.n, generator))).to(self.x)
+        drawn = pick(_read_by_logits(self.run.model), self.n, generator(seed, "unembedding"))
+        return self.shape(unit(drawn)).to(self.x)
 
     @property
     def n(self) -> int:

@@ -156,6 +156,23 @@ def test_draws_depend_on_seed_and_name_alone() -> None:
     where = spots.spot(run_of(), 1, None)
     assert where.baseline("real", 1).equal(where.baseline("real", 1))
     assert not where.baseline("real", 1).allclose(where.baseline("real", 2))
+
+
+def test_what_is_drawn_under_two_names_is_unrelated_at_every_seed() -> None:
+    names = [*directions.BASELINES, "starts", "unembedding", "aside", "active", "alive", "dead"]
+    streams = [directions.generator(seed, name) for seed in range(4) for name in names]
+    drawn = torch.stack([torch.randn(400, generator=one) for one in streams])
+    assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.25  # five standard errors
+
+
+def test_a_draw_in_a_spot_does_not_point_along_its_baselines() -> None:
+    where = spots.spot(run_of(), 1, None)
+    gaussian = where.activations.gaussian
+    for seed in range(3):
+        start = gaussian.draw(where.n, directions.generator(seed, "starts"), centred=True)
+        along = where.baseline("covariance", seed).flatten(0, 1).double()
+        cosine = (directions.unit(start) * along).sum(-1)
+        assert cosine.abs().mean() < 0.9  # 1 where both come from the same numbers
     with pytest.raises(ValueError, match="length 0"):
         directions.unit(torch.zeros(2, 3))
 

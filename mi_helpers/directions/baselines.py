@@ -34,8 +34,8 @@ N_PRINCIPAL = 10
 
 
 def generator(seed: int, name: str) -> Generator:
-    """Random numbers of their own for each seed and name: what is drawn under two names is unrelated,
-    whatever the seed. (Two draws that share a seed share their numbers.)"""
+    """Random numbers of their own for each seed and name: what is drawn under two names is
+    unrelated, whatever the seed. (Two draws that share a seed share their numbers.)"""
     return Generator().manual_seed(zlib.crc32(f"{name}, {seed}".encode()))
 
 

@@ -61,7 +61,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "02_patching_pitfalls",
-        changed={"SEED": "1", "N_PROMPTS": "4", "STEPS": "2", "DRAWS": "5"},
+        changed={"SEED": "1", "N_PROMPTS": "4", "N_TEST": "4", "STEPS": "2", "DRAWS": "5"},
         families=("gpt2", "gpt_neox", "llama", "qwen2", "gemma2"),
         model_free=frozenset(
             {"02.logit-diff-is-blind", "02.fact-needs-both-paths", "02.subspace-illusion"}

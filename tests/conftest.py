@@ -10,16 +10,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 # set it: they would inherit what the process that starts them sets for itself.
 if _WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
-NOTEBOOK_A_TEST = ("test_papermill.py", "test_stored.py", "test_policies.py")
+LONG_TESTS = ("test_papermill.py", "test_stored.py", "test_policies.py", "test_how_to.py")
 
 
 class OneFileOneWorker(LoadScopeScheduling):
-    """A file's tests stay together, with the models that they share, and so do a notebook's cells;
-    any worker takes any test that is of a notebook each."""
+    """A file's tests stay together, with the models that they share, and so do a notebook's cells.
+
+    Where each test of a file takes long, any worker takes any of them.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        return nodeid if path.endswith(NOTEBOOK_A_TEST) else path
+        return nodeid if path.endswith(LONG_TESTS) else path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneFileOneWorker | None:

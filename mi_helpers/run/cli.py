@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from ..claims import measured, verdict
 from . import compare, execute, plan, scorecard, spread
-from .plan import Job
 from .sweep import Spread, Sweep
 
 LAST = "10"  # the last notebook of the default run: the main topics; further works are asked for
@@ -157,13 +156,13 @@ def _sweep(
     if jobs > 1 and scheduler:
         raise ValueError("--jobs is for this machine; with --scheduler leave it out")
     planned, notes = plan.make(settings, root)
-    work = Sweep(folder, planned)
+    work = Sweep(folder, planned, retry)
     before = f"{work.count('done')} finished and {work.count('failed')} failed before"
-    to_do = len(work.to_do(retry))
+    to_do = len(work.to_do())
     print(*notes, f"plan: {len(planned)} runs, {before} (--retry); {to_do} to do", sep="\n")
     if only_plan:
         return 0
-    _work(work, timeout, retry=retry, jobs=jobs, scheduler=scheduler)
+    _work(work, timeout, jobs, scheduler)
     return _report(work, save_reference)
 
 
@@ -301,21 +300,15 @@ def _folder(name: str, root: Path, fresh: bool) -> Path:
     return folder
 
 
-def _work(
-    work: Sweep,
-    minutes: float | None,
-    *,
-    retry: bool = False,
-    jobs: int = 1,
-    scheduler: str | None = None,
-) -> None:
+def _work(work: Sweep, minutes: float | None, jobs: int = 1, scheduler: str | None = None) -> None:
     """Run what is to do under a progress bar; each outcome is a line, and where to look another."""
     minutes = 30.0 if minutes is None else minutes
     if not minutes > 0:
         raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
     scorecard.references(work.root)  # a fault in what the report will need is told now
-    to_do = len(work.to_do(retry))
+    to_do = len(work.to_do())
     at_once = min(jobs, to_do)
+    options: dict[str, Any] = {"minutes": minutes}
     workers: contextlib.AbstractContextManager[Spread] = contextlib.nullcontext(spread.in_turn)
     if scheduler:
         workers = spread.connect(scheduler, work.folder)
@@ -325,12 +318,11 @@ def _work(
     work.record_plan()
     try:
         with tqdm(total=to_do, unit="run", disable=None) as bar, workers as chosen:
-
-            def show(job: Job, done: int) -> None:
-                bar.set_description(f"{job.path.stem}, cell {done + 1}")
-
-            options = {"on_cell": show} if chosen is spread.in_turn else {}  # of one at a time
-            for job, outcome in work.work(chosen, minutes=minutes, retry=retry, **options):
+            if chosen is spread.in_turn:  # of several runs at a time the bar shows none
+                options["on_cell"] = lambda job, done: bar.set_description(
+                    f"{job.path.stem}, cell {done + 1}"
+                )
+            for job, outcome in work.work(chosen, **options):
                 bar.update()
                 tqdm.write(f"{outcome.state}  {job}: {outcome.text}")
                 if outcome.state == "done":

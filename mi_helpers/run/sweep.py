@@ -45,10 +45,10 @@ _EDITED = Outcome("edited", "the notebook or the package has changed; start agai
 
 
 class Sweep:
-    """A folder and the jobs asked of it."""
+    """A folder and the jobs asked of it; with `retry`, those that failed are done again."""
 
-    def __init__(self, folder: Path, jobs: list[Job]) -> None:
-        self.folder, self.jobs = folder, jobs
+    def __init__(self, folder: Path, jobs: list[Job], retry: bool = False) -> None:
+        self.folder, self.jobs, self.retry = folder, jobs, retry
         self.root = folder.parents[1]  # papermill_runs/ is beside notebooks/
         self.states = {job.folder: state(folder, job) for job in jobs}
 
@@ -56,9 +56,9 @@ class Sweep:
         """How many jobs are done, or failed."""
         return sum(found == wanted for found in self.states.values())
 
-    def to_do(self, retry: bool = False) -> list[Job]:
-        """The jobs without a result; with `retry` also those that failed."""
-        undone = (None, "failed") if retry else (None,)
+    def to_do(self) -> list[Job]:
+        """The jobs without a result that counts."""
+        undone = (None, "failed") if self.retry else (None,)
         return [job for job in self.jobs if self.states[job.folder] in undone]
 
     def finished(self) -> Iterator[tuple[Job, Path, dict[str, Any]]]:
@@ -77,12 +77,10 @@ class Sweep:
             plan |= {str(job): job.folder for job in self.jobs}
             write_atomic(self.folder / "plan.json", to_json(plan))
 
-    def work(
-        self, spread: Spread, *, retry: bool = False, **options: Any
-    ) -> Iterator[tuple[Job, Outcome]]:
+    def work(self, spread: Spread, **options: Any) -> Iterator[tuple[Job, Outcome]]:
         """Do what is to do, and yield each job with its outcome; `options` are of `carry_out`."""
-        act = functools.partial(carry_out, folder=self.folder, retry=retry, **options)
-        pending = self.to_do(retry)
+        act = functools.partial(carry_out, folder=self.folder, retry=self.retry, **options)
+        pending = self.to_do()
         while pending:
             busy = []
             for job, outcome in spread(pending, act):

@@ -9,7 +9,8 @@ import torch
 
 from mi_helpers.data.max_of_k import make
 from mi_helpers.toys import max_of_k
-from mi_helpers.toys.max_of_k import MaxOfK, Parts, accuracy, cubic, quadratic
+from mi_helpers.toys.max_of_k import MaxOfK, Parts
+from mi_helpers.toys.max_proofs import accuracy, cubic, quadratic, share
 
 SMALL = {"d_vocab": 6, "d": 8}
 
@@ -60,20 +61,40 @@ def test_parts_add_up_to_the_network() -> None:
 
 def test_the_cubic_bound_equals_its_loops(small: list[Parts]) -> None:
     for parts in small:
-        assert cubic(parts) == pytest.approx(by_hand(parts), abs=1e-12)
+        assert share(cubic(parts)) == pytest.approx(by_hand(parts), abs=1e-12)
 
 
-def test_no_bound_is_above_the_truth_and_cheaper_ones_are_looser(small: list[Parts]) -> None:
-    found = []
+def test_every_input_of_a_proved_case_is_right_and_cheaper_proofs_prove_fewer(
+    small: list[Parts],
+) -> None:
+    tokens, certified = torch.tensor(list(product(range(6), repeat=4))), []
     for parts in small:
         first, gap, cheap = parts.rank_one()
         assert (gap <= cheap + 1e-9).all()
-        truth, proved = accuracy(parts), cubic(parts)
-        others = [quadratic(parts), cubic(first, gap), cubic(first, cheap), quadratic(first, cheap)]
-        assert truth >= proved >= max(others)
-        assert others[1] >= others[2]
-        found.append(proved)
-    assert found[-1] > 0.5  # a trained network is proved right on most inputs: the test has a point
+        q, m = tokens[:, -1], tokens.amax(-1)
+        pattern = (parts.scores[q[:, None], tokens] + parts.positions[q]).softmax(-1)
+        read = (parts.values[tokens] + parts.position_values) * pattern[..., None]
+        right = (parts.direct[q] + read.sum(1)).argmax(-1) == m
+        best, *others = (
+            cubic(parts),
+            cubic(first, gap),
+            cubic(first, cheap),
+            quadratic(first, cheap),
+        )
+        for cases in (best, quadratic(parts), *others):
+            proved = [
+                all(cases[c, m, s[3], k] for k in s[:3] if k != m or c == 0)
+                for s, m in ((s, max(s)) for s in tokens.tolist())
+                for c in [sum(k != m for k in s[:3])]
+            ]
+            assert share(cases) == pytest.approx(sum(proved) / 6**4, abs=1e-12)
+            assert right[torch.tensor(proved)].all()
+            assert share(best & cases) == share(cases)
+        assert share(others[0]) >= share(others[1])
+        certified.append(share(best))
+    assert (
+        certified[-1] > 0.5
+    )  # a trained network is proved right on most inputs: the test has a point
 
 
 def test_a_network_that_cannot_be_wrong_is_proved_right_on_everything() -> None:
@@ -82,7 +103,7 @@ def test_a_network_that_cannot_be_wrong_is_proved_right_on_everything() -> None:
     scores = 8.0 * torch.arange(n, dtype=torch.double).expand(n, n)
     none = torch.zeros(4, n, dtype=torch.double)
     parts = Parts(scores, none[:, :4].new_zeros(n, 4), 9 * torch.eye(n).double(), none, 0 * scores)
-    assert accuracy(parts) == cubic(parts) == quadratic(parts) == 1
+    assert accuracy(parts) == share(cubic(parts)) == share(quadratic(parts)) == 1
 
 
 def test_the_shipped_networks_can_be_made_again(tmp_path: Path) -> None:

@@ -246,9 +246,15 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "11_ioi_circuit",
-        changed={"SEED": "1", "N_PROMPTS": "4", "N_AGAIN": "4", "N_DRAWS": "2"},
+        changed={
+            "SEED": "1",
+            "N_PROMPTS": "4",
+            "N_MIRRORED": "8",
+            "N_AGAIN": "4",
+            "N_DRAWS": "2",
+        },
         families=("gpt2",),
-        model_free=frozenset({"11.by-hand"}),
+        model_free=frozenset({"11.by-hand", "11.class-by-hand"}),
     ),
     Listed(
         "12_sparse_feature_circuits",

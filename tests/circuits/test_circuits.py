@@ -214,7 +214,7 @@ def test_integrated_over_activations_is_the_mean_slope_on_the_senders_line(famil
     runs, model = runs_of(family), tiny.bridge(family)
     scores = circuits.attribute(runs, "eap-ig-activations", value=value, steps=2)["score"]
     sender, receiver = runs.graph.index
-    for n in range(0, len(scores), 41):
+    for n in range(0, len(scores), 97):
         case = model, runs.graph, sender[n], receiver[n], PAIRS, value == "zero"
         slopes = [
             slope_on_line(*case, share, runs.function("logit_diff")) for share in (1 / 4, 3 / 4)

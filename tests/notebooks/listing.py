@@ -464,6 +464,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "21.near-oracle",
                 "21.right-guess",
                 "21.right-latents-free",
+                "21.right-latents-over-wrong",
             }
         ),
     ),
@@ -503,6 +504,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "23.sees-mixing",
                 "23.far-when-fitted",
                 "23.tracks-function",
+                "23.beyond-weights",
                 "23.same-function",
                 "23.exact-parts",
                 "23.commutes",

@@ -151,6 +151,8 @@ def resampled_pearson(
 ) -> Float[np.ndarray, "resample pair"]:
     """Pearson's r of the pairs of a table over `n` resamples of the documents, drawn with
     replacement and whole, as neighbouring tokens are no independent draws."""
+    if table.empty:
+        return np.zeros((n, 0))
     group, weights = _resamples(up, n, seed)
     x, y = up.values.astype(np.float64), down.values.astype(np.float64)
     bounds = [*up.starts(), up.n_tokens]
@@ -161,13 +163,13 @@ def resampled_pearson(
         return weights @ (group @ per_token).toarray()
 
     one, two = ([over(v), lengths * over(v.power(2)) - over(v) ** 2] for v in (x, y))
-    part, found = max(1, MEMORY // (8 * 8 * max(weights.shape))), []
-    for first in range(0, len(table), part):
-        i, j = table[["up", "down"]].iloc[first : first + part].to_numpy().T
-        product = weights @ np.stack([(x[span].T @ y[span])[i, j] for span in spans])
-        scale = np.sqrt(np.maximum(one[1][:, i], 0) * np.maximum(two[1][:, j], 0))
-        found.append(_ratio(lengths * product - one[0][:, i] * two[0][:, j], scale))
-    return np.concatenate(found, axis=1) if found else np.zeros((n, 0))
+    i, j = table["up"].to_numpy(), table["down"].to_numpy()
+    product, at_once = np.zeros((n, len(table))), max(1, MEMORY // (8 * len(table)))
+    for first in range(0, len(spans), at_once):
+        some = slice(first, first + at_once)
+        product += weights[:, some] @ np.stack([(x[o].T @ y[o])[i, j] for o in spans[some]])
+    scale = np.sqrt(np.maximum(one[1][:, i], 0) * np.maximum(two[1][:, j], 0))
+    return _ratio(lengths * product - one[0][:, i] * two[0][:, j], scale)
 
 
 def resampled_fires(

@@ -19,7 +19,7 @@ found = {}
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     torch.manual_seed(0)
     mlp = nn.Sequential(
-        nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.GELU(), nn.Linear(256, 64)
+        nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256), nn.GELU(), nn.Linear(256, 64)
     ).to(dtype)
     x = torch.randn(128, 256).to(dtype)
     basis = ib.fit([mlp[:2], mlp[2:4], mlp[4]], x, sources=4)

@@ -15,14 +15,14 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image, ImageChops
 
 from mi_helpers.claims import KEYS, Record
 from mi_helpers.run import cli as runs
 from mi_helpers.run import compare, parameters, plan, provenance, render, scorecard, spread, sweep
 from mi_helpers.run import execute as notebooks
-from tests.run.sweeping import Executor, record, write_model
+from tests.run.sweeping import Executor, record, write_model, write_notebook
 
 PARAMETERS = """SEED = 0  # of the prompts
 N: int = 3  # prompts
@@ -43,15 +43,6 @@ print("n is", N, "over", json.loads(ipykernel.get_connection_info())["transport"
 CHILD = """import os, subprocess
 child = subprocess.Popen(["sleep", "1000"])
 open("pids", "w").write(f"{os.getpid()} {child.pid}")"""
-
-
-def write_notebook(path: Path, *sources: str) -> Path:
-    """A notebook of a title, the parameters cell and code cells."""
-    cells = [new_markdown_cell("# A title"), *map(new_code_cell, sources)]
-    cells[1].metadata["tags"] = ["parameters"]
-    path.parent.mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def ablations(
     new = torch.zeros_like(old)
     for rows in torch.arange(len(pair)).split(at_once):
         up, down = torch.tensor(names)[pair[rows]].T
-        taken = acts[text[rows], :, pair[rows], None] * up_sae.W_dec[up][:, None]
+        taken = acts[text[rows], :, pair[rows], None] * up_sae.W_dec[up][:, None].to(acts)
         moved = down_sae.encode(step(before[text[rows]] - taken))
         new[rows] = moved[torch.arange(len(rows)), :, down]
     met = ups[text, :, pair] > 0

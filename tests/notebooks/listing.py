@@ -246,15 +246,9 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "11_ioi_circuit",
-        changed={
-            "SEED": "1",
-            "N_PROMPTS": "4",
-            "N_MIRRORED": "8",
-            "N_AGAIN": "4",
-            "N_DRAWS": "2",
-        },
+        changed={"SEED": "1", "N_PROMPTS": "4", "N_AGAIN": "4", "N_DRAWS": "2"},
         families=("gpt2",),
-        model_free=frozenset({"11.by-hand", "11.class-by-hand"}),
+        model_free=frozenset({"11.by-hand"}),
     ),
     Listed(
         "12_sparse_feature_circuits",
@@ -397,7 +391,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "18.cheaper-is-looser",
                 "18.scores-rank-one",
                 "18.faithful-by-rows",
-                "18.errors-dependent",
+                "18.errors-compound",
             }
         ),
     ),
@@ -464,7 +458,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "21.near-oracle",
                 "21.right-guess",
                 "21.right-latents-free",
-                "21.right-latents-over-wrong",
             }
         ),
     ),
@@ -504,7 +497,6 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "23.sees-mixing",
                 "23.far-when-fitted",
                 "23.tracks-function",
-                "23.beyond-weights",
                 "23.same-function",
                 "23.exact-parts",
                 "23.commutes",

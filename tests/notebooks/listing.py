@@ -246,9 +246,15 @@ NOTEBOOKS: tuple[Listed, ...] = (
     ),
     Listed(
         "11_ioi_circuit",
-        changed={"SEED": "1", "N_PROMPTS": "4", "N_AGAIN": "4", "N_DRAWS": "2"},
+        changed={
+            "SEED": "1",
+            "N_PROMPTS": "4",
+            "N_MIRRORED": "8",
+            "N_AGAIN": "4",
+            "N_DRAWS": "2",
+        },
         families=("gpt2",),
-        model_free=frozenset({"11.by-hand"}),
+        model_free=frozenset({"11.by-hand", "11.class-by-hand"}),
     ),
     Listed(
         "12_sparse_feature_circuits",
@@ -458,6 +464,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "21.near-oracle",
                 "21.right-guess",
                 "21.right-latents-free",
+                "21.right-latents-over-wrong",
             }
         ),
     ),
@@ -497,6 +504,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "23.sees-mixing",
                 "23.far-when-fitted",
                 "23.tracks-function",
+                "23.beyond-weights",
                 "23.same-function",
                 "23.exact-parts",
                 "23.commutes",

@@ -2,7 +2,7 @@
 
 f(x) = D ((L x̃) ∘ (R x̃)) with x̃ = (1, x) has one symmetric matrix for each output, and nothing but
 these matrices decides what it computes. `inner` compares two layers over all Gaussian inputs in
-closed form; `parts` writes a layer as a sum of squares, and `Parts` can be intervened on.
+closed form; `parts` writes a layer as a sum of squares, and `Squares` can be intervened on.
 
 Sources: Nissen Gonzalez et al. 2026, arXiv 2605.15183 (tensor similarity); Gauderis et al. 2026,
 arXiv 2605.08934 (compositional interpretability). The closed form is derived here; the networks
@@ -71,7 +71,7 @@ def similarity(A: Float[Tensor, "*net out d d"], B: Float[Tensor, "*net out d d"
 
 
 @dataclass(frozen=True)
-class Parts:
+class Squares:
     """A layer as squares: f_o(x) = Σ_i value[o, i] (vector[o, i] · x̃)², largest |value| first."""
 
     values: Float[Tensor, "out part"]
@@ -85,9 +85,9 @@ class Parts:
         read = einsum(with_one(x), self.vectors, "b d, o i d -> b o i")
         return (read.square() * values).sum(-1)
 
-    def first(self, k: int) -> "Parts":
+    def first(self, k: int) -> "Squares":
         """The k largest parts of each output."""
-        return Parts(self.values[:, :k], self.vectors[:, :k])
+        return Squares(self.values[:, :k], self.vectors[:, :k])
 
     def forms(self) -> Float[Tensor, "out d d"]:
         return einsum(self.values, self.vectors, self.vectors, "o i, o i d, o i e -> o d e")
@@ -96,9 +96,9 @@ class Parts:
         """Length of a description with 8 bits for each number."""
         return 8 * (self.values.numel() + self.vectors.numel())
 
-    def rounded(self, bits: int = 8) -> "Parts":
+    def rounded(self, bits: int = 8) -> "Squares":
         """Values and vectors `on_grid`."""
-        return Parts(on_grid(self.values, bits), on_grid(self.vectors, bits))
+        return Squares(on_grid(self.values, bits), on_grid(self.vectors, bits))
 
 
 def on_grid(x: Float[Tensor, "*shape"], bits: int = 8) -> Float[Tensor, "*shape"]:
@@ -107,11 +107,11 @@ def on_grid(x: Float[Tensor, "*shape"], bits: int = 8) -> Float[Tensor, "*shape"
     return (x / step).round() * step
 
 
-def parts(forms: Float[Tensor, "out d d"]) -> Parts:
+def parts(forms: Float[Tensor, "out d d"]) -> Squares:
     """The eigenvectors of each form: an exact refinement. Source: 2605.08934, 2410.08417."""
     values, vectors = torch.linalg.eigh(forms)
     order = values.abs().argsort(dim=-1, descending=True)
-    return Parts(values.gather(1, order), vectors.mT.take_along_dim(order[..., None], 1))
+    return Squares(values.gather(1, order), vectors.mT.take_along_dim(order[..., None], 1))
 
 
 # Networks that add, by data/bilinear/make.py

@@ -170,7 +170,7 @@ def recomputed(
     def kept_variance(kept: dict[int, int]) -> dict[int, float]:
         """The share of next feature i that its kept[i] largest edges leave; one pass for all."""
         which = list(kept)
-        masks = places[which] < torch.tensor(list(kept.values()))[:, None]
+        masks = places[which] < places.new_tensor(list(kept.values()))[:, None]
         x = torch.cat([here.decode(features * mask.to(features)) for mask in masks])
         y = basis.stack.run(x, section, section + 1) - there.mean.to(x)
         found = zip(which, y.chunk(len(which)), strict=True)

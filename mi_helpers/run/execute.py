@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -134,7 +133,8 @@ def _papermill(
     process may take it meanwhile.
     """
     with tempfile.TemporaryDirectory(prefix="mi-", ignore_cleanup_errors=True) as sockets:
-        config = {"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}
+        files = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        config = {} if sys.platform == "win32" else {"KernelManager": files}
         process = subprocess.Popen(
             [sys.executable, "-m", "mi_helpers.run.worker"],
             stdin=subprocess.PIPE,
@@ -220,6 +220,8 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
 def peak_gb(who: int) -> float:
     """The most memory that this process held (`resource.RUSAGE_SELF`), or any one that it started
     and that has ended (`RUSAGE_CHILDREN`), in GB."""
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(who).ru_maxrss * unit / 1e9
 

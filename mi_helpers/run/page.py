@@ -166,9 +166,14 @@ def _figures(table: Table) -> Iterator[tuple[str, list[Any]]]:
             yield notebook, strips
 
 
-@functools.lru_cache(maxsize=4096)  # a page is written anew every half a minute of a sweep
 def thumbnails(notebook: Path) -> list[tuple[str, str]]:
     """The title and a small picture, as a data address, of each static figure in a notebook."""
+    return _thumbnails(notebook, notebook.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)  # a page is written anew every half a minute of a sweep
+def _thumbnails(notebook: Path, changed: int) -> list[tuple[str, str]]:
+    """Of a notebook as it was `changed`: a run that is done again replaces its notebook."""
     from PIL import Image, UnidentifiedImageError
 
     outs = [out for cell in read_cells(notebook) for out in cell.get("outputs", [])]

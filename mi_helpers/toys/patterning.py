@@ -1,8 +1,7 @@
 """Which data makes a network learn what: susceptibilities to a mixture of sources, by sampling.
 
 Two-layer attention-only networks read four kinds of sequences (`SOURCES`), each with a weight in
-the loss. Which weights make a part of a network answer is for
-`susceptibility` to find.
+the loss. Which weights make a part of a network answer is for `susceptibility` to find.
 
 Parameters are flat, [net, parameter], and all is written for several networks at once.
 

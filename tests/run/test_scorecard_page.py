@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -241,6 +242,15 @@ def test_figures_become_small_pictures_with_their_titles(root: Path) -> None:
     pictures = [a for name, a in Tags(page).tags if name == "img"]
     assert [(p["src"] or "")[:23] for p in pictures] == ["data:image/webp;base64,"] * 2
     assert "<script>alert" not in page
+
+
+def test_a_run_that_is_done_again_has_its_new_pictures(root: Path) -> None:
+    path = root / "papermill_runs/a0/runs/00_topic/00_topic.ipynb"
+    add_figures(root / "papermill_runs/a0")
+    assert len(scorecard_page.thumbnails(path)) == 2
+    write_notebook(path, "1")  # the same run again, without figures
+    os.utime(path, ns=(1, 1))
+    assert scorecard_page.thumbnails(path) == []
 
 
 def test_what_holds_no_run_or_is_damaged_is_named(

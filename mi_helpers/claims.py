@@ -4,7 +4,8 @@ A notebook names itself once with `start`, then makes one `claim` for each state
 follows from the estimate's interval and a rule that is code, fixed before the result is seen:
 
 - holds: the whole interval is on the right side of the rule's limit, and the null is ruled out;
-- does not hold: the whole interval is on the wrong side;
+- does not hold: the whole interval is on the wrong side, or the null keeps the rule by more than
+  the value does, their intervals apart;
 - undecided: the interval spans the limit, or the null is not ruled out: its own value passes, or
   its interval and the other one overlap. Where the limit is that of no effect, 0 or a ratio of 1, a
   control that does nothing lies on either side by chance, and only has to lie apart;
@@ -182,8 +183,8 @@ def claim(
         value: what was measured: an `Estimate`, or for a check a plain number. None only where
             the claim does not apply.
         rule: `above`, `below`, `between` or `equals`, its limit fixed before the result was seen.
-        null: a control's name and what it measured. Where it is not ruled out (see above), the
-            claim is undecided. Its value, too, may be None only where the claim does not apply.
+        null: a control's name and what it measured, which the claim has to be told from (see
+            above). Its value, too, may be None only where the claim does not apply.
         needs: a condition of `start` or `condition`, or the id of a parent claim.
 
     Raises ValueError for a malformed or repeated id, an empty text, a replication without an
@@ -258,9 +259,17 @@ def _judge(
     verdict = rule.verdict(found.low, found.high)
     if verdict == "undecided":
         return verdict, _deciding(rule, found)
-    if verdict == "holds" and null and not _ruled_out(rule, found, null):
-        return "undecided", f"the null is not ruled out ({control})"
-    return verdict, None
+    if verdict != "holds" or null is None or _ruled_out(rule, found, null):
+        return verdict, None
+    if _beyond(rule, found, null):
+        return "does not hold", f"the null keeps the rule by more ({control})"
+    return "undecided", f"the null is not ruled out ({control})"
+
+
+def _beyond(rule: Rule, found: Estimate, null: Estimate) -> bool:
+    """Whether the null keeps a one-sided rule by more than the value does, intervals apart."""
+    above = math.isinf(rule.high) and null.low > found.high
+    return above or (math.isinf(rule.low) and null.high < found.low)
 
 
 def _ruled_out(rule: Rule, found: Estimate, null: Estimate) -> bool:

@@ -121,7 +121,12 @@ def test_a_claim_that_its_null_passes_is_undecided() -> None:
     same = made(id="00.ratio", value=ratio, rule=above(1), null=("itself", one))
     assert same["verdict"] == "holds"  # a ratio of 1 is no effect
     beyond = Estimate(0.8, 0.7, 0.9, 32, "prompts")
-    assert made(id="00.beyond", null=("untrained", beyond))["verdict"] == "undecided"
+    refuted = made(id="00.beyond", null=("untrained", beyond))
+    assert refuted["verdict"] == "does not hold"
+    assert refuted["why"] == "the null keeps the rule by more (untrained)"
+    low = Estimate(0.2, 0.1, 0.25, 32, "prompts")
+    small = {"value": Estimate(0.4, 0.3, 0.45, 32, "prompts"), "rule": below(0.5)}
+    assert made(id="00.under", null=("untrained", low), **small)["verdict"] == "does not hold"
 
 
 def test_a_null_without_effect_is_told_from_an_effect_and_not_from_another_null() -> None:

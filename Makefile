@@ -42,8 +42,8 @@ test: setup lint  ## lint, types and all tests, the notebooks' stored outputs in
 test-portable: setup  ## the notebooks' stored outputs under another processor's arithmetic
 	@$(OTHER) $(BIN)/python -m pytest tests/notebooks/test_stored.py $(ARGS)
 
-test-fast: setup  ## the tests without the notebooks
-	@$(BIN)/python -m pytest --ignore=tests/notebooks $(ARGS)
+test-fast: setup  ## the tests without the notebooks and the book made of them
+	@$(BIN)/python -m pytest --ignore=tests/notebooks --ignore=tests/book $(ARGS)
 
 test-tl4: setup .venv-tl4/.installed  ## the fast tests on transformer-lens 4, in .venv-tl4
 	@$(TL4)/python -m pytest --ignore=tests/notebooks $(ARGS)

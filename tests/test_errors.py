@@ -11,7 +11,7 @@ from choreographer.browsers.chromium import Chromium
 import mi_helpers as mi
 from mi_helpers.engine import execution
 from mi_helpers.errors import explained
-from mi_helpers.models import loading, sites
+from mi_helpers.models import hooks, loading
 from mi_helpers.models.check import HookError
 from mi_helpers.run.render import require_browser
 from tests.tiny import bridge
@@ -51,7 +51,7 @@ def test_what_readers_meet_most_often_carries_its_code(monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match=r"\[MI-E02: "):
         pairs("w1 w2", "w1 w3", " w5 w6")
     with pytest.raises(ValueError, match=r"\[MI-E03: "):
-        sites.hook_name("mlp", 0)
+        hooks.hook_name("mlp", 0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match=r"\[MI-E07: "):
         loading.load_model("nobody/has-this")

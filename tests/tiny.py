@@ -109,7 +109,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def load(model: PreTrainedModel) -> TransformerBridge:
     """The bridge around an in-memory model, by the package's own loader."""
-    from mi_helpers.models.loading import load_model
+    from mi_helpers.models import load_model
 
     return load_model(model, tokenizer=tokenizer())
 

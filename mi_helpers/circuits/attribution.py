@@ -161,17 +161,18 @@ def gradients(
     last = last[prompts].to(runs.clean.tokens.device)
     with entering(model, embeddings.detach().requires_grad_(), last), ExitStack() as stack:
         handles = [model.blocks[-1].register_forward_hook(at_end)]
-        if place != "resid_pre":
-            stack.enter_context(hooked(runs.clean.hook(place, start), move))
+        hooks = [] if place == "resid_pre" else [(runs.clean.hook(place, start), move)]
         for layer, block in list(enumerate(model.blocks))[start:]:
             handles += [
                 block.ln1.register_forward_pre_hook(at_norm("attention", layer)),
                 mlp_norm(block).register_forward_pre_hook(at_norm("mlp", layer)),
                 block.mlp.register_forward_pre_hook(at_mlp(layer)),
             ]
-            for site in ("q", "k", "v"):
-                point = runs.clean.hook(site, layer)
-                stack.enter_context(hooked(point, partial(tape, site, layer)))
+            hooks += [
+                (runs.clean.hook(site, layer), partial(tape, site, layer))
+                for site in ("q", "k", "v")
+            ]
+        stack.enter_context(hooked(*hooks))
         for handle in handles:
             stack.callback(handle.remove)
         logits[prompts] = model(runs.clean.tokens[prompts])[:, -1]

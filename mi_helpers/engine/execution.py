@@ -23,8 +23,7 @@ padding and position embeddings stay the model's own business.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -165,12 +164,16 @@ def _forward(
             one.make(edit, hidden, hidden)
         found |= {r.key: one.read(r, hidden, layer) for r in reads if r.boundary == layer}
         if layer < last:
-            with ExitStack() as stack:
-                for site in ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out"):
-                    if here := due[site, layer]:
-                        point = base.hook("attn_out" if site == "resid_mid" else site, layer)
-                        stack.enter_context(hooked(point, one.change(here, hidden)))
-                args, kwargs = one.arguments(layer, hidden)
+            hooks = [
+                (
+                    base.hook("attn_out" if site == "resid_mid" else site, layer),
+                    partial(one.change, due[site, layer], hidden),
+                )
+                for site in ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out")
+                if due[site, layer]
+            ]
+            args, kwargs = one.arguments(layer, hidden)
+            with hooked(*hooks):
                 hidden = first(base.model.blocks[layer](*args, **kwargs))
     return found
 
@@ -290,15 +293,11 @@ class _Pass:
         token = torch.where(changed_here, pos + shift[:, None, None], 0)
         return torch.where(changed_here[..., None], hidden[batch, token], found)
 
-    def change(self, edits: list[Edit], stream: Tensor) -> Callable[[Tensor], Tensor]:
-        """A hook that makes these edits, all of one site and layer."""
-
-        def hook(value: Tensor) -> Tensor:
-            for edit in edits:
-                self.make(edit, value, stream)
-            return value
-
-        return hook
+    def change(self, edits: list[Edit], stream: Tensor, value: Tensor) -> Tensor:
+        """Make these edits, all of one site and layer."""
+        for edit in edits:
+            self.make(edit, value, stream)
+        return value
 
     def make(self, edit: Edit, value: Tensor, stream: Tensor) -> None:
         """Write one edit into a packed activation, in place; `stream` is what entered the block."""

@@ -1,6 +1,6 @@
 """Records one run of a model over a batch of prompts, and what later interventions reuse of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -13,8 +13,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from ..errors import explained
-from ..models.hooks import first, forward_as, hooked, map_leaves
-from ..models.sites import SITES, hook_name
+from ..models.hooks import SITES, first, forward_as, hook_name, hooked, map_leaves
 
 Positions = int | str | Sequence[int | str] | Int[Tensor, "prompt *k"]
 
@@ -227,27 +226,26 @@ def record(
         found.calls.append((args, kwargs))
         return args, kwargs
 
-    def keep_site(site: str, layer: int) -> Callable[[Tensor], None]:
-        def keep(value: Tensor) -> None:
-            found.acts[site, layer] = value.transpose(1, 2) if site == "pattern" else value
+    def keep_last(module: torch.nn.Module, args: tuple, output: Any) -> None:
+        found.resid.append(first(output))
 
-        return keep
+    def keep_site(site: str, layer: int, value: Tensor) -> None:
+        found.acts[site, layer] = value.transpose(1, 2) if site == "pattern" else value
 
-    with ExitStack() as stack:
+    n_layers = model.cfg.n_layers
+    read = {"attn_out" if site == "resid_mid" else site for site in sites}
+    hooks = [
+        (found.hook(site, layer), partial(keep_site, site, layer))
+        for site in read - {"resid_pre", "resid_post"}
+        for layer in range(n_layers)
+    ]
+    no_logits = forward_as(model.unembed, lambda x, *_, **__: x[..., :1])
+    with ExitStack() as stack, hooked(*hooks), no_logits:
         for block in model.blocks:
             handle = block.register_forward_pre_hook(keep_call, with_kwargs=True)
             stack.callback(handle.remove)
-        handle = model.blocks[-1].register_forward_hook(
-            lambda module, args, output: found.resid.append(first(output))
-        )
-        stack.callback(handle.remove)
-        kept = {"attn_out" if site == "resid_mid" else site for site in sites}
-        for site in kept - {"resid_pre", "resid_post"}:
-            for layer in range(model.cfg.n_layers):
-                stack.enter_context(hooked(found.hook(site, layer), keep_site(site, layer)))
-        stack.enter_context(forward_as(model.unembed, lambda x, *_, **__: x[..., :1]))
+        stack.callback(model.blocks[-1].register_forward_hook(keep_last).remove)
         model(found.tokens, use_cache=True, **found.forward_arguments)
-    n_layers = model.cfg.n_layers
     if len(found.keys) not in (0, n_layers) or len(found.resid) != n_layers + 1:
         raise ValueError(
             f"of {n_layers} blocks of {model.cfg.architecture}, {len(found.keys)} attend and "
@@ -275,14 +273,14 @@ def record_noised(
     where = torch.arange(len(tokens), device=pos.device)[:, None], pos
     generator = torch.Generator().manual_seed(seed)
 
-    def add(value: Tensor, hook: object) -> Tensor:
+    def add(value: Tensor) -> Tensor:
         noise = torch.randn(value[where].shape, generator=generator).to(value)
         value = value.clone()
         real = value if attention_mask is None else value[attention_mask.to(value.device).bool()]
         value[where] += sigmas * real.std() * noise
         return value
 
-    with model.hooks(fwd_hooks=[("hook_embed", add)]):
+    with hooked((model.hook_dict["hook_embed"], add)):
         noised = record(model, tokens, attention_mask, sites=sites, roles=roles)
     noised.tokens = noised.tokens.clone()
     noised.tokens[where] = -1  # no token of the vocabulary: the engine must see that runs differ

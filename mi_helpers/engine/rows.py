@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..models.sites import HEAD_SITES, RESIDUAL_SITES, n_heads
+from ..models.hooks import HEAD_SITES, RESIDUAL_SITES, n_heads
 from .recording import Positions, Run, each_position
 
 

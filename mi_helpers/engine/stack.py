@@ -202,7 +202,7 @@ def rerun(
         if scale is not None:
             warnings.simplefilter("ignore")  # of rounding, where the bridge recomputes the norm
             point = one.model.hook_dict[f"blocks.{layer}.ln1.hook_scale"]
-            hooks.enter_context(hooked(point, lambda v: torch.cat([v[:, :1], scale], dim=1)))
+            hooks.enter_context(hooked((point, lambda v: torch.cat([v[:, :1], scale], dim=1))))
         return first(one.model.blocks[layer](*args, **kwargs))
 
 

@@ -7,8 +7,6 @@ says how many they were: `ordinary_tokens`.
 """
 
 from collections.abc import Iterable
-from contextlib import ExitStack
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ..models.hooks import hooked
-from ..models.sites import hook_name
+from ..models.hooks import hook_name, kept
 
 EXTREME = 5.0  # times the median norm
 
@@ -55,15 +52,8 @@ def residuals(
     wanted, n_layers = sorted(set(boundaries)), model.cfg.n_layers
     if not wanted or wanted[0] < 0 or wanted[-1] > n_layers:
         raise ValueError(f"boundaries are from 0 to {n_layers}, got {wanted}")
-    found: dict[int, Tensor] = {}
-
-    def keep(boundary: int, value: Tensor) -> None:
-        found[boundary] = value[:, 1:].clone()
-
-    with ExitStack() as stack:
-        for b in wanted:
-            name = hook_name("resid_post", b - 1) if b else hook_name("resid_pre", 0)
-            stack.enter_context(hooked(model.hook_dict[name], partial(keep, b)))
+    names = {b: hook_name("resid_post", b - 1) if b else hook_name("resid_pre", 0) for b in wanted}
+    with kept({b: model.hook_dict[name] for b, name in names.items()}) as found:
         # One layer at least, or the first block's hooks would not fire.
         model(tokens, stop_at_layer=None if wanted[-1] == n_layers else max(1, wanted[-1]))
-    return found
+    return {b: stream[:, 1:] for b, stream in found.items()}

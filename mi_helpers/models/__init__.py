@@ -1,8 +1,7 @@
 """Load any causal language model into one form, and know what it offers."""
 
-from .catalogue import available_models
-from .hub import DEFAULT, fetch
-from .known import is_gpt2
+from .catalogue import available_models, is_gpt2
+from .files import DEFAULT, fetch
 from .loading import load_model
 from .sentences import embed
 

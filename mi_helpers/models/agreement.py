@@ -5,8 +5,6 @@ Face does (Cohere: other rotary angles). So each model runs a dozen tokens by it
 bridged, and again after; every layer's residual stream and the log-probabilities have to agree.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -18,10 +16,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from ..errors import explained
-from .hooks import hooked
-from .sites import hook_name
+from .hooks import hook_name, kept
 
 N_TOKENS = 12
+PARTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")  # the last is the sum of the others
 
 
 class HookError(RuntimeError):
@@ -89,34 +87,27 @@ def compare(bridge: TransformerBridge, plain: Plain) -> Agreement:
 
     Raises HookError naming the first layer that differs, and by how much.
     """
-    n_layers, points = bridge.cfg.n_layers, bridge.hook_dict
-    found: dict[tuple[str, int], Tensor] = {}
-
-    def keep(spot: tuple[str, int]) -> Callable[[Tensor], None]:
-        return lambda value: found.update({spot: value})
+    n_layers, known = bridge.cfg.n_layers, bridge.hook_dict
+    names = {(site, layer): hook_name(site, layer) for site in PARTS for layer in range(n_layers)}
 
     def note(module: Any, args: Any, output: Any) -> None:
         bridge.blocks_return_tuples = isinstance(output, tuple)
 
-    with ExitStack() as stack:
-        stack.callback(bridge.blocks[-1].register_forward_hook(note).remove)
-        for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
-            for layer in range(n_layers):
-                if (name := hook_name(site, layer)) in points:
-                    stack.enter_context(hooked(points[name], keep((site, layer))))
+    handle = bridge.blocks[-1].register_forward_hook(note)
+    with kept({spot: known[name] for spot, name in names.items() if name in known}) as found:
         log_probs = bridge(plain.tokens).log_softmax(-1)
+    handle.remove()
     tolerance, resid, parts = rounding(bridge.cfg.dtype), [0.0], [torch.nan]
     for layer in range(n_layers):
-        if ("resid_pre", layer) not in found:
+        before, attn, mlp, after = (found.get((site, layer)) for site in PARTS)
+        if before is None:
             break  # the check of the sites says so
-        resid.append(distance(found["resid_pre", layer], plain.resid[layer]))
+        resid.append(distance(before, plain.resid[layer]))
         if not resid[-1] <= tolerance:
-            before = f"layer {layer - 1}" if layer else "the embedding"
-            raise HookError(_wrong(bridge, f"after {before} the residual stream", resid[-1]))
-        attn, mlp = found.get(("attn_out", layer)), found.get(("mlp_out", layer))
-        after = found.get(("resid_post", layer))
+            last = f"layer {layer - 1}" if layer else "the embedding"
+            raise HookError(_wrong(bridge, f"after {last} the residual stream", resid[-1]))
         if attn is not None and mlp is not None and after is not None:
-            parts.append(distance(found["resid_pre", layer] + attn + mlp.view_as(after), after))
+            parts.append(distance(before + attn + mlp.view_as(after), after))
     off = distance(log_probs, plain.log_probs)
     if not off <= tolerance:
         after_last = f"after layer {n_layers - 1}, the last, the log-probabilities"

@@ -1,4 +1,6 @@
-"""What loads on this machine without a network: the default model and the Hugging Face cache."""
+"""Which models are there: those that load without a network, and GPT-2, told by its weights."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
@@ -7,19 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 from . import default as default_model
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line answers before these are loaded
     import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
 
 NOTE = "Any name on the Hugging Face hub and any directory of Hugging Face weights loads as well."
+GPT2_SHAPE = (12, 12, 768, 50257)
+# First and last three numbers of some rows of GPT-2's embeddings, to their fourth decimal.
+GPT2_TOKENS = {
+    0: (-0.1101, -0.0393, 0.0331, -0.1364, 0.0151, 0.0453),
+    1: (0.0403, -0.0486, 0.0462, 0.0861, 0.0025, 0.0432),
+    50256: (0.0514, -0.0277, 0.0499, 0.0070, 0.1552, 0.1207),
+}
+GPT2_POSITIONS = {
+    0: (-0.0188, -0.1974, 0.0040, -0.0430, 0.0283, 0.0545),
+    1: (0.0240, -0.0538, -0.0949, 0.0342, 0.0102, -0.0002),
+}
 
 
-def available_models() -> "pd.DataFrame":
+def available_models() -> pd.DataFrame:
     """What loads here without the network, one row a model; `.attrs["note"]` says what else does.
 
     Columns: name, layers, heads, kv_heads, width, source, cached. Only configuration files are
     read. The default model is always listed; `cached` says whether it has been fetched already.
     """
-    import pandas as pd  # here, so that the command line answers at once
+    import pandas as pd
 
     default = {
         "name": default_model.NAME,
@@ -73,3 +87,24 @@ def _shape(directory: Path) -> dict[str, int] | None:
         "kv_heads": first("num_key_value_heads") or heads,
         "width": first("hidden_size", "n_embd", "d_model"),
     }
+
+
+def is_gpt2(model: TransformerBridge) -> bool:
+    """Whether this is the published GPT-2 small (Radford et al. 2019), from wherever it was loaded.
+
+    Its architecture and shape, and 30 numbers of its two embeddings, to four decimals or to what
+    half precision leaves of them. Another training run, a random model and one fine-tuned in all
+    its weights differ.
+    """
+    import torch
+
+    cfg = model.cfg
+    shape = (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_vocab)
+    if cfg.architecture != "GPT2LMHeadModel" or shape != GPT2_SHAPE:
+        return False
+    rows = [(model.W_E, GPT2_TOKENS), (model.W_pos, GPT2_POSITIONS)]
+    found = torch.stack([weight[n] for weight, known in rows for n in known]).float().cpu()
+    expected = torch.tensor([known[n] for _, known in rows for n in known])
+    ends = torch.cat([found[:, :3], found[:, -3:]], dim=1)
+    rounded = 6e-5 + torch.finfo(model.cfg.dtype).eps * expected.abs()
+    return bool(((ends - expected).abs() <= rounded).all())

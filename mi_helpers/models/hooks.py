@@ -1,8 +1,9 @@
-"""Hooks and stand-ins on a model's modules, taken away again in any event."""
+"""Where a model can be read and edited: sites by name, and hooks that are always removed again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,17 +11,56 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from ..errors import explained
+
+RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+HEAD_SITES = ("q", "k", "v", "z", "pattern")
+SITES = RESIDUAL_SITES + HEAD_SITES
+
+
+def hook_name(site: str, layer: int) -> str:
+    """The TransformerLens name of a site's hook. Raises ValueError for an unknown site."""
+    if site not in SITES:
+        message = f"unknown site {site!r}: choose one of {', '.join(SITES)}"
+        raise ValueError(explained("MI-E03", message))
+    return f"blocks.{layer}.{'attn.' if site in HEAD_SITES else ''}hook_{site}"
+
+
+def n_heads(model: TransformerBridge, site: str) -> int:
+    """Heads at a site: keys and values of grouped-query models have `n_key_value_heads`."""
+    grouped = getattr(model.cfg, "n_key_value_heads", None) if site in ("k", "v") else None
+    return int(grouped or model.cfg.n_heads)
+
+
+Hook = Callable[[Tensor], Tensor | None]
+Key = TypeVar("Key")
+
 
 @contextmanager
-def hooked(point: HookPoint, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """The hook `fn` on one hook point, removed in any event."""
-    point.add_hook(lambda value, hook: fn(value))
-    handle = point.fwd_hooks[-1]
+def hooked(*hooks: tuple[HookPoint, Hook]) -> Iterator[None]:
+    """Hooks on hook points, each a point and its function; removed in any event."""
+    handles = []
     try:
+        for point, fn in hooks:
+            point.add_hook(lambda value, hook, fn=fn: fn(value))
+            handles.append((point, point.fwd_hooks[-1]))
         yield
     finally:
-        handle.hook.remove()
-        point.fwd_hooks.remove(handle)
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+
+
+@contextmanager
+def kept(points: Mapping[Key, HookPoint]) -> Iterator[dict[Key, Tensor]]:
+    """Copies of what passes these hook points, by their keys."""
+    found: dict[Key, Tensor] = {}
+
+    def keep(key: Key, value: Tensor) -> None:
+        found[key] = value.clone()
+
+    with hooked(*((point, partial(keep, key)) for key, point in points.items())):
+        yield found
 
 
 @contextmanager

@@ -13,22 +13,17 @@ from __future__ import annotations
 import copy
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from . import default as default_model
-from .bos import own_bos
-from .catalogue import available_models
-from .directory import no_progress_bars, read_model, read_tokenizer
-from .hub import DEFAULT, fetch, is_local, split_revision
+from .files import DEFAULT, fetch, is_local, no_progress_bars, read_model, split_revision
+from .tokenizer import fit_tokenizer, own_bos, read_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = ["DEFAULT", "available_models", "best_device", "fetch", "load_model"]
 
 
 def load_model(
@@ -70,7 +65,7 @@ def load_model(
     """
     from . import agreement, support
     from .check import missing_sites
-    from .sites import SITES
+    from .hooks import SITES
 
     kind, device = _dtype(dtype), _device(device)
     tokenizer = copy.deepcopy(tokenizer)  # TransformerLens sets missing special tokens on it
@@ -88,7 +83,7 @@ def load_model(
         support.refuse_weights(model, short_name)
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
         rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
-        tokenizer = _fit_tokenizer(tokenizer, rows, short_name, cache_dir)
+        tokenizer = fit_tokenizer(tokenizer, rows, short_name, cache_dir)
         # boot_transformers applies neither device nor dtype to a model that it is given.
         model.to(place).eval()  # type: ignore[arg-type]
         longest = getattr(model.config, "max_position_embeddings", None) or agreement.N_TOKENS
@@ -195,32 +190,6 @@ def _take(
         if dtype is not None and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return model
-
-
-def _fit_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, rows: int, name: str, cache_dir: str | Path | None
-) -> PreTrainedTokenizerBase:
-    """A tokenizer for an embedding of this many rows, marked so that TransformerLens keeps it."""
-    if tokenizer is None:
-        tokenizer = cast("PreTrainedTokenizerBase", read_tokenizer(default_model.fetch(cache_dir)))
-        if len(tokenizer) > rows:
-            raise ValueError(
-                f"{name} comes without a tokenizer, and that of {DEFAULT} does not fit: it has "
-                f"{len(tokenizer)} tokens, the model {rows}. Pass tokenizer=, or save one beside "
-                "the weights"
-            )
-        warnings.warn(f"{name} has no tokenizer; taking that of {DEFAULT}", stacklevel=3)
-    elif len(tokenizer) > rows:
-        warnings.warn(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens, its embedding {rows} rows: some "
-            "tokens cannot be used. Does it belong to this model?",
-            stacklevel=3,
-        )
-    # Without this mark TransformerLens loads the tokenizer anew by its name, from the hub if need
-    # be, and loses tokens added since. `to_tokens` adds the BOS token itself, where there is one.
-    tokenizer.init_kwargs.setdefault("name_or_path", tokenizer.name_or_path)
-    tokenizer.init_kwargs["add_bos_token"] = True
-    return tokenizer
 
 
 def _short_name(name: str | Path | PreTrainedModel, revision: str | None) -> str:

@@ -8,7 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from .. import plots
 from ..metrics import METRICS
-from ..models.sites import HEAD_SITES
+from ..models.hooks import HEAD_SITES
 from ..tasks.pairs import PromptPairs
 from .runs import record
 from .sweeps import sweep

@@ -1,7 +1,6 @@
 """Attribution patching: a linear estimate of a whole sweep from one backward pass."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -166,9 +165,9 @@ def _gradients(
     # The metric's gradient at resid_mid is that at attn_out, which enters it as a plain summand.
     at = "attn_out" if site == "resid_mid" else site
     leaf = stream.detach().requires_grad_()
-    with entering(base.model, leaf, read.reshape(len(read), -1), first), ExitStack() as stack:
-        for layer in range(first, base.model.cfg.n_layers):
-            stack.enter_context(hooked(base.hook(at, layer), partial(keep, layer)))
+    layers = range(first, base.model.cfg.n_layers)
+    hooks = [(base.hook(at, layer), partial(keep, layer)) for layer in layers]
+    with entering(base.model, leaf, read.reshape(len(read), -1), first), hooked(*hooks):
         logits = base.model(base.tokens, **base.forward_arguments)
         score = metric((logits[:, 0] if read.ndim == 1 else logits)[None]).sum()
         gradients = gradients_of(score, list(kept.values()))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
-from ..models.sites import n_heads
+from ..models.hooks import n_heads
 from ..tasks.tokens import bos_token
 
 

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
 from ..engine.rows import Place, Write
-from ..models.sites import hook_name
+from ..models.hooks import hook_name
 from .heads import split
 from .runs import BaseRuns
 

@@ -26,8 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from .. import engine
 from ..engine.recording import at_each, each_position
 from ..engine.rows import Place, Write
-from ..models.hooks import first, mlp_norm
-from ..models.sites import hook_name, n_heads
+from ..models.hooks import first, hook_name, mlp_norm, n_heads
 from .runs import BaseRuns, Direction, Metrics, measure
 
 Streams = Float[Tensor, "sender prompt k d_model"]  # at the k patched positions

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..engine.rows import index
-from ..models.sites import HEAD_SITES, hook_name, n_heads
+from ..models.hooks import HEAD_SITES, hook_name, n_heads
 from .runs import BaseRuns
 
 Positions = Literal["each", "all"] | Sequence[int | str]

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from .. import engine
-from ..models.sites import n_heads
+from ..models.hooks import n_heads
 from .heads import attention, by_prompt, copying, repeat_scores, split
 from .path import direct_effects, path_patch
 from .runs import BaseRuns

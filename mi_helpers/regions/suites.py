@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 from .. import engine
-from ..models.loading import load_model
+from ..models import load_model
 from .paths import chain, path_rows, walk
 
 SUITE = Path(__file__).parents[1] / "data" / "suite"

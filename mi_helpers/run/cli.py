@@ -211,7 +211,7 @@ def _check(name: str, dtype: str | None, json: bool) -> int:
 
 def _models() -> int:
     """List the models that load here."""
-    from ..models.loading import available_models
+    from ..models import available_models
 
     table = available_models()
     print(table.to_string(index=False), table.attrs["note"], sep="\n")
@@ -220,7 +220,7 @@ def _models() -> int:
 
 def _fetch(name: str) -> int:
     """Download a model into the cache."""
-    from ..models.loading import fetch
+    from ..models import fetch
 
     print(fetch(name))
     return 0

@@ -194,7 +194,7 @@ def _identify(
 
 def _weights(models: Sequence[Any]) -> dict[str, dict[str, str]]:
     """Fetch each model once and say what tells its weights from others."""
-    from ..models.loading import fetch
+    from ..models import fetch
 
     by_name: dict[str, str] = {}
     for model in dict.fromkeys(model for model in models if isinstance(model, str)):

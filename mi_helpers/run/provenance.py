@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import default as default_model
-from ..models.hub import split_revision
+from ..models.files import split_revision
 from . import parameters
 
 PACKAGE = Path(__file__).parents[1]

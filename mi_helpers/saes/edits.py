@@ -16,13 +16,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ..engine.rows import Write
 from ..engine.stream import Autoencoder, ordinary_tokens
-from ..models.hooks import hooked
-from ..models.sites import RESIDUAL_SITES, hook_name
+from ..models.hooks import RESIDUAL_SITES, hook_name, hooked
 
 
 def place_of(sae: Any) -> tuple[str, int]:
     """The site and the layer that an SAE of sae-lens reads, from its config; any of
-    `models.sites.RESIDUAL_SITES`. Raises ValueError for other hooks."""
+    `models.hooks.RESIDUAL_SITES`. Raises ValueError for other hooks."""
     point = str(sae.cfg.metadata.hook_name)
     found = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", point)
     if not found or found[2] not in RESIDUAL_SITES:
@@ -67,7 +66,7 @@ def held(model: TransformerBridge, sae: Any, feature: int, value: float) -> Iter
         started = True
         return new
 
-    with hooked(model.hook_dict[hook_name(*place_of(sae))], change):
+    with hooked((model.hook_dict[hook_name(*place_of(sae))], change)):
         yield
 
 

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from .. import tasks
 from ..errors import explained
 from ..models import DEFAULT, is_gpt2
-from ..models.sites import hook_name
+from ..models.hooks import hook_name
 from .edits import place_of
 from .measures import activations, fit
 

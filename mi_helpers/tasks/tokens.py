@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import explained
-from ..models.bos import own_bos
+from ..models.tokenizer import own_bos
 
 Model = Any  # a TransformerBridge; not imported here because that takes seconds
 

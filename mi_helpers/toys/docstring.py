@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ..models.loading import load_model
+from ..models import load_model
 from ..tasks.words import ARGUMENTS, WORDS
 from .gates import Edge, Network
 

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from ..models.loading import load_model
+from ..models import load_model
 from ..tasks.pairs import PromptPairs
 
 FOLDER = Path(__file__).parents[1] / "data" / "known_circuits"

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ..models.loading import load_model
+from ..models import load_model
 from ..tasks.pairs import PromptPairs
 
 Program = Literal["proportion", "reverse"]

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from mi_helpers import engine
 from mi_helpers.engine.rows import Write
-from mi_helpers.models.sites import HEAD_SITES, SITES, n_heads
+from mi_helpers.models.hooks import HEAD_SITES, SITES, n_heads
 from tests import tiny
 
 N_POS, N_PROMPTS, N_LAYERS = 12, 3, 4

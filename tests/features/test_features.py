@@ -271,7 +271,7 @@ def test_tokens_of_extreme_norm_are_left_out_of_all_layers():
     tokens[tokens == 9] = 8
     tokens[1, 3] = tokens[4, 6] = 9
     scale = torch.where(tokens == 9, 1e4, 1.0)[..., None]
-    with hooked(model.hook_dict["hook_embed"], lambda x: x * scale):
+    with hooked((model.hook_dict["hook_embed"], lambda x: x * scale)):
         found = collect(model, {1: Random(6), 2: Random(9, seed=1)}, tokens, batch_size=5)
     assert {firing.n_tokens for firing in found.values()} == {5 * 6 - 2}
     assert found[1].tokens is not None

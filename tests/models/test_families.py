@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from mi_helpers import engine
 from mi_helpers.models import load_model
-from mi_helpers.models.sites import SITES
+from mi_helpers.models.hooks import SITES
 from tests import tiny
 
 TOLERANCE = 2e-5

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from mi_helpers.models import is_gpt2, known
+from mi_helpers.models import catalogue, is_gpt2
 from tests import tiny
 
 
@@ -14,7 +14,7 @@ def stand_in(dtype: torch.dtype = torch.float32, **changes: object) -> Any:
     """GPT-2 as far as it is looked at: its shape, and embeddings that begin and end as its do."""
     generator = torch.Generator().manual_seed(0)
     weights = {"W_E": torch.zeros(50257, 768), "W_pos": torch.zeros(1024, 768)}
-    for name, rows in (("W_E", known.GPT2_TOKENS), ("W_pos", known.GPT2_POSITIONS)):
+    for name, rows in (("W_E", catalogue.GPT2_TOKENS), ("W_pos", catalogue.GPT2_POSITIONS)):
         for row, numbers in rows.items():
             weights[name][row] = torch.randn(768, generator=generator)
             weights[name][row, [0, 1, 2, -3, -2, -1]] = torch.tensor(numbers)

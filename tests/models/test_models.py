@@ -18,11 +18,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from mi_helpers.models import available_models, catalogue, embed, hub, load_model
+from mi_helpers.models import available_models, catalogue, embed, files, load_model
 from mi_helpers.models import default as default_model
 from mi_helpers.models.agreement import HookError
 from mi_helpers.models.check import missing_sites
-from mi_helpers.models.sites import hook_name
+from mi_helpers.models.hooks import hook_name
 from mi_helpers.run import execute
 from tests.tiny import hf_model, tokenizer
 
@@ -296,7 +296,7 @@ def test_only_one_form_of_the_weights_is_downloaded(
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    hub.fetch("a/b", revision="step8")
+    files.fetch("a/b", revision="step8")
     patterns = asked["allow_patterns"]
     assert isinstance(patterns, list)
     assert pattern in patterns

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mi_helpers.models.loading import DEFAULT
+from mi_helpers.models import DEFAULT
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 

@@ -101,7 +101,7 @@ def test_published_models_are_ten_at_fixed_revisions(monkeypatch: pytest.MonkeyP
         revision = name.partition("@")[2]
         assert revision == "step143000" or (len(revision) == 40 and int(revision, 16))
     fetched: list[str] = []
-    monkeypatch.setattr("mi_helpers.models.loading.fetch", fetched.append)
+    monkeypatch.setattr("mi_helpers.models.fetch", fetched.append)
     jobs, notes = plan.make(settings, ROOT)
     assert fetched == settings["models"]
     assert notes == []

@@ -526,7 +526,7 @@ def test_the_sweeps_that_come_with_the_notebooks_can_be_planned(
     monkeypatch.chdir(here)
     for name, file in files.items():
         if name == "published":  # of models on the hub, which is out of reach here
-            monkeypatch.setattr("mi_helpers.models.loading.fetch", lambda name: name)
+            monkeypatch.setattr("mi_helpers.models.fetch", lambda name: name)
             monkeypatch.setattr(provenance, "weights", lambda name: {"name": name})
         assert runs.main(["sweep", str(file), "--name", "never-swept", "--plan"]) == 0
         planned = 40 if name == "published" else 7

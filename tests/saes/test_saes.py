@@ -20,7 +20,7 @@ from mi_helpers.data.saes import corpus as sae_corpus
 from mi_helpers.data.saes import end_to_end as sae_end_to_end
 from mi_helpers.data.saes import make as train_saes
 from mi_helpers.engine.rows import Place
-from mi_helpers.models.loading import DEFAULT
+from mi_helpers.models import DEFAULT
 from mi_helpers.saes import loading
 from tests import tiny
 

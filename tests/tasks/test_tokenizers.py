@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mi_helpers import tasks
-from mi_helpers.models.loading import load_model
+from mi_helpers.models import load_model
 from tests import tiny
 from tests.tasks import real
 

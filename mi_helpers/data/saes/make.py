@@ -43,8 +43,8 @@ from mi_helpers import saes, tasks
 from mi_helpers.data.saes import end_to_end
 from mi_helpers.data.saes.corpus import Corpus, batches, collect
 from mi_helpers.engine.stream import ordinary_tokens
-from mi_helpers.models.loading import DEFAULT, load_model
-from mi_helpers.models.sites import hook_name
+from mi_helpers.models import DEFAULT, load_model
+from mi_helpers.models.hooks import hook_name
 from mi_helpers.saes.measures import Principal
 from mi_helpers.saes.training import calibrated, train
 

@@ -28,6 +28,8 @@ from .relations import (
     totals,
 )
 
+AT_ONCE = 1 << 10  # candidates for a gate whose tokens are counted together
+
 # --- Passed on, appearing, disappearing ---------------------------------------------------------
 
 
@@ -152,28 +154,36 @@ def truth(
     """
     if kind not in _GATES:
         raise ValueError(f"kind is 'and' or 'or', got {kind!r}")
-    sides = [firing_pattern(s, t).tocsc() for s, t in zip((up, down), thresholds, strict=True)]
-    rows = []
-    for d, a, b in candidates[["down", "a", "b"]].itertuples(index=False):
-        of_a, of_b, of_d = _tokens(sides[0], a), _tokens(sides[0], b), _tokens(sides[1], d)
-        both = np.intersect1d(of_a, of_b, assume_unique=True)
-        either = np.union1d(of_a, of_b)
-        only = [np.setdiff1d(x, both, assume_unique=True) for x in (of_a, of_b)]
-        ones = [_share(of_d, x) for x in only if len(x)] or [np.nan]
-        outside = up.n_tokens - len(either)
-        row = {
-            "p_both": _share(of_d, both),
-            "p_one": max(ones) if kind == "and" else min(ones),
-            "p_neither": (len(of_d) - _together(of_d, either)) / outside if outside else np.nan,
-            "fires": len(of_d),
-            "texts": len(np.unique(down.documents[of_d])),
-            "gate": _jaccard(of_d, both if kind == "and" else either),
-            "single": max(_jaccard(of_d, of_a), _jaccard(of_d, of_b)),
-        }
-        rows.append({"down": d, "a": a, "b": b, **row})
-    columns = ["down", "a", "b", "p_both", "p_one", "p_neither", "fires", "texts"]
-    columns += ["gate", "single"]
-    return pd.DataFrame(rows, columns=columns)
+    at_up, at_down = (firing_pattern(s, t) for s, t in zip((up, down), thresholds, strict=True))
+    sides, named = (at_up.tocsc(), at_down.tocsc(), kind), candidates[["down", "a", "b"]]
+    named, place = named.reset_index(drop=True), np.arange(down.n_tokens)
+    parts = [_truth(named[i : i + AT_ONCE], *sides) for i in range(0, max(1, len(named)), AT_ONCE)]
+    by_text = sparse.csr_array((np.ones_like(place), (down.documents, place))) @ at_down
+    texts = np.diff(by_text.tocsc().indptr)[named["down"]]
+    found = pd.concat(parts)
+    found.insert(found.columns.get_loc("gate"), "texts", texts)
+    return found
+
+
+def _truth(
+    named: pd.DataFrame, up: sparse.csc_array, down: sparse.csc_array, kind: str
+) -> pd.DataFrame:
+    """What `truth` gives but for texts, from counts of tokens: where each fires, and both do."""
+    of_a, of_b, of_d = up[:, named["a"]], up[:, named["b"]], down[:, named["down"]]
+    together = of_a.multiply(of_b)
+    a, b, both, d = (x.sum(0) for x in (of_a, of_b, together, of_d))
+    d_a, d_b, d_both = (x.multiply(of_d).sum(0) for x in (of_a, of_b, together))
+    either, d_either = a + b - both, d_a + d_b - d_both
+    alone = _share(d_a - d_both, a - both), _share(d_b - d_both, b - both)
+    met, all_of_it = (d_both, both) if kind == "and" else (d_either, either)
+    return named.assign(
+        p_both=_share(d_both, both),
+        p_one=np.fmax(*alone) if kind == "and" else np.fmin(*alone),
+        p_neither=_share(d - d_either, up.shape[0] - either),
+        fires=d,
+        gate=_jaccard(d, all_of_it, met),
+        single=np.maximum(_jaccard(d, a, d_a), _jaccard(d, b, d_b)),
+    )
 
 
 def matched_inputs(
@@ -200,21 +210,13 @@ def matched_inputs(
     return pd.concat(drawn)
 
 
-def _tokens(pattern: sparse.csc_array, feature: int) -> np.ndarray:
-    return np.sort(pattern.indices[pattern.indptr[feature] : pattern.indptr[feature + 1]])
+def _share(of: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing to have a share of."""
+    return np.divide(of, among, out=np.full(len(of), np.nan), where=among > 0)
 
 
-def _together(a: np.ndarray, b: np.ndarray) -> int:
-    return len(np.intersect1d(a, b, assume_unique=True))
-
-
-def _share(of: np.ndarray, among: np.ndarray) -> float:
-    return _together(of, among) / len(among) if len(among) else np.nan
-
-
-def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    both = _together(a, b)
-    return both / max(1, len(a) + len(b) - both)
+def _jaccard(a: np.ndarray, b: np.ndarray, both: np.ndarray) -> np.ndarray:
+    return both / np.maximum(1, a + b - both)
 
 
 # --- Specialisation -----------------------------------------------------------------------------

@@ -131,6 +131,32 @@ def test_truth_table_by_hand():
     assert row[["fires", "texts", "gate", "single"]].tolist() == [2, 1, 1 / 3, 1 / 4]
 
 
+@pytest.mark.parametrize("kind", ["and", "or"])
+def test_truth_tables_are_those_of_sets_of_tokens(kind, monkeypatch):
+    monkeypatch.setattr(kinds, "AT_ONCE", 7)
+    rng = np.random.default_rng(2)
+    streams = [torch.tensor(rng.random((12, 9, 5)) * (rng.random((12, 9, 5)) < 0.3)) for _ in "ab"]
+    up, down = (gather([x]) for x in streams)
+    chosen = pd.DataFrame(rng.integers(5, size=(30, 3)), columns=["down", "a", "b"])
+    found = kinds.truth(chosen, up, down, kind, (0.2, 0.4))
+    u, v = (set(zip(*np.nonzero(x.flatten(0, 1).numpy() > t), strict=True)) for x, t in
+            zip(streams, (0.2, 0.4), strict=True))  # fmt: skip
+
+    def share(of, among):
+        return len(of & among) / len(among) if among else np.nan
+
+    for row in found.itertuples():
+        a, b = ({int(t) for t, f in u if f == of} for of in (row.a, row.b))
+        d = {int(t) for t, f in v if f == row.down}
+        gate = a & b if kind == "and" else a | b
+        alone = [share(d, x) for x in (a - b, b - a) if x]
+        worst = (max if kind == "and" else min)(alone) if alone else np.nan
+        expected = [share(d, a & b), worst, share(d, set(range(108)) - a - b), len(d)]
+        expected += [len({t // 9 for t in d}), len(d & gate) / len(d | gate)]
+        expected += [max(len(d & x) / len(d | x) for x in (a, b))]
+        np.testing.assert_allclose([*row][4:], expected)
+
+
 def test_specialised_features_are_found(table):
     found = kinds.specialised(table)
     pairs = set(zip(found["up"], found["down"], strict=True))

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..engine.recording import each_position
+from ..engine.positions import each_position
 from ..models.hooks import entering, first, gradients_of, hooked, mlp_norm
 from .graph import Group, Place
 from .runs import (

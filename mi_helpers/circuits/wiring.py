@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..engine import unembed
-from ..engine.recording import at_each, each_position
+from ..engine.positions import at_each, each_position
 from ..models.hooks import first, forward_as, map_leaves, mlp_norm
 from .graph import Group
 from .runs import (

@@ -23,7 +23,7 @@ padding and position embeddings stay the model's own business.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import explained
-from ..models.hooks import first, hooked, map_leaves
+from ..models.hooks import first, hooked
 from .packing import Packing, Segment, plan
 from .readout import Read, Results
 from .recording import Run
@@ -201,48 +201,33 @@ class _Pass:
     # The block's arguments, at packed positions
 
     def arguments(self, layer: int, hidden: Tensor) -> tuple[tuple, dict[str, Any]]:
-        args, kwargs = self.base.calls[layer]
-        stream = args[0] if args else kwargs["hidden_states"]
+        """The arguments for the sequences that have joined, whose stream is `hidden`."""
 
-        def packed(value: Any) -> Any:
-            if value is stream:
-                return hidden
-            if hasattr(value, "update"):
-                return self
-            if not isinstance(value, Tensor):
-                return value
+        def packed(value: Tensor) -> Tensor:
             if self.base.is_shared_bias(value):
                 return value
-            if self.base.is_key_bias(value):
-                bias = self._gather_key_bias(value)[: len(hidden)]
-                return bias.flatten(0, 1) if value.ndim == 3 else bias
-            return self._gather(value)[: len(hidden)]
+            if id(value) not in self.gathered:  # many layers share theirs
+                self.gathered[id(value)] = self._gather(value)
+            found = self.gathered[id(value)][: len(hidden)]
+            by_head = value.ndim == 3 and self.base.is_key_bias(value)
+            return found.flatten(0, 1) if by_head else found
 
-        if kwargs.get("attention_mask", 0) is None:
-            kwargs = {**kwargs, "attention_mask": self.causal_mask}
-        return map_leaves(packed, (args, kwargs))
+        return self.base.arguments(layer, hidden, self, packed)
 
-    @cached_property
-    def causal_mask(self) -> Float[Tensor, "1 1 pos pos"]:
-        n_pos, like = self.base.tokens.shape[1], self.base.resid[0]
-        low = torch.finfo(like.dtype).min
-        return like.new_full((n_pos, n_pos), low).triu(1)[None, None]
-
-    def _gather(self, value: Tensor) -> Tensor:
-        if id(value) not in self.gathered:
-            n_prompts, n_pos = self.base.tokens.shape
-            if value.shape[0] not in (1, n_prompts):
-                raise ValueError(f"a block argument of shape {tuple(value.shape)} is not by prompt")
-            own = value[self.prompts] if value.shape[0] == n_prompts else value
-            if value.ndim == 4 and value.shape[-2:] == (n_pos, n_pos):
-                packed = self._gather_mask(own)
-            elif value.ndim in (2, 3) and value.shape[1] == n_pos:
-                packed = own[:, self.pos].transpose(0, 1)
-            else:
-                raise ValueError(f"a block argument of shape {tuple(value.shape)} is not by token")
-            packed = packed.expand(-1, self.n_prompts, *packed.shape[2:])
-            self.gathered[id(value)] = packed.flatten(0, 1)
-        return self.gathered[id(value)]
+    def _gather(self, value: Tensor) -> Float[Tensor, "sequence ..."]:
+        n_prompts, n_pos = self.base.tokens.shape
+        if self.base.is_key_bias(value):
+            return self._gather_key_bias(value)
+        if value.shape[0] not in (1, n_prompts):
+            raise ValueError(f"a block argument of shape {tuple(value.shape)} is not by prompt")
+        own = value[self.prompts] if value.shape[0] == n_prompts else value
+        if value.ndim == 4 and value.shape[-2:] == (n_pos, n_pos):
+            packed = self._gather_mask(own)
+        elif value.ndim in (2, 3) and value.shape[1] == n_pos:
+            packed = own[:, self.pos].transpose(0, 1)
+        else:
+            raise ValueError(f"a block argument of shape {tuple(value.shape)} is not by token")
+        return packed.expand(-1, self.n_prompts, *packed.shape[2:]).flatten(0, 1)
 
     def _gather_mask(self, mask: Tensor) -> Float[Tensor, "bin prompt head token key"]:
         """The model's mask between packed tokens; other segments' tokens are hidden."""
@@ -256,14 +241,11 @@ class _Pass:
 
     def _gather_key_bias(self, bias: Tensor) -> Float[Tensor, "sequence head 1 key"]:
         """ALiBi's number for each head and key, at the keys that packed tokens attend to."""
-        if id(bias) not in self.gathered:
-            own = bias.unflatten(0, (len(self.base.tokens), -1)) if bias.ndim == 3 else bias
-            prefix = torch.arange(self.packing.prefix, device=bias.device)
-            keys = torch.cat([prefix.expand(len(self.pos), -1), self.pos], dim=1)
-            packed = own[self.prompts][..., keys]
-            packed = rearrange(packed, "prompt head 1 bin key -> (bin prompt) head 1 key")
-            self.gathered[id(bias)] = packed
-        return self.gathered[id(bias)]
+        own = bias.unflatten(0, (len(self.base.tokens), -1)) if bias.ndim == 3 else bias
+        prefix = torch.arange(self.packing.prefix, device=bias.device)
+        keys = torch.cat([prefix.expand(len(self.pos), -1), self.pos], dim=1)
+        packed = own[self.prompts][..., keys]
+        return rearrange(packed, "prompt head 1 bin key -> (bin prompt) head 1 key")
 
     def update(self, k: Tensor, v: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Stands in for the model's cache: the recorded prefix, then the packed tokens."""

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .recording import Run, each_position, unembed
+from .positions import at_each, each_position, is_one
+from .recording import Run, unembed
 from .rows import Metric
 
 CPU_BYTES = 2**27  # larger tensors are mapped anew each time, which costs as much as their use
@@ -39,19 +40,18 @@ class Read:
             pos = each_position(metric.pos, base.roles, *base.tokens.shape)
         except ValueError as error:
             raise ValueError(f"metric {name!r}: {error}") from None
-        given = metric.pos
-        single = given.ndim < 2 if isinstance(given, Tensor) else isinstance(given, int | str)
         boundary = n_layers if metric.site == "logits" else metric.layer % n_layers + 1
         pos = pos.to(base.tokens.device)
-        return Read(metric.fn, boundary, metric.site == "logits", pos, single, metric.tokens)
+        return Read(
+            metric.fn, boundary, metric.site == "logits", pos, is_one(metric.pos), metric.tokens
+        )
 
     @cached_property
     def key(self) -> tuple[int, bytes]:
         return self.boundary, self.pos.cpu().numpy().tobytes()
 
     def base_value(self, base: Run) -> Float[Tensor, "prompt k d_model"]:
-        prompt = torch.arange(len(self.pos), device=self.pos.device)[:, None]
-        return base.resid[self.boundary][prompt, self.pos]
+        return at_each(base.resid[self.boundary], self.pos)
 
 
 class Results:

@@ -1,6 +1,6 @@
 """Records one run of a model over a batch of prompts, and what later interventions reuse of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -14,8 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ..errors import explained
 from ..models.hooks import SITES, first, forward_as, hook_name, hooked, map_leaves
-
-Positions = int | str | Sequence[int | str] | Int[Tensor, "prompt *k"]
+from .positions import Positions, at_each, each_position, is_one
 
 # Blocks that mask by the place in the sequence, whatever mask they are given: rows run alone.
 OWN_MASK = ("GPTNeoForCausalLM",)
@@ -75,8 +74,7 @@ class Run:
         """Logits at one position, [prompt, d_vocab], or at several, [prompt, k, d_vocab]."""
         where = each_position(pos, self.roles, *self.tokens.shape).to(self.tokens.device)
         found = unembed(self.model, at_each(self.resid[-1], where))
-        single = pos.ndim < 2 if isinstance(pos, Tensor) else isinstance(pos, int | str)
-        return found[:, 0] if single else found
+        return found[:, 0] if is_one(pos) else found
 
     @property
     def forward_arguments(self) -> dict[str, Tensor]:
@@ -97,11 +95,38 @@ class Run:
 
     def mean(self, site: str, layer: int) -> Float[Tensor, "pos ..."]:
         """The mean activation over prompts at each position, without padding."""
-        activation = self.activation(site, layer)
-        if self.mask is None:
-            return activation.mean(0)
-        weight = self.mask.reshape(*self.mask.shape, *[1] * (activation.ndim - 2)).to(activation)
+        return self.over_prompts(self.activation(site, layer))
+
+    def over_prompts(self, activation: Float[Tensor, "prompt pos ..."]) -> Float[Tensor, "pos ..."]:
+        """The mean over prompts at each position, without padding."""
+        real = self.real_tokens().to(activation)
+        weight = real.reshape(*real.shape, *[1] * (activation.ndim - 2))
         return (activation * weight).sum(0) / weight.sum(0)
+
+    def arguments(
+        self, layer: int, hidden: Tensor, cache: Any, fit: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """What block `layer` was called with, but `hidden` enters it, `cache` takes the place of
+        the model's, and other tensors (masks, rotary angles) are as `fit` makes them."""
+        args, kwargs = self.calls[layer]
+        stream = args[0] if args else kwargs["hidden_states"]
+
+        def own(value: Any) -> Any:
+            if value is stream:
+                return hidden
+            if hasattr(value, "update"):
+                return cache
+            return fit(value) if isinstance(value, Tensor) else value
+
+        if kwargs.get("attention_mask", 0) is None:
+            kwargs = {**kwargs, "attention_mask": self.causal_mask}
+        return map_leaves(own, (args, kwargs))
+
+    @cached_property
+    def causal_mask(self) -> Float[Tensor, "1 1 pos pos"]:
+        """The mask of blocks that are called with none."""
+        n_pos, like = self.tokens.shape[1], self.resid[0]
+        return like.new_full((1, 1, n_pos, n_pos), torch.finfo(like.dtype).min).triu(1)
 
     def part(self, prompts: slice | Int[Tensor, "k"]) -> "Run":
         """The run of some of its prompts alone."""
@@ -138,57 +163,6 @@ class Run:
             return 0
         same = (self.tokens == other.tokens) & (self.real_tokens() == other.real_tokens())
         return int(same.all(0).cummin(0).values.sum())
-
-
-def each_position(
-    pos: Positions, roles: Mapping[str, Int[Tensor, "prompt"]], n_prompts: int, n_pos: int
-) -> Int[Tensor, "prompt k"]:
-    """Positions of every prompt, from a number, a role, a list of either, or a tensor of them.
-
-    Negative numbers count from each prompt's END where there is this role, else from the last
-    position of all. Raises ValueError for a position or a role that does not exist.
-    """
-    end = roles["END"].cpu() if "END" in roles else torch.full((n_prompts,), n_pos - 1)
-    if isinstance(pos, Tensor) and pos.ndim:
-        if len(pos) != n_prompts:
-            raise ValueError(f"positions for {len(pos)} prompts, but there are {n_prompts}")
-        found = pos.reshape(n_prompts, -1)
-    else:
-        columns = []
-        every: list[Any] = [pos]
-        if isinstance(pos, Sequence) and not isinstance(pos, str):
-            every = list(pos)
-        for one in every:
-            if isinstance(one, str) and one not in roles:
-                raise ValueError(f"no role {one!r}: choose from {', '.join(roles) or 'none'}")
-            column = roles[one].cpu() if isinstance(one, str) else _numbered(one, end, n_pos)
-            columns.append(column.expand(n_prompts))
-        found = torch.stack(columns, dim=1)
-    beyond = found[(found >= n_pos) | (found < -n_pos)]
-    if len(beyond):
-        raise ValueError(f"position {int(beyond[0])} does not exist: there are {n_pos}")
-    return found % n_pos
-
-
-def _numbered(number: Any, end: Int[Tensor, "prompt"], n_pos: int) -> Int[Tensor, "prompt"]:
-    """A position by its number; negative ones count from each prompt's end."""
-    if int(number) != number or not -n_pos <= number < n_pos:
-        raise ValueError(f"position {number:g} does not exist: there are {n_pos}")
-    found = end + 1 + int(number) if number < 0 else torch.full_like(end, int(number))
-    outside = ((found < 0) | (found > end)).nonzero().flatten()
-    if len(outside):
-        prompt = int(outside[0])
-        raise ValueError(
-            f"position {number:g} does not exist in prompt {prompt}, whose last is {end[prompt]}"
-        )
-    return found
-
-
-def at_each(
-    activation: Float[Tensor, "prompt pos ..."], where: Int[Tensor, "prompt k"]
-) -> Float[Tensor, "prompt k ..."]:
-    """Each prompt's own positions of an activation."""
-    return activation[torch.arange(len(where), device=where.device)[:, None], where]
 
 
 @torch.no_grad()

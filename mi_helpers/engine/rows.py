@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..models.hooks import HEAD_SITES, RESIDUAL_SITES, n_heads
-from .recording import Positions, Run, each_position
+from .positions import Positions, at_each, each_position, index
+from .recording import Run
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,10 @@ def mean(run: Run) -> Write:
     def new(current: Tensor, place: Place) -> Tensor:
         activation = place.every_pos(run)
         if place.each is not None:
-            prompt = torch.arange(len(place.each), device=activation.device)[:, None]
-            means = activation[prompt, place.each].mean(0)
-            pos = torch.tensor(place.pos, device=prompt.device)
+            pos = torch.tensor(place.pos, device=activation.device)
             column = (place.each[place.prompts][:, None] == pos[:, None]).int().argmax(-1)
-            return means[column]
-        weight = run.real_tokens().to(activation)
-        weight = weight.reshape(*weight.shape, *[1] * (activation.ndim - 2))
-        per_position = (activation * weight).sum(0) / weight.sum(0)
-        return per_position[list(place.pos)].expand_as(current)
+            return at_each(activation, place.each).mean(0)[column]
+        return run.over_prompts(activation)[list(place.pos)].expand_as(current)
 
     return Write("mean", new)
 
@@ -243,14 +239,6 @@ def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
 
 def _absent(value: Any) -> bool:
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
-
-
-def index(value: Any, size: int, what: str) -> int:
-    """A layer, head or position by its number; negative ones count from the end. Raises ValueError
-    for one that does not exist."""
-    if int(value) != value or not -size <= value < size:
-        raise ValueError(f"{what} {value:g} does not exist: there are {size}")
-    return int(value) % size
 
 
 def _try(base: Run, edit: Edit) -> frozenset[int]:

@@ -17,14 +17,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from ..models.hooks import first, hooked, map_leaves
+from ..models.hooks import first, hooked
 from .recording import Run, record
 
 Section = Callable[..., Tensor]
@@ -59,10 +58,9 @@ class Stack:
             )
         found = [inputs]
         for index in range(len(self.sections)):
-            parts = [self.run(x, index, index + 1) for x in found[-1].split(batch_size)]
-            if any(
-                len(p) != len(x) for p, x in zip(parts, found[-1].split(batch_size), strict=True)
-            ):
+            batches = found[-1].split(batch_size)
+            parts = [self.run(x, index, index + 1) for x in batches]
+            if list(map(len, parts)) != list(map(len, batches)):
                 raise ValueError(f"section {index} changed the number of samples")
             found.append(torch.cat(parts))
             if not found[-1].isfinite().all():
@@ -154,13 +152,10 @@ def from_bridge(
         found = sections[0](stream[:1])[..., : model.cfg.d_model]
     expected = one.resid[layers[1]][:, 1:]
     if (found - expected).abs().max() > 1e-3 * expected.abs().max():
+        elsewhere = " and its scale (their norms are elsewhere): use split_scale=False"
         raise ValueError(
             f"the blocks of {model.cfg.architecture} cannot be rerun from their input"
-            + (
-                " and its scale (their norms are elsewhere): use split_scale=False"
-                if split_scale
-                else ""
-            )
+            f"{elsewhere if split_scale else ''}"
         )
     return Residual(Stack(sections), stream, apart=int(split_scale))
 
@@ -187,17 +182,7 @@ def rerun(
     """What leaves a block when `hidden` enters it, with gradients where it has them; the block is
     called as it was for a recorded run, of one prompt or of as many as `hidden`. `scale` stands in
     for what its first norm divides by, but at position 0."""
-    args, kwargs = one.calls[layer]
-    stream = args[0] if args else kwargs["hidden_states"]
-
-    def own(value: Any) -> Any:
-        return hidden if value is stream else None if hasattr(value, "update") else value
-
-    if kwargs.get("attention_mask", 0) is None:
-        n = hidden.shape[1]
-        mask = torch.full((n, n), torch.finfo(hidden.dtype).min).triu(1).to(hidden)
-        kwargs = {**kwargs, "attention_mask": mask[None, None]}
-    args, kwargs = map_leaves(own, (args, kwargs))
+    args, kwargs = one.arguments(layer, hidden, cache=None, fit=lambda value: value)
     with ExitStack() as hooks, warnings.catch_warnings():
         if scale is not None:
             warnings.simplefilter("ignore")  # of rounding, where the bridge recomputes the norm

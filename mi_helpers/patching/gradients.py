@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import metrics
-from ..engine.recording import Run, each_position
+from ..engine.positions import each_position
+from ..engine.recording import Run
 from ..models.hooks import entering, gradients_of, hooked
 from .places import Positions, coordinates
 from .runs import BaseRuns, Direction, normalised, whole

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
-from ..engine.recording import at_each, each_position
+from ..engine.positions import at_each, each_position
 from ..engine.rows import Place, Write
 from ..models.hooks import first, hook_name, mlp_norm, n_heads
 from .runs import BaseRuns, Direction, Metrics, measure

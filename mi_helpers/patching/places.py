@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ..engine.rows import index
+from ..engine.positions import index
 from ..models.hooks import HEAD_SITES, hook_name, n_heads
 from .runs import BaseRuns
 

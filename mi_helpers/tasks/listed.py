@@ -6,7 +6,7 @@ import numpy as np
 
 from . import words
 from .pairs import PromptPairs
-from .prompts import _differing, _one_of, _rng, _single_tokens, _with_roles
+from .prompts import differing, generator, one_of, single_tokens, with_roles
 from .tokens import Model, continuation
 
 SHOWN = 4  # elements of a sequence that a prompt shows
@@ -28,27 +28,23 @@ def sequence(
 
     Raises ValueError for a tokenizer that gives the elements unequal numbers of tokens.
     """
-    _one_of("kind", kind, tuple(words.SEQUENCES))
-    elements, rng = words.SEQUENCES[kind].split(), _rng(n, seed)
+    one_of("kind", kind, tuple(words.SEQUENCES))
+    elements, rng = words.SEQUENCES[kind].split(), generator(n, seed)
     counts = {x: len(continuation(model, "the", f" {x}") or []) for x in elements}
     if len(set(counts.values())) > 1:
         raise ValueError(f"these {kind} are not equally many tokens for this model: {counts}")
-    first = _single_tokens(model, words.WORDS.split(), 1, "words")
-    clean, corrupted, answers, wrong = list[str](), list[str](), [], []
+    first = single_tokens(model, words.WORDS.split(), 1, "words")
+    rows = []
     for _ in range(n):
         start = int(rng.integers(len(elements) - SHOWN))
         shown, answer = elements[start : start + SHOWN], elements[start + SHOWN]
         others = _out_of_order(rng, len(elements), start + SHOWN)
         sides = (shown, [elements[i] for i in others])
         head = f"The {rng.choice(first)}: "
-        for side, listed in zip((clean, corrupted), sides, strict=True):
-            side.append(head + ", ".join(listed) + ",")
-        answers.append(f" {answer}")
-        wrong.append(f" {shown[-1]}")
-    task = f"sequence of {kind}"
-    return PromptPairs.from_texts(
-        model, clean, corrupted, answers, wrong, task=task, scored="first"
-    )
+        clean, corrupted = (head + ", ".join(listed) + "," for listed in sides)
+        rows.append((clean, corrupted, f" {answer}", f" {shown[-1]}"))
+    texts, task = zip(*rows, strict=True), f"sequence of {kind}"
+    return PromptPairs.from_texts(model, *texts, task=task, scored="first")
 
 
 def _out_of_order(rng: np.random.Generator, n: int, answer: int) -> list[int]:
@@ -67,18 +63,16 @@ def colored_objects(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     the one position that differs.
     Source: Merullo, Eickhoff & Pavlick 2023, arXiv 2310.08744, in a shorter sentence of our own.
     """
-    rng = _rng(n, seed)
-    colors = _single_tokens(model, words.COLORS.split(), 3, "colors")
-    objects = _single_tokens(model, words.OBJECTS.split(), 3, "objects")
+    rng = generator(n, seed)
+    colors = single_tokens(model, words.COLORS.split(), 3, "colors")
+    objects = single_tokens(model, words.OBJECTS.split(), 3, "objects")
     sentence = "The {} is {}, the {} is {}, the {} is {}. The {} is"
-    clean, corrupted, answers, wrong = [], [], [], []
+    rows = []
     for _ in range(n):
         things, painted = (rng.choice(x, 3, replace=False) for x in (objects, colors))
         listed = [word for pair in zip(things, painted, strict=True) for word in pair]
-        asked, other = rng.choice(3, 2, replace=False)
-        clean.append(sentence.format(*listed, things[asked]))
-        corrupted.append(sentence.format(*listed, things[other]))
-        answers.append(f" {painted[asked]}")
-        wrong.append(f" {painted[other]}")
-    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="colored objects")
-    return _with_roles(pairs, {"object": _differing(pairs)[0]})
+        both = rng.choice(3, 2, replace=False)  # which is asked for in clean and corrupted prompt
+        texts = [sentence.format(*listed, things[asked]) for asked in both]
+        rows.append((*texts, *(f" {painted[asked]}" for asked in both)))
+    pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="colored objects")
+    return with_roles(pairs, {"object": differing(pairs)[0]})

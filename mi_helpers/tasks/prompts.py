@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import words
 from .pairs import PromptPairs
-from .tokens import Model, continuation, number_duplicates, token_ids, word_token
+from .tokens import Model, continuation, number_duplicates, word_token
 
 
 def ioi(
@@ -46,28 +46,27 @@ def ioi(
     `words.IOI_TEMPLATES` or a sentence of one's own with the same fields.
     Source: Wang et al. 2022, arXiv 2211.00593, section 2 and appendix E, with sentences of our own.
     """
-    _one_of("corruption", corruption, ("abc", "s2", "names"))
-    _one_of("order", order, ("abba", "baba", "both"))
+    one_of("corruption", corruption, ("abc", "s2", "names"))
+    one_of("order", order, ("abba", "baba", "both"))
     sentence = _sentence(template)
-    names = _single_tokens(model, words.NAMES.split(), 5, "names")
-    places = _single_tokens(model, words.PLACES.split(), 1, "places")
-    objects = _single_tokens(model, words.OBJECTS.split(), 1, "objects")
-    rng = _rng(n, seed)
-    clean, corrupted, answers, wrong = [], [], [], []
+    names = single_tokens(model, words.NAMES.split(), 5, "names")
+    places = single_tokens(model, words.PLACES.split(), 1, "places")
+    objects = single_tokens(model, words.OBJECTS.split(), 1, "objects")
+    rng = generator(n, seed)
+    rows = []
     for i in range(n):
         io, s, *others = rng.choice(names, 5, replace=False)
         io_first = order == "abba" or (order == "both" and i % 2 == 0)
         things = {"place": rng.choice(places), "object": rng.choice(objects)}
         first, second = (io, s) if io_first else (s, io)
         swapped = {"abc": others, "s2": (first, second, io), "names": (second, first, io)}
-        clean.append(sentence.format(first=first, second=second, giver=s, **things))
         a, b, c = swapped[corruption]
-        corrupted.append(sentence.format(first=a, second=b, giver=c, **things))
-        answers.append(f" {io}")
-        wrong.append(f" {s}")
-    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="ioi")
+        clean = sentence.format(first=first, second=second, giver=s, **things)
+        corrupted = sentence.format(first=a, second=b, giver=c, **things)
+        rows.append((clean, corrupted, f" {io}", f" {s}"))
+    pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="ioi")
     (io_at,), (s1_at, s2_at) = _where(pairs, pairs.answers), _where(pairs, pairs.wrong)
-    return _with_roles(pairs, {"IO": io_at, "S1": s1_at, "S2": s2_at})
+    return with_roles(pairs, {"IO": io_at, "S1": s1_at, "S2": s2_at})
 
 
 def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
@@ -80,28 +79,27 @@ def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     nothing). `right_set` and `wrong_set` hold all such tokens, for `metrics.prob_diff`.
     Source: Hanna, Liu & Variengien 2023, arXiv 2305.00586.
     """
-    rng = _rng(n, seed)
-    events = _single_tokens(model, words.EVENTS.split(), 1, "events")
+    rng = generator(n, seed)
+    events = single_tokens(model, words.EVENTS.split(), 1, "events")
     years, tokens = _years(model)
     numbers, digits = sorted(tokens), len(next(iter(tokens)))
     sentence = "The {} lasted from the year {} to the year {}"
-    clean, corrupted, answers, wrong, later, earlier = [], [], [], [], [], []
+    rows, later, earlier = [], [], []
     for _ in range(n):
         event, year = rng.choice(events), str(rng.choice(years))
         century, start = year[:2], year[2 : 2 + digits]
-        clean.append(sentence.format(event, year, century))
-        corrupted.append(sentence.format(event, f"{century}01", century))
+        clean = sentence.format(event, year, century)
+        corrupted = sentence.format(event, f"{century}01", century)
         after = [number for number in numbers if number > start]
         before = [k for k in numbers if k < start or (digits == 2 and k == start)]
         later.append([tokens[number] for number in after])
         earlier.append([tokens[number] for number in before])
-        answers.append(tokens[str(rng.choice(after))])
-        wrong.append(tokens[str(rng.choice(before))])
-    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="greater_than")
+        answer, wrong = (tokens[str(rng.choice(some))] for some in (after, before))
+        rows.append((clean, corrupted, answer, wrong))
+    pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="greater_than")
     right_set, wrong_set = _token_sets(model, later), _token_sets(model, earlier)
     pairs = replace(pairs, right_set=right_set, wrong_set=wrong_set)
-    until = len(token_ids(model, f"The {event} lasted from the year {century}"))
-    return _with_roles(pairs, {"YY": until})
+    return with_roles(pairs, {"YY": differing(pairs)[0]})
 
 
 def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> PromptPairs:
@@ -114,20 +112,18 @@ def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> P
     """
     if length < 6:
         raise ValueError(f"length is {length}; a list needs at least 6 words")
-    rng = _rng(n, seed)
-    vocabulary = _single_tokens(model, words.WORDS.split(), length, "words")
+    rng = generator(n, seed)
+    vocabulary = single_tokens(model, words.WORDS.split(), length, "words")
     shown, decoy = length // 2, length - 2
-    clean, corrupted, answers, wrong = [], [], [], []
+    rows = []
     for _ in range(n):
         listed = list(rng.choice(vocabulary, length, replace=False))
         other = listed.copy()
         other[shown], other[decoy] = listed[decoy], listed[shown]
-        clean.append(" ".join(["List:", *listed, *listed[:shown]]))
-        corrupted.append(" ".join(["List:", *other, *listed[:shown]]))
-        answers.append(f" {listed[shown]}")
-        wrong.append(f" {listed[decoy]}")
-    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="induction")
-    return _with_roles(pairs, dict(zip(("answer", "decoy"), _differing(pairs), strict=True)))
+        clean, corrupted = (" ".join(["List:", *x, *listed[:shown]]) for x in (listed, other))
+        rows.append((clean, corrupted, f" {listed[shown]}", f" {listed[decoy]}"))
+    pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="induction")
+    return with_roles(pairs, dict(zip(("answer", "decoy"), differing(pairs), strict=True)))
 
 
 def facts(
@@ -139,28 +135,25 @@ def facts(
     country is the only position that differs. `n` is at most the number of countries whose name and
     answer are single tokens for this model.
     """
-    _one_of("relation", relation, tuple(words.FACTS))
-    rng = _rng(n, seed)
+    one_of("relation", relation, tuple(words.FACTS))
+    rng = generator(n, seed)
     sentence, listed = words.FACTS[relation]
     answer_of = dict(entry.split() for entry in listed.split(";"))
-    countries = _single_tokens(model, list(answer_of), 2, "countries")
-    known = set(_single_tokens(model, list(answer_of.values()), 2, "answers"))
+    countries = single_tokens(model, list(answer_of), 2, "countries")
+    known = set(single_tokens(model, list(answer_of.values()), 2, "answers"))
     countries = [country for country in countries if answer_of[country] in known]
     if n > len(countries):
         raise ValueError(
             f"n is {n}, but this model's tokenizer has single tokens for only {len(countries)} of "
             f"the {len(answer_of)} countries and their answers"
         )
-    clean, corrupted, answers, wrong = [], [], [], []
+    rows = []
     for country in rng.permutation(countries)[:n]:
-        others = [c for c in countries if answer_of[c] != answer_of[country]]
-        other = rng.choice(others)
-        clean.append(sentence.format(country))
-        corrupted.append(sentence.format(other))
-        answers.append(f" {answer_of[country]}")
-        wrong.append(f" {answer_of[other]}")
-    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="facts")
-    return _with_roles(pairs, {"country": _differing(pairs)[0]})
+        other = rng.choice([c for c in countries if answer_of[c] != answer_of[country]])
+        texts = [sentence.format(name) for name in (country, other)]
+        rows.append((*texts, *(f" {answer_of[name]}" for name in (country, other))))
+    pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="facts")
+    return with_roles(pairs, {"country": differing(pairs)[0]})
 
 
 def docstring(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
@@ -172,21 +165,20 @@ def docstring(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     answer is one of the definition's other five arguments.
     Source: Heimersheim & Janiak 2023; prompt form as in Conmy et al. 2023, arXiv 2304.14997.
     """
-    rng = _rng(n, seed)
-    names = _single_tokens(model, words.ARGUMENTS.split(), 12, "argument names")
-    vocabulary = _single_tokens(model, words.WORDS.split(), 7, "words")
-    clean, corrupted, answers, wrong = [], [], [], []
+    rng = generator(n, seed)
+    names = single_tokens(model, words.ARGUMENTS.split(), 12, "argument names")
+    vocabulary = single_tokens(model, words.WORDS.split(), 7, "words")
+    rows = []
     for _ in range(n):
         function, *arguments = rng.choice(names, 12, replace=False)
         before, (a, b, c, after), others = arguments[:2], arguments[2:6], arguments[6:]
         prose = [" ".join(rng.choice(vocabulary, k)) for k in (2, 2, 2)]
-        clean.append(_definition(function, [*before, a, b, c, after], [a, b], prose))
-        corrupted.append(_definition(function, [*before, *others[:3], after], others[3:], prose))
-        answers.append(f" {c}")
-        wrong.append(f" {rng.choice([*before, a, b, after])}")
-    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="docstring")
+        clean = _definition(function, [*before, a, b, c, after], [a, b], prose)
+        corrupted = _definition(function, [*before, *others[:3], after], others[3:], prose)
+        rows.append((clean, corrupted, f" {c}", f" {rng.choice([*before, a, b, after])}"))
+    pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="docstring")
     roles = ("A def", "B def", "C def", "A doc", "B doc")
-    return _with_roles(pairs, dict(zip(roles, _differing(pairs), strict=True)))
+    return with_roles(pairs, dict(zip(roles, differing(pairs), strict=True)))
 
 
 def _definition(
@@ -235,7 +227,7 @@ def _token_sets(model: Model, tokens: Sequence[Sequence[int]]) -> Bool[Tensor, "
     return marks.to(model.cfg.device)
 
 
-def _single_tokens(model: Model, tried: Sequence[str], least: int, kind: str) -> list[str]:
+def single_tokens(model: Model, tried: Sequence[str], least: int, kind: str) -> list[str]:
     """The words that are one token of their own after a space."""
     found: dict[int, str] = {}
     for word in tried:
@@ -249,7 +241,8 @@ def _single_tokens(model: Model, tried: Sequence[str], least: int, kind: str) ->
     return list(found.values())
 
 
-def _differing(pairs: PromptPairs) -> list[int]:
+def differing(pairs: PromptPairs) -> list[int]:
+    """The positions at which the first pair's two prompts differ."""
     return (pairs.clean_tokens[0] != pairs.corrupted_tokens[0]).nonzero().flatten().tolist()
 
 
@@ -259,14 +252,9 @@ def _where(pairs: PromptPairs, tokens: Int[Tensor, "prompt"]) -> Int[Tensor, "oc
     return rearrange(found, "(prompt occurrence) -> occurrence prompt", prompt=len(pairs))
 
 
-def _with_roles(
-    pairs: PromptPairs, roles: Mapping[str, int | Int[Tensor, "prompt"]]
-) -> PromptPairs:
-    """The pairs with positions named by their roles (on axes "IO/S1" where prompts differ), and the
-    last one named END."""
-    last = pairs.clean_tokens.shape[1] - 1
-    found = {name: torch.full_like(pairs.answers, 0) + at for name, at in roles.items()}
-    found["END"] = torch.full_like(pairs.answers, last)
+def with_roles(pairs: PromptPairs, roles: Mapping[str, int | Int[Tensor, "prompt"]]) -> PromptPairs:
+    """The pairs with positions named by their roles, on axes "IO/S1" where prompts differ."""
+    found = {name: torch.zeros_like(pairs.answers) + at for name, at in roles.items()} | pairs.roles
     named: dict[int, list[str]] = defaultdict(list)
     for name, at in found.items():
         for position in at.unique().tolist():
@@ -275,13 +263,15 @@ def _with_roles(
     return replace(pairs, labels=number_duplicates(labels), roles=found)
 
 
-def _rng(n: int, seed: int) -> np.random.Generator:
+def generator(n: int, seed: int) -> np.random.Generator:
+    """What a task of n pairs draws from."""
     if n < 1:
         raise ValueError(f"n is {n}; a set needs at least one prompt pair")
     return np.random.default_rng(seed)
 
 
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError for a choice that there is not."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
@@ -289,7 +279,7 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
 def _sentence(template: str) -> str:
     """The sentence of a named template, or one written out, once its fields are checked."""
     if " " not in template:
-        _one_of("template", template, tuple(words.IOI_TEMPLATES))
+        one_of("template", template, tuple(words.IOI_TEMPLATES))
     sentence = words.IOI_TEMPLATES.get(template, template)
     if any(sentence.count(field) != 1 for field in ("{first}", "{second}", "{giver}")):
         raise ValueError(

@@ -7,7 +7,7 @@ import pandas as pd
 
 from . import words
 from .pairs import PromptPairs
-from .prompts import _differing, _one_of, _rng, _with_roles
+from .prompts import differing, generator, one_of, with_roles
 from .tokens import Model, word_token
 
 VERBS = {"is": "are", "was": "were", "has": "have"}
@@ -30,8 +30,8 @@ def agreement(
     Raises ValueError where the tokenizer has fewer than four nouns as single tokens in both
     numbers, or no verb.
     """
-    _one_of("kind", kind, tuple(words.AGREEMENT))
-    rng = _rng(n, seed)
+    one_of("kind", kind, tuple(words.AGREEMENT))
+    rng = generator(n, seed)
     both = [entry.split("/") for entry in words.NOUNS.split()]
     known, verbs = (
         [pair for pair in pairs if all(word_token(model, word) is not None for word in pair)]
@@ -43,17 +43,15 @@ def agreement(
             f"{len(VERBS)} verbs as single tokens in both numbers; 4 and 1 are needed: make the "
             "set from your own words with PromptPairs.from_texts"
         )
-    clean, corrupted, answers, wrong = [], [], [], []
+    rows = []
     for i in range(n):
         subject, other = (known[k] for k in rng.choice(len(known), 2, replace=False))
         verb, plural, between = verbs[rng.integers(len(verbs))], i % 2, rng.integers(2)
         said = [words.AGREEMENT[kind].format(word, other[between]) for word in subject]
-        clean.append(said[plural])
-        corrupted.append(said[1 - plural])
-        answers.append(f" {verb[plural]}")
-        wrong.append(f" {verb[1 - plural]}")
-    pairs = PromptPairs.from_texts(model, clean, corrupted, answers, wrong, task="agreement")
-    return _with_roles(pairs, {"subject": _differing(pairs)[0]})
+        right, other = f" {verb[plural]}", f" {verb[1 - plural]}"
+        rows.append((said[plural], said[1 - plural], right, other))
+    pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="agreement")
+    return with_roles(pairs, {"subject": differing(pairs)[0]})
 
 
 def biographies(n: int = 6, seed: int = 0) -> pd.DataFrame:
@@ -65,7 +63,7 @@ def biographies(n: int = 6, seed: int = 0) -> pd.DataFrame:
 
     A stand-in for Bias in Bios (De-Arteaga et al. 2019), which Marks et al. 2024 use.
     """
-    rng, neutral = _rng(n, seed), _phrases(words.NEUTRAL)
+    rng, neutral = generator(n, seed), _phrases(words.NEUTRAL)
     told = [(job, i, f"{{he}} {cue}. ") for job, cues in words.CUES.items()
             for i, cue in enumerate(_phrases(cues))]  # fmt: skip
     rows = []

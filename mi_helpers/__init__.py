@@ -10,9 +10,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .claims import above, below, between, claim, equals
-    from .models import available_models, load_model
-    from .stats import estimate
+    from .claims import above as above
+    from .claims import below as below
+    from .claims import between as between
+    from .claims import claim as claim
+    from .claims import equals as equals
+    from .models import available_models as available_models
+    from .models import load_model as load_model
+    from .stats import estimate as estimate
 
 _ROOMS = (
     "basis",
@@ -40,17 +45,6 @@ _NAMES = {  # a name, and where it is defined
     "estimate": "stats",
     "load_model": "models",
 }
-
-__all__ = [
-    "above",
-    "available_models",
-    "below",
-    "between",
-    "claim",
-    "equals",
-    "estimate",
-    "load_model",
-]
 
 # Before torch starts its threads: those that wait then give up their core. Beside another busy
 # process, waiting threads that keep theirs slow a forward pass down twenty-fold.

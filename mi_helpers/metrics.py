@@ -29,7 +29,19 @@ def logit(
 
     Hides: a shift of all logits alike changes it and no probability.
     """
-    return _pick(logits, tokens)
+    logits = _check(logits)
+    if tokens.shape != logits.shape[-2:-1]:
+        raise ValueError(
+            f"answers have shape {tuple(tokens.shape)}, but the logits hold "
+            f"{logits.shape[-2]} prompts: one token per prompt is needed"
+        )
+    if tokens.min() < 0 or tokens.max() >= logits.shape[-1]:
+        raise ValueError(
+            f"answer tokens run from {int(tokens.min())} to {int(tokens.max())}, outside a "
+            f"vocabulary of {logits.shape[-1]}: were they made with another model's tokenizer?"
+        )
+    index = tokens.to(logits.device).expand(logits.shape[:-1]).unsqueeze(-1)
+    return logits.gather(-1, index).squeeze(-1)
 
 
 def logit_diff(
@@ -42,7 +54,7 @@ def logit_diff(
     Hides: a component that lifts both names alike is invisible, and a rise can come from the wrong
     answer falling. It says nothing about the other 50 000 tokens.
     """
-    return _pick(logits, answers) - _pick(logits, wrong)
+    return logit(logits, answers) - logit(logits, wrong)
 
 
 def log_prob(
@@ -52,7 +64,7 @@ def log_prob(
 
     Hides: whether the model knows which name or only that a name comes next; both raise it.
     """
-    return _pick(logits, answers) - _check(logits).logsumexp(-1)
+    return logit(logits, answers) - _check(logits).logsumexp(-1)
 
 
 def prob(
@@ -78,7 +90,7 @@ def accuracy(
     """
     if wrong is not None:
         return (logit_diff(logits, answers, wrong) > 0).float()
-    tied = (logits >= _pick(logits, answers).unsqueeze(-1)).sum(-1)
+    tied = (logits >= logit(logits, answers).unsqueeze(-1)).sum(-1)
     return (tied == 1).float()
 
 
@@ -90,7 +102,7 @@ def rank(
     Hides: distances. Rank 0 by a hair and rank 0 by ten nats are the same, and far down the list a
     tiny change of logit moves the rank by thousands.
     """
-    return (logits > _pick(logits, answers).unsqueeze(-1)).sum(-1).to(logits.dtype)
+    return (logits > logit(logits, answers).unsqueeze(-1)).sum(-1).to(logits.dtype)
 
 
 def kl(
@@ -229,25 +241,6 @@ def build(
             raise ValueError(f"metric {name!r} {metric}")
         chosen[name] = metric
     return chosen
-
-
-def _pick(
-    logits: Float[Tensor, "*row prompt vocab"], tokens: Int[Tensor, "prompt"]
-) -> Float[Tensor, "*row prompt"]:
-    """Each prompt's logit of its own token."""
-    logits = _check(logits)
-    if tokens.shape != logits.shape[-2:-1]:
-        raise ValueError(
-            f"answers have shape {tuple(tokens.shape)}, but the logits hold "
-            f"{logits.shape[-2]} prompts: one token per prompt is needed"
-        )
-    if tokens.min() < 0 or tokens.max() >= logits.shape[-1]:
-        raise ValueError(
-            f"answer tokens run from {int(tokens.min())} to {int(tokens.max())}, outside a "
-            f"vocabulary of {logits.shape[-1]}: were they made with another model's tokenizer?"
-        )
-    index = tokens.to(logits.device).expand(logits.shape[:-1]).unsqueeze(-1)
-    return logits.gather(-1, index).squeeze(-1)
 
 
 def _mean(

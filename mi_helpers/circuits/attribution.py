@@ -174,7 +174,7 @@ def gradients(
             ]
         stack.enter_context(hooked(*hooks))
         for handle in handles:
-            stack.callback(handle.remove)
+            stack.enter_context(handle)
         logits[prompts] = model(runs.clean.tokens[prompts])[:, -1]
         slopes = gradients_of(metric(logits[None])[:, prompts].sum(), list(taped.values()))
     found.behind = dict(zip(taped, slopes, strict=True))

@@ -95,8 +95,7 @@ def record(model: TransformerBridge, pairs: PromptPairs) -> CircuitRuns:
 
     with ExitStack() as stack:
         for block in model.blocks:
-            handle = block.attn.register_forward_pre_hook(keep, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(block.attn.register_forward_pre_hook(keep, with_kwargs=True))
         clean = engine.record(model, pairs.clean_tokens, pairs.mask, SITES, pairs.roles)
     corrupted = engine.record(model, pairs.corrupted_tokens, pairs.mask, SITES, pairs.roles)
     return CircuitRuns(model, graph, pairs, clean, corrupted, calls)

@@ -216,9 +216,8 @@ def record(
     no_logits = forward_as(model.unembed, lambda x, *_, **__: x[..., :1])
     with ExitStack() as stack, hooked(*hooks), no_logits:
         for block in model.blocks:
-            handle = block.register_forward_pre_hook(keep_call, with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.callback(model.blocks[-1].register_forward_hook(keep_last).remove)
+            stack.enter_context(block.register_forward_pre_hook(keep_call, with_kwargs=True))
+        stack.enter_context(model.blocks[-1].register_forward_hook(keep_last))
         model(found.tokens, use_cache=True, **found.forward_arguments)
     if len(found.keys) not in (0, n_layers) or len(found.resid) != n_layers + 1:
         raise ValueError(

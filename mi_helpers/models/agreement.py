@@ -93,10 +93,9 @@ def compare(bridge: TransformerBridge, plain: Plain) -> Agreement:
     def note(module: Any, args: Any, output: Any) -> None:
         bridge.blocks_return_tuples = isinstance(output, tuple)
 
-    handle = bridge.blocks[-1].register_forward_hook(note)
-    with kept({spot: known[name] for spot, name in names.items() if name in known}) as found:
+    points = {spot: known[name] for spot, name in names.items() if name in known}
+    with bridge.blocks[-1].register_forward_hook(note), kept(points) as found:
         log_probs = bridge(plain.tokens).log_softmax(-1)
-    handle.remove()
     tolerance, resid, parts = rounding(bridge.cfg.dtype), [0.0], [torch.nan]
     for layer in range(n_layers):
         before, attn, mlp, after = (found.get((site, layer)) for site in PARTS)

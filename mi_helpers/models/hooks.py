@@ -90,14 +90,15 @@ def entering(
         given = (stream, *args[1:])
         return (given, kwargs) if args else (args, {**kwargs, "hidden_states": stream})
 
+    def only_read(_: Any, args: tuple) -> tuple:
+        return (args[0][prompt, read],)
+
     with torch.enable_grad(), ExitStack() as stack:
         for before in model.blocks[:block]:
             stack.enter_context(forward_as(before, lambda *_, **__: skipped))
-        for handle in (
-            model.blocks[block].register_forward_pre_hook(enter, with_kwargs=True),
-            model.unembed.register_forward_pre_hook(lambda _, args: (args[0][prompt, read],)),
-        ):
-            stack.callback(handle.remove)
+        entered = model.blocks[block].register_forward_pre_hook(enter, with_kwargs=True)
+        stack.enter_context(entered)
+        stack.enter_context(model.unembed.register_forward_pre_hook(only_read))
         yield
 
 

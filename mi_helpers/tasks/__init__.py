@@ -1,12 +1,12 @@
 """Prompts: pairs with a clean and a corrupted side, the tasks that make them, and running text."""
 
-from .corpora import documents, summaries, texts, texts_by_package
+from .corpora import documents, summaries
 from .listed import colored_objects, sequence
 from .pairs import PromptPairs
 from .prompts import docstring, facts, greater_than, induction, ioi
-from .sampled import order_gain, sample_prompts, text_pairs
 from .sentences import agreement, biographies
 from .tokens import bos_token, chat, compare_tokens, readable, token_ids, token_labels
+from .windows import order_gain, sample_prompts, text_pairs, texts, texts_by_package
 
 __all__ = [
     "PromptPairs",

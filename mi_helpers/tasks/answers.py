@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import explained
-from .tokens import Model, continuation, next_token
+from .tokens import Model, continuation, readable, token_ids
 
 Answer = str | int | Sequence[int]  # text that continues the prompt, or token numbers
 Scored = Literal["one", "first", "all"]
@@ -76,14 +76,16 @@ def tokens_of(model: Model, prompt: str, answer: Answer, scored: Scored) -> list
     """An answer's tokens: one, or with another choice of `scored` at least one."""
     if isinstance(answer, str):
         added = continuation(model, prompt, answer)
-        if scored == "one":
-            return [next_token(model, prompt, answer)]
-        if not added:
-            raise ValueError(
-                f"the answer {answer!r} is not whole tokens after {prompt[-40:]!r}; most need a "
-                "leading space"
-            )
-        return added
+        if added and (scored != "one" or len(added) == 1):
+            return added
+        pieces = [readable(model, token) for token in token_ids(model, prompt + answer)[-4:]]
+        wanted = "one token" if scored == "one" else "whole tokens"
+        message = (
+            f"the answer {answer!r} is not {wanted} after {prompt[-40:]!r}: the text then ends in "
+            f"{pieces}. Most answers need a leading space; for one of several tokens choose "
+            "scored='first' or 'all'"
+        )
+        raise ValueError(explained("MI-E02", message))
     ids: list[Any] = list(answer) if isinstance(answer, Sequence | np.ndarray) else [answer]
     if not ids or (scored == "one" and len(ids) > 1):
         message = f"the answer {answer!r} is not one token; choose scored='first' or 'all'"

@@ -1,4 +1,4 @@
-"""Real text, the same on every machine: documents, and windows of their tokens.
+"""Real text, the same on every machine: documents. `windows.py` cuts them into tokens.
 
 The default source, "docs", is the docstrings of packages that every installation has: eleven
 million characters of English prose, mathematics and code. Their `.py` files are parsed, never
@@ -16,19 +16,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.model_bridge import TransformerBridge
 
 from ..models.default import cache_root
-from .tokens import bos_token
 
 Split = Literal["train", "held-out"]
 # The packages that are read, with the hash of what the locked versions hold.
@@ -50,63 +45,6 @@ _CODE = re.compile(r"\s*(>>>|\.\.\. )")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
-def texts(
-    model: TransformerBridge,
-    n: int,
-    length: int,
-    source: str | Path = "docs",
-    split: Split = "held-out",
-    seed: int = 0,
-) -> Int[Tensor, "text pos"]:
-    """`n` windows of real text, of `length` positions each, the first of which is the BOS token.
-
-    Windows come from inside documents, do not overlap, and hold no other special token: at first
-    one of each document, in an order drawn from `seed`, then a second one, and so on. A larger `n`
-    extends a smaller one. With the same tokenizer they are the same on every machine.
-
-    Args:
-        source: as for `documents`.
-        split: "train" and "held-out" share no document.
-
-    Raises:
-        ValueError: the documents hold fewer such windows.
-    """
-    if n < 1 or length < 2:
-        raise ValueError(f"ask for at least one text of two positions, got {n} of {length}")
-    found = _documents(source, split)
-    windows = list(islice(_windows(model, found, length - 1, seed), n))
-    if len(windows) < n:
-        raise ValueError(
-            f"the {len(found)} {split} documents of {str(source)!r} hold {len(windows)} windows "
-            f"of {length} positions, not {n}: ask for fewer or shorter ones, or for another source"
-        )
-    first = start_token(model)
-    return torch.tensor([[first, *window] for window in windows], device=model.cfg.device)
-
-
-def texts_by_package(
-    model: TransformerBridge,
-    n: int,
-    length: int,
-    split: Split = "held-out",
-    seed: int = 0,
-    modules: Sequence[str] = (),
-) -> tuple[Int[Tensor, "text pos"], list[str]]:
-    """`n` windows of each package's docstrings, as `texts` cuts them, and which package each comes
-    from: passages whose label nobody had to judge. `modules`, such as "scipy.stats", instead of all
-    packages. Raises ValueError where there are fewer windows."""
-    rows, labels = [], []
-    for name in modules or MANIFEST:
-        start = FOLDERS.get(name, name) + "."
-        own = [named for named in _documents("docs", split) if f"{named[0]}.".startswith(start)]
-        windows = list(islice(_windows(model, own, length - 1, seed), n))
-        if len(windows) < n:
-            raise ValueError(f"{name} has {len(windows)} windows of {length} positions, not {n}")
-        rows += [[start_token(model), *window] for window in windows]
-        labels += [name] * n
-    return torch.tensor(rows, device=model.cfg.device), labels
-
-
 def documents(source: str | Path = "docs", split: Split = "held-out") -> list[str]:
     """The documents of a source, as text.
 
@@ -116,51 +54,21 @@ def documents(source: str | Path = "docs", split: Split = "held-out") -> list[st
             Hugging Face data set with a column "text" (`name` or `name:configuration`).
         split: "train" or "held-out", one document in five; by the hash of a document's name.
     """
-    return [text for _, text in _documents(source, split)]
+    return [text for _, text in named_documents(source, split)]
 
 
 def summaries(split: Split = "held-out") -> pd.DataFrame:
     """The first sentence of each docstring of "docs" that has four to thirty words, each once:
     columns `package` and `text`. Short texts whose label nobody had to judge."""
     rows: dict[str, str] = {}
-    for name, text in _documents("docs", split):
+    for name, text in named_documents("docs", split):
         first = " ".join(re.split(r"\n\s*\n", text.strip())[0].split()).split(". ")[0].rstrip(".")
         if 4 <= len(_WORD.findall(first)) <= 30 and not re.search(r"[:=]{2}|>>>", first):
             rows.setdefault(first, name.split(".")[0])
     return pd.DataFrame({"package": list(rows.values()), "text": list(rows)})
 
 
-def start_token(model: TransformerBridge) -> int:
-    """What stands at position 0 of a window: the BOS token; EOS where the tokenizer has none."""
-    first, tokenizer = bos_token(model), model.tokenizer
-    return first if first is not None else tokenizer.eos_token_id or 0
-
-
-def _windows(
-    model: TransformerBridge, named: list[tuple[str, str]], size: int, seed: int
-) -> Iterator[list[int]]:
-    """One window of each document, then the others, a round at a time."""
-    tokenizer = model.tokenizer
-    special = set(tokenizer.all_special_ids)
-    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        special.discard(tokenizer.unk_token_id)  # it stands for text
-    order = sorted(named, key=lambda document: _draw(f"{seed} {document[0]}"))
-    others = []
-    for i in range(0, len(order), 128):
-        names, batch = zip(*order[i : i + 128], strict=True)
-        encoded = tokenizer(list(batch), add_special_tokens=False, verbose=False)["input_ids"]
-        for name, ids in zip(names, encoded, strict=True):
-            if len(ids) < size or not special.isdisjoint(ids):
-                continue
-            start = _draw(f"start {seed} {name}") % (len(ids) % size + 1)
-            parts = [ids[j : j + size] for j in range(start, len(ids) - size + 1, size)]
-            chosen = _draw(f"window {seed} {name}") % len(parts)
-            yield parts.pop(chosen)
-            others.append(parts)
-    yield from filter(None, chain.from_iterable(zip_longest(*others)))
-
-
-def _documents(source: str | Path, split: str) -> list[tuple[str, str]]:
+def named_documents(source: str | Path, split: str) -> list[tuple[str, str]]:
     """Name and text of the documents of a split."""
     if split not in ("train", "held-out"):
         raise ValueError(f"split is 'train' or 'held-out', got {split!r}")
@@ -171,10 +79,10 @@ def _documents(source: str | Path, split: str) -> list[tuple[str, str]]:
     else:
         found = _hub(str(source))
     held_out = split == "held-out"
-    return [(name, text) for name, text in found if (_draw(name) % HELD_OUT == 0) == held_out]
+    return [(name, text) for name, text in found if (draw(name) % HELD_OUT == 0) == held_out]
 
 
-def _draw(text: str) -> int:
+def draw(text: str) -> int:
     """A number below 2^64 that any machine draws for this text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 

@@ -7,7 +7,7 @@ before any model runs. The tasks that make such pairs are in `prompts.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ from .answers import PAD, Answer, Followed, Scored, begin_alike, padded, tokens_
 from .places import Role, axis_labels, check_lengths, positions_of
 from .tokens import Model, bos_token, text_after, token_ids
 
+OF_ALL = ("task", "labels", "scored", "bos")  # fields that all prompts share
+TOKENS = ("clean_tokens", "corrupted_tokens")
 ACCURATE = 0.75  # least share of prompts with the right answer above the wrong one
 
 
@@ -117,13 +119,12 @@ class PromptPairs:
         for i, pair in enumerate(zip(right, other, strict=True)):
             if pair[0] == pair[1]:
                 raise ValueError(f"prompt {i}: answer and wrong answer are both {answers[i]!r}")
-            if scored == "first":
-                shared = begin_alike(*pair, f"prompt {i}: {answers[i]!r} and {wrong[i]!r}")
-                clean[i] += text_after(model, clean_ids[i], pair[0][:shared])
-                corrupted[i] += text_after(model, corrupted_ids[i], pair[0][:shared])
-                clean_ids[i] += pair[0][:shared]
-                corrupted_ids[i] += pair[0][:shared]
-                right[i], other[i] = pair[0][shared:], pair[1][shared:]
+            if scored == "first":  # what both begin with becomes part of the prompts
+                n = begin_alike(*pair, f"prompt {i}: {answers[i]!r} and {wrong[i]!r}")
+                for texts, ids in ((clean, clean_ids), (corrupted, corrupted_ids)):
+                    texts[i] += text_after(model, ids[i], pair[0][:n])
+                    ids[i] += pair[0][:n]
+                right[i], other[i] = pair[0][n:], pair[1][n:]
 
         def tensor(ids: Sequence[Any]) -> Tensor:
             return torch.tensor(ids, device=model.cfg.device)
@@ -195,24 +196,22 @@ class PromptPairs:
         first, width = sets[0], max(one.clean_tokens.shape[1] for one in sets)
         if any(one.scored != first.scored for one in sets):
             raise ValueError(f"sets are scored alike, got {[one.scored for one in sets]}")
-        shared = [name for name in first.roles if all(name in one.roles for one in sets)]
 
         def joined(name: str) -> Any:
             found = [getattr(one, name) for one in sets]
-            if name == "roles":
-                return {role: torch.cat([roles[role] for roles in found]) for role in shared}
-            if name in ("clean_tokens", "corrupted_tokens"):
-                found = [pad(x, (0, width - x.shape[1]), value=PAD) for x in found]
             if isinstance(found[0], list):
                 return [item for one in found for item in one]
+            if name in TOKENS:
+                found = [pad(x, (0, width - x.shape[1]), value=PAD) for x in found]
             return None if any(x is None for x in found) else torch.cat(found)
 
+        shared = [name for name in first.roles if all(name in one.roles for one in sets)]
+        roles = {name: torch.cat([one.roles[name] for one in sets]) for name in shared}
         one_length = all(one.mask is None and one.clean_tokens.shape[1] == width for one in sets)
         labels = first.labels if one_length else [str(i) for i in range(width)]
-        whole: dict[str, Any] = {"task": first.task, "scored": first.scored, "labels": labels}
-        whole["bos"] = first.bos
-        return cls(**{f.name: whole[f.name] if f.name in whole else joined(f.name)
-                      for f in fields(cls)})  # fmt: skip
+        others = {f.name for f in fields(cls)} - {*OF_ALL, "roles"}
+        each = {name: joined(name) for name in others}
+        return replace(first, labels=labels, roles=roles, **each)
 
     @property
     def mask(self) -> Int[Tensor, "prompt pos"] | None:
@@ -241,12 +240,10 @@ class PromptPairs:
                 return [value[i] for i in prompts] if value else []
             return value if value is None else value[prompts]
 
-        kept = {f.name: getattr(self, f.name) for f in fields(self)}
-        whole = ("task", "labels", "scored", "bos")
-        kept = {name: value if name in whole else own(value) for name, value in kept.items()}
+        kept = {f.name: own(getattr(self, f.name)) for f in fields(self) if f.name not in OF_ALL}
         width = int(kept["roles"]["END"].max()) + 1
-        kept |= {name: kept[name][:, :width] for name in ("clean_tokens", "corrupted_tokens")}
-        return PromptPairs(**kept | {"labels": self.labels[:width]})
+        kept |= {name: kept[name][:, :width] for name in TOKENS}
+        return replace(self, labels=self.labels[:width], **kept)
 
     def as_texts(self, model: Model, prompt: int) -> dict[str, str]:
         """One pair as texts: clean, corrupted, and the first token of answer and wrong answer."""

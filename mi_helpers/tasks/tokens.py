@@ -7,7 +7,6 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import explained
 from ..models.tokenizer import own_bos
 
 Model = Any  # a TransformerBridge; not imported here because that takes seconds
@@ -117,17 +116,3 @@ def text_after(model: Model, ids: Sequence[int], added: Sequence[int]) -> str:
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     before, after = (model.tokenizer.decode(list(x), **options) for x in (ids, [*ids, *added]))
     return after[len(before) :]
-
-
-def next_token(model: Model, prompt: str, answer: str) -> int:
-    """The one token that `answer` is after `prompt`; ValueError if it is none or several."""
-    added = continuation(model, prompt, answer)
-    if added is None or len(added) != 1:
-        pieces = [readable(model, token) for token in token_ids(model, prompt + answer)[-4:]]
-        message = (
-            f"the answer {answer!r} is not one token after {prompt[-40:]!r}: the text then ends in "
-            f"{pieces}. Answers must be single tokens (or choose scored='first' or 'all'); most "
-            "need a leading space"
-        )
-        raise ValueError(explained("MI-E02", message))
-    return added[0]

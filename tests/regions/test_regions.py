@@ -15,7 +15,7 @@ from mi_helpers.regions import maps
 from mi_helpers.regions import mechanism as region_mechanism
 from mi_helpers.regions import paths as regions
 from mi_helpers.regions import suites as region_suite
-from mi_helpers.tasks import sampled
+from mi_helpers.tasks import windows
 from tests import tiny
 
 N_POS = 12
@@ -416,22 +416,16 @@ def test_over_halves_covers_the_whole():
 
 
 def test_sampled_prompts_repeat_and_follow_the_model(model):
-    tokens = sampled.sample_prompts(model, 5, length=6, seed=3)
+    tokens = windows.sample_prompts(model, 5, length=6, seed=3)
     assert tokens.shape == (5, 7)
-    assert torch.equal(tokens, sampled.sample_prompts(model, 5, length=6, seed=3))
-    assert not torch.equal(tokens, sampled.sample_prompts(model, 5, length=6, seed=4))
+    assert torch.equal(tokens, windows.sample_prompts(model, 5, length=6, seed=3))
+    assert not torch.equal(tokens, windows.sample_prompts(model, 5, length=6, seed=4))
     assert not set(tokens[:, 1:].flatten().tolist()) & {0, 1, 2}
-
-
-def test_many_prompts_are_sampled_in_parts_and_are_the_same(model, monkeypatch):
-    tokens = sampled.sample_prompts(model, 7, length=6)
-    monkeypatch.setattr(sampled, "AT_ONCE", 3)
-    assert torch.equal(tokens, sampled.sample_prompts(model, 7, length=6))
 
 
 def test_samples_come_from_the_models_distribution():
     model = tiny.bridge("llama")
-    tokens = sampled.sample_prompts(model, 4000, length=1)
+    tokens = windows.sample_prompts(model, 4000, length=1)
     with torch.no_grad():
         logits = model(tokens[:1, :1])[0, 0]
     logits[:3] = -torch.inf
@@ -442,7 +436,7 @@ def test_samples_come_from_the_models_distribution():
 def test_text_pairs_of_unequal_length_are_left_out():
     model = tiny.bridge("llama")
     pairs = {"same": ("w1 w2", "w1 w3"), "longer": ("w1 w2", "w1 w3 w4")}
-    assert list(sampled.text_pairs(model, pairs)) == ["same"]
+    assert list(windows.text_pairs(model, pairs)) == ["same"]
 
 
 def test_checkpoints_on_the_hub_are_loaded_by_revision(monkeypatch):
@@ -474,7 +468,7 @@ def test_the_suite_loads_and_has_learnt():
         "Return the name of the file.",
         "Raise a ValueError if the argument is not a string.",
     ]
-    gains = [sampled.order_gain(load_model(one["path"]), written) for one in (first, last)]
+    gains = [windows.order_gain(load_model(one["path"]), written) for one in (first, last)]
     assert gains[0] < 0.5 < gains[1]
 
 

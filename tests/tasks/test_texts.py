@@ -73,7 +73,7 @@ def test_a_long_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     paragraphs = [f"paragraph {i} " + "word " * 100 for i in range(50)]
     file.write_text("\n\n".join(paragraphs))
-    found = corpora._documents(file, "train") + corpora._documents(file, "held-out")
+    found = corpora.named_documents(file, "train") + corpora.named_documents(file, "held-out")
     assert len(found) == 13
     assert sum(text.count("paragraph") for _, text in found) == 50
 

@@ -60,9 +60,8 @@ THEME = go.layout.Template(
     }
 )
 
-Panels = list[
-    tuple[dict[str, int], pd.DataFrame]
-]  # the cell of a subplot, and its part of the table
+# The cell of each subplot, and its part of the table.
+Panels = list[tuple[dict[str, int], pd.DataFrame]]
 
 
 def make_panels(
@@ -141,13 +140,13 @@ def is_text(column: pd.Series) -> bool:
     return not pd.api.types.is_numeric_dtype(column)
 
 
-def standing_out(panel: pd.DataFrame, x: str, y: str, most: int = 16) -> list[Any]:
-    """The rows far enough out for a label in a picture without hover, the furthest first."""
+def standing_out(panel: pd.DataFrame, x: str, y: str) -> list[Any]:
+    """The 16 rows furthest out, for labels in a picture without hover, the furthest first."""
     distance = pd.Series(0.0, index=panel.index)
     for column in (x, y):
         offset = (panel[column] - panel[column].median()).abs()
         distance += (offset / (offset.max() or 1)) ** 2
-    return list(distance.sort_values(ascending=False, kind="stable").index[:most])
+    return list(distance.sort_values(ascending=False, kind="stable").index[:16])
 
 
 SIDES = {"middle right": (1, 0), "top center": (0, 1), "bottom center": (0, -1),

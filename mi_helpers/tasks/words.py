@@ -39,26 +39,12 @@ IOI_TEMPLATES = {
     "argued": "Then {first} and {second} argued at the {place}, and afterwards {giver} said to",
 }
 
-FACTS = {
-    "capital": (
-        "The capital of {} is",
-        """France Paris; Italy Rome; Spain Madrid; Germany Berlin; Russia Moscow; Japan Tokyo;
-        China Beijing; Egypt Cairo; Greece Athens; Ireland Dublin; Poland Warsaw; Austria Vienna;
-        England London; Portugal Lisbon; Cuba Havana; Iran Tehran; Iraq Baghdad; Turkey Ankara;
-        Sweden Stockholm; Norway Oslo; Denmark Copenhagen; Finland Helsinki; Hungary Budapest;
-        Kenya Nairobi; Peru Lima; Chile Santiago; Canada Ottawa; Thailand Bangkok; Syria Damascus;
-        Belgium Brussels; Ukraine Kiev; Indonesia Jakarta""",
-    ),
-    "language": (
-        "The main language spoken in {} is",
-        """France French; Italy Italian; Spain Spanish; Germany German; Russia Russian;
-        Japan Japanese; China Chinese; Egypt Arabic; Greece Greek; Ireland English; Poland Polish;
-        Austria German; England English; Portugal Portuguese; Cuba Spanish; Iraq Arabic;
-        Turkey Turkish; Sweden Swedish; Norway Norwegian; Denmark Danish; Finland Finnish;
-        Hungary Hungarian; Peru Spanish; Chile Spanish; Brazil Portuguese; Mexico Spanish;
-        Thailand Thai; Syria Arabic; Korea Korean; Australia English; Israel Hebrew""",
-    ),
-}
+CAPITALS = """France Paris; Italy Rome; Spain Madrid; Germany Berlin; Russia Moscow; Japan Tokyo;
+China Beijing; Egypt Cairo; Greece Athens; Ireland Dublin; Poland Warsaw; Austria Vienna;
+England London; Portugal Lisbon; Cuba Havana; Iran Tehran; Iraq Baghdad; Turkey Ankara;
+Sweden Stockholm; Norway Oslo; Denmark Copenhagen; Finland Helsinki; Hungary Budapest;
+Kenya Nairobi; Peru Lima; Chile Santiago; Canada Ottawa; Thailand Bangkok; Syria Damascus;
+Belgium Brussels; Ukraine Kiev; Indonesia Jakarta"""
 
 AGREEMENT = {
     "simple": "The {}",

@@ -20,11 +20,10 @@ SENTENCES = (
     '"""\n\n    :param : \n    :param '
     + " ".join([*words.IOI_TEMPLATES.values(), *words.AGREEMENT.values()])
 )
-VOCABULARY = " ".join(
-    [words.NOUNS.replace("/", " "), *sentences.VERBS, *sentences.VERBS.values()]
-    + [words.NAMES, words.PLACES, words.OBJECTS, words.EVENTS, words.WORDS, words.ARGUMENTS]
-    + [re.sub(r"[;{}]", " ", text) for fact in words.FACTS.values() for text in fact]
-)
+LISTED = (words.NAMES, words.PLACES, words.OBJECTS, words.EVENTS, words.WORDS, words.ARGUMENTS)
+VERBS = (*sentences.VERBS, *sentences.VERBS.values())
+CAPITALS = "The capital of is " + words.CAPITALS.replace(";", " ")
+VOCABULARY = " ".join([words.NOUNS.replace("/", " "), *VERBS, *LISTED, CAPITALS])
 GENERATORS = (
     prompts.ioi,
     prompts.greater_than,
@@ -193,7 +192,7 @@ def test_greater_than_needs_usable_digits():
 
 
 def test_induction():
-    pairs = prompts.induction(make_model(), n=5, length=8)
+    pairs = prompts.induction(make_model(), n=5)
     for clean, corrupted, answer, wrong in zip(
         pairs.clean_tokens, pairs.corrupted_tokens, pairs.answers, pairs.wrong, strict=True
     ):
@@ -203,16 +202,13 @@ def test_induction():
         assert sorted(clean.tolist()) == sorted(corrupted.tolist())
         assert (clean != corrupted).sum() == 2
     assert pairs.labels.index("decoy") > pairs.labels.index("answer")
-    with pytest.raises(ValueError, match="at least 6"):
-        prompts.induction(make_model(), length=5)
 
 
-@pytest.mark.parametrize("relation", words.FACTS)
-def test_facts(relation):
+def test_facts():
     model = make_model()
-    most = len(words.FACTS[relation][1].split(";"))
-    pairs = prompts.facts(model, n=most, relation=relation)
-    known = re.sub(r"\s+", " ", words.FACTS[relation][1])
+    most = len(words.CAPITALS.split(";"))
+    pairs = prompts.facts(model, n=most)
+    known = re.sub(r"\s+", " ", words.CAPITALS)
     answers = [pairs.answers, pairs.wrong]
     for texts, tokens in zip([pairs.clean, pairs.corrupted], answers, strict=True):
         for text, answer in zip(texts, tokens, strict=True):
@@ -221,7 +217,7 @@ def test_facts(relation):
     assert len(set(pairs.clean)) == most
     assert "country" in pairs.labels
     with pytest.raises(ValueError, match=f"single tokens for only {most}"):
-        prompts.facts(model, n=most + 1, relation=relation)
+        prompts.facts(model, n=most + 1)
 
 
 @pytest.mark.parametrize("kind", words.AGREEMENT)

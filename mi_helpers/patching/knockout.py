@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from .. import engine
 from ..engine.rows import Place, Write
-from ..models.hooks import hook_name
+from ..models.hooks import hooked
 from .heads import split
 from .runs import BaseRuns
 
@@ -63,10 +63,13 @@ def reduce_to(runs: BaseRuns, nodes: Collection[Node] | None, fill: Fill = "mean
         return HeadCircuit(runs, runs.clean, _nowhere(runs), fill)
     gone = ~places(runs, nodes)
     hooks = [
-        (hook_name("z", layer), partial(_overwrite, _filled(runs, layer, fill), gone[layer]))
+        (
+            runs.clean.hook("z", layer),
+            partial(torch.where, gone[layer][..., None], _filled(runs, layer, fill)),
+        )
         for layer in range(runs.model.cfg.n_layers)
     ]
-    with runs.model.hooks(fwd_hooks=hooks):
+    with hooked(*hooks):
         tokens, mask, roles = runs.clean.tokens, runs.clean.mask, runs.clean.roles
         run = engine.record(runs.model, tokens, mask, sites=["z"], roles=roles)
     return HeadCircuit(runs, run, gone, fill)
@@ -141,12 +144,6 @@ def _filled(runs: BaseRuns, layer: int, fill: Fill) -> Float[Tensor, "prompt pos
     """What is written at a layer's knocked-out heads."""
     z = runs.corrupted.activation("z", layer)
     return z if fill == "resample" else runs.corrupted.mean("z", layer).expand_as(z)
-
-
-def _overwrite(
-    fill: Tensor, gone: Bool[Tensor, "prompt pos head"], value: Tensor, hook: object
-) -> Tensor:
-    return torch.where(gone[..., None], fill, value)
 
 
 def _write(fill: Tensor, gone: Bool[Tensor, "prompt pos head"]) -> Write:

@@ -5,7 +5,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
@@ -221,7 +221,6 @@ def _edits(base: Run, row: int, line: dict[Any, Any], stop: int) -> list[Edit]:
     if isinstance(pos, range):  # of all prompts alike, padding and all
         each = torch.tensor([[index(p, n_pos, "position") for p in pos]])
     else:
-        pos = [pos] if isinstance(pos, str) or not isinstance(pos, Sequence | Tensor) else pos
         each = each_position(pos, base.roles, *base.tokens.shape)
     varies = bool((each != each[0]).any())
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)

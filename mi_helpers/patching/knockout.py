@@ -63,10 +63,7 @@ def reduce_to(runs: BaseRuns, nodes: Collection[Node] | None, fill: Fill = "mean
         return HeadCircuit(runs, runs.clean, _nowhere(runs), fill)
     gone = ~places(runs, nodes)
     hooks = [
-        (
-            runs.clean.hook("z", layer),
-            partial(torch.where, gone[layer][..., None], _filled(runs, layer, fill)),
-        )
+        (runs.clean.hook("z", layer), partial(_overwrite, _filled(runs, layer, fill), gone[layer]))
         for layer in range(runs.model.cfg.n_layers)
     ]
     with hooked(*hooks):
@@ -144,6 +141,10 @@ def _filled(runs: BaseRuns, layer: int, fill: Fill) -> Float[Tensor, "prompt pos
     """What is written at a layer's knocked-out heads."""
     z = runs.corrupted.activation("z", layer)
     return z if fill == "resample" else runs.corrupted.mean("z", layer).expand_as(z)
+
+
+def _overwrite(fill: Tensor, gone: Bool[Tensor, "prompt pos head"], value: Tensor) -> Tensor:
+    return torch.where(gone[..., None], fill, value)
 
 
 def _write(fill: Tensor, gone: Bool[Tensor, "prompt pos head"]) -> Write:

@@ -20,9 +20,10 @@ from . import (
     string_operations,
     susceptibility,
     topic_models,
+    twins,
 )
 from .addition import Trainer
-from .docstring import docstring_network, gate_scores, linear_transformer, word_tokenizer
+from .docstring import docstring_network, gate_scores, word_tokenizer
 from .networks import (
     BlockNetwork,
     ModularAddition,
@@ -59,7 +60,6 @@ __all__ = [
     "interventions",
     "known_circuits",
     "linear_network",
-    "linear_transformer",
     "load_arrays",
     "max_of_k",
     "max_proofs",
@@ -74,5 +74,6 @@ __all__ = [
     "tracr_pairs",
     "tracr_program",
     "trained_addition",
+    "twins",
     "word_tokenizer",
 ]

@@ -11,15 +11,13 @@ Source: Geiger et al. 2021, arXiv 2106.02997.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
-from .side_by_side import Draws, mlp
+from .side_by_side import Draws, mlp, shipped
 
 Hidden = Float[Tensor, "net n d"]
 Subspaces = Sequence[Float[Tensor, "net k d"]]  # of each variable: orthonormal rows
@@ -59,7 +57,7 @@ def untrained(seeds: Sequence[int], sizes: Sequence[int]) -> Networks:
 
 def trained(kind: str) -> Networks:
     """The shipped networks: twelve of "equality", five of "sums" and five of "two-state sums"."""
-    stored = load_file(Path(__file__).parents[1] / "data" / "abstraction" / "nets.safetensors")
+    stored = shipped("abstraction")
     names = [[n for n in sorted(stored) if n.startswith(f"{kind}.{x}")] for x in ("weight", "bias")]
     return Networks(*([stored[name] for name in part] for part in names))
 

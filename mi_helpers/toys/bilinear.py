@@ -10,14 +10,14 @@ learn modular addition, as in Gromov 2023, arXiv 2301.02679.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from .side_by_side import shipped
 
 P = 23  # of the shipped networks, which add modulo P
 
@@ -39,9 +39,9 @@ class Bilinear:
         T = einsum(self.D, self.L, self.R, "... o h, ... h i, ... h j -> ... o i j")
         return (T + T.mT) / 2
 
-    def rounded(self, bits: int = 8) -> "Bilinear":
+    def rounded(self) -> "Bilinear":
         """Every weight `on_grid`."""
-        return Bilinear(*(on_grid(weight, bits) for weight in (self.D, self.L, self.R)))
+        return Bilinear(*(on_grid(weight) for weight in (self.D, self.L, self.R)))
 
     def __getitem__(self, at: int | tuple[int, ...]) -> "Bilinear":
         return Bilinear(self.D[at], self.L[at], self.R[at])
@@ -96,9 +96,9 @@ class Squares:
         """Length of a description with 8 bits for each number."""
         return 8 * (self.values.numel() + self.vectors.numel())
 
-    def rounded(self, bits: int = 8) -> "Squares":
+    def rounded(self) -> "Squares":
         """Values and vectors `on_grid`."""
-        return Squares(on_grid(self.values, bits), on_grid(self.vectors, bits))
+        return Squares(on_grid(self.values), on_grid(self.vectors))
 
 
 def on_grid(x: Float[Tensor, "*shape"], bits: int = 8) -> Float[Tensor, "*shape"]:
@@ -133,5 +133,5 @@ def seen(net: int) -> Int[Tensor, "pair"]:
 
 def trained() -> Bilinear:
     """Eight networks after the training steps `CHECKPOINTS`, [checkpoint, net]."""
-    stored = load_file(Path(__file__).parents[1] / "data" / "bilinear" / "nets.safetensors")
+    stored = shipped("bilinear")
     return Bilinear(*(stored[name].float() for name in ("D", "L", "R")))

@@ -1,15 +1,13 @@
 """Multilayer perceptrons that read handwritten digits: 8 × 8 images of scikit-learn's UCI copy."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from .side_by_side import descend
+from .side_by_side import descend, shipped
 
 SIZES = (64, 32, 32, 10)
 N_TRAIN = 1200  # of 1797 images, in the order of the data; the others test
@@ -42,10 +40,9 @@ def trained(n: int) -> list[nn.Sequential]:
 
     Raises ValueError when fewer ship.
     """
-    weights = load_file(Path(__file__).parents[1] / "data" / "digits" / "nets.safetensors")
-    shipped = len(weights["0.bias"])
-    if n > shipped:
-        raise ValueError(f"{shipped} networks ship, not {n}; train more: toys.digits.train")
+    weights = shipped("digits")
+    if n > (most := len(weights["0.bias"])):
+        raise ValueError(f"{most} networks ship, not {n}; train more: toys.digits.train")
     nets = [network(seed) for seed in range(n)]
     for seed, net in enumerate(nets):
         net.load_state_dict({name: stacked[seed] for name, stacked in weights.items()})

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ..models import load_model
 from ..tasks.words import ARGUMENTS, WORDS
@@ -16,6 +16,7 @@ from .gates import Edge, Network
 
 _TOKEN = r'"""|\w+|[^\w ]'  # a word, a triple quote, a line break or one sign; spaces are dropped
 _SIGNS = ("def", "self", "(", ")", ",", ":", "\n", '"""', "param", "The", "the")
+STEPS, THRESHOLD = 20, 0.1  # of `gate_scores`
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -30,31 +31,6 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="<s>", pad_token="<s>", unk_token="<unk>"
     )
-
-
-def linear_transformer(n_layers: int = 3, seed: int = 0) -> TransformerBridge:
-    """A random attention-only transformer that is linear in its embeddings.
-
-    Queries and keys are zero, so that attention is uniform, and the norms' epsilon is so large that
-    they only scale. Each edge's effect is then its gradient times its change, exactly. Its
-    tokenizer is `word_tokenizer`.
-    """
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(word_tokenizer()), n_positions=64, n_embd=32, n_layer=n_layers, n_head=4,
-        n_inner=1, layer_norm_epsilon=1e8, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-        initializer_range=0.5, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".ln_" in name and name.endswith("weight"):
-                parameter.fill_(1e4)  # undoes the division by the root of epsilon
-            elif ".mlp.c_proj." in name:
-                parameter.zero_()
-            elif ".c_attn." in name:
-                parameter[..., : 2 * config.n_embd] = 0
-    return load_model(model, tokenizer=word_tokenizer())
 
 
 def docstring_network() -> TransformerBridge:
@@ -72,14 +48,12 @@ def gate_scores(
     network: Network,
     clean: Mapping[str, float],
     corrupted: Mapping[str, float],
-    threshold: float = 0.1,
-    steps: int = 20,
 ) -> pd.DataFrame:
     """What each method says of every edge of a gate network; 1 is the whole span of the output.
 
     `exact`: the loss of output when the edge alone carries its corrupted value. `eap`: the same by
-    the gradient at the clean run. `eap_ig`: by the mean gradient over `steps` midpoints between the
-    corrupted and the clean inputs. `acdc`: whether ACDC keeps the edge at `threshold`.
+    the gradient at the clean run. `eap_ig`: by the mean gradient over `STEPS` midpoints between the
+    corrupted and the clean inputs. `acdc`: whether ACDC keeps the edge at `THRESHOLD`.
     """
     runs = [network.run(x) for x in (clean, corrupted)]
     end, span = network.output, float(runs[0][network.output] - runs[1][network.output])
@@ -89,19 +63,19 @@ def gate_scores(
         patched = network.run(clean, {edge: runs[1][edge[0]] for edge in removed})
         return float(patched[end] - runs[1][end]) / span
 
-    shares = [(step + 0.5) / steps for step in range(steps)]
+    shares = [(step + 0.5) / STEPS for step in range(STEPS)]
     paths = [{k: corrupted[k] + s * (clean[k] - corrupted[k]) for k in clean} for s in shares]
     slopes = [_slopes(network, inputs) for inputs in paths]
     at_clean, removed = _slopes(network, clean), list[Edge]()
     for edge in reversed(network.edges):
-        if output(removed) - output([*removed, edge]) < threshold:
+        if output(removed) - output([*removed, edge]) < THRESHOLD:
             removed.append(edge)
     return pd.DataFrame(
         {
             "edge": " -> ".join(edge),
             "exact": output([]) - output([edge]),
             "eap": -change[edge] * at_clean[edge] / span,
-            "eap_ig": -change[edge] * sum(s[edge] for s in slopes) / steps / span,
+            "eap_ig": -change[edge] * sum(s[edge] for s in slopes) / STEPS / span,
             "acdc": edge not in removed,
         }
         for edge in network.edges

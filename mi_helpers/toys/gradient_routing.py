@@ -134,13 +134,13 @@ class SplitAutoencoders(nn.Module):
 
 
 def train_split(
-    settings: Sequence[Setting], n_seeds: int, steps: int = 800, batch: int = 200, seed: int = 0
+    settings: Sequence[Setting], n_seeds: int, steps: int = 800, seed: int = 0
 ) -> SplitAutoencoders:
     """Adam, rate .001; networks of one seed see the same images in the same order."""
     model, ((images, labels), _) = SplitAutoencoders(settings, n_seeds, seed), digits()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=5e-5)
     draw = Draws(range(seed, seed + n_seeds))
     for _ in tqdm(range(steps), "autoencoders", leave=False):
-        rows = draw.below(len(images), batch).repeat(len(settings), 1)
+        rows = draw.below(len(images), 200).repeat(len(settings), 1)
         descend(optimiser, model.losses(images[rows], labels[rows]))
     return model.requires_grad_(False)

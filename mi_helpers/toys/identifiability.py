@@ -8,18 +8,16 @@ Source: Moran et al. 2022, arXiv 2110.10804, and the authors' code, for sizes an
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from .side_by_side import Draws, mlp
+from .side_by_side import Draws, mlp, shipped
 
 SPIKE, SLAB = 10.0, 1.0  # rates of the two exponential priors on |W|
 # What data/identifiability/make.py trained: at each correlation and seed, one of each kind.
@@ -105,7 +103,7 @@ def trained_vaes(n: int = len(SEEDS)) -> dict[tuple[float, str], VAE]:
     """
     if n > len(SEEDS):
         raise ValueError(f"networks of {len(SEEDS)} seeds ship, not {n}; make.py trains more")
-    stored = load_file(Path(__file__).parents[1] / "data" / "identifiability" / "vaes.safetensors")
+    stored = shipped("identifiability")
     vaes = {(rho, kind): VAE(Draws(SEEDS[:n]), 7, KINDS[kind]) for rho in RHOS for kind in KINDS}
     for (rho, kind), vae in vaes.items():
         own = {name: stored[f"{rho} {kind} {name}"][:n] for name in vae.state_dict()}

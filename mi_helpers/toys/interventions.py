@@ -63,9 +63,9 @@ class CausalModel(nn.Module):
     its own in that environment.
     """
 
-    def __init__(self, guesses: Sequence[Guess], seeds: Sequence[int], hidden: int = 8) -> None:
+    def __init__(self, guesses: Sequence[Guess], seeds: Sequence[int]) -> None:
         super().__init__()
-        draw, n = Draws(seeds), len(seeds)
+        draw, n, hidden = Draws(seeds), len(seeds), 8
         self.W = nn.Parameter(draw.rotation(2, 2, 2) + 0.1 * draw.normal(2, 2, 2))
         self.b = nn.Parameter(0.3 * draw.normal(2, 1, 2))  # [model, layer, 1, column], W likewise
         f = [draw.normal(1, hidden), draw.normal(1, hidden), 0.3 * draw.normal(hidden, 1)]

@@ -27,6 +27,7 @@ from ..models import load_model
 from ..tasks.pairs import PromptPairs
 
 FOLDER = Path(__file__).parents[1] / "data" / "known_circuits"
+WIDTH = 48  # of the residual stream
 Tokens = Int[Tensor, "prompt pos"]
 Held = dict[str, Tensor]  # a story's variables, by the node that holds them
 Get = Callable[[str, Tensor], Tensor]  # a variable: as computed, or what is put in its place
@@ -38,7 +39,7 @@ class Known:
 
     Attributes:
         words: the vocabulary behind "<s>".
-        layers, heads, kv_heads, width: of the network; MLPs are twice as wide.
+        layers, heads, kv_heads: of the network.
         draw: random prompts, "<s>" in front. With `like`, second prompts to those, whose variables
             make sense in them: in `names` they have the same two names.
         story: the answer from the prompt; each variable goes through `get`.
@@ -52,7 +53,6 @@ class Known:
     story: Callable[[Tokens, Get], Int[Tensor, "prompt"]]
     circuit: tuple[str, ...]
     heads: int = 4
-    width: int = 48
 
     @property
     def vocabulary(self) -> list[str]:
@@ -85,7 +85,7 @@ def _after(prev: Tokens, x: Tokens, query: Tensor) -> Int[Tensor, "prompt"]:
     return x.gather(1, place[:, None])[:, 0]
 
 
-def _draw_recall(n: int, generator: Generator, like: Tokens | None = None) -> Tokens:
+def _draw_recall(n: int, generator: Generator, like: Tokens | None) -> Tokens:
     """Four keys in random order, each with a value; then one of the keys."""
     table = torch.stack([_orders(n, 4, generator, 1), _orders(n, 8, generator, 5)[:, :4]], 2)
     return _prompts(table.flatten(1), torch.randint(1, 5, (n, 1), generator=generator))
@@ -96,7 +96,7 @@ def _recall(x: Tokens, get: Get) -> Int[Tensor, "prompt"]:
     return get("A1.2", _after(prev[:, 1:8], x[:, 2:9], x[:, -1]))  # the value found by it
 
 
-def _draw_names(n: int, generator: Generator, like: Tokens | None = None) -> Tokens:
+def _draw_names(n: int, generator: Generator, like: Tokens | None) -> Tokens:
     """When A and B met , then B and C gave to: two names, one of them again beside a third, in any
     order; with `like` the same two."""
     names = _orders(n, 8, generator, 8)
@@ -120,7 +120,7 @@ def _names(x: Tokens, get: Get) -> Int[Tensor, "prompt"]:
     return get("A2.3", torch.where(twice == first, second, first))
 
 
-def _draw_sums(n: int, generator: Generator, like: Tokens | None = None) -> Tokens:
+def _draw_sums(n: int, generator: Generator, like: Tokens | None) -> Tokens:
     """Two digits from 0 to 6, and whether to keep their sum or turn its sign."""
     digits = torch.randint(1, 8, (n, 2), generator=generator)
     sign = torch.randint(8, 10, (n, 1), generator=generator)
@@ -133,7 +133,7 @@ def _sums(x: Tokens, get: Get) -> Int[Tensor, "prompt"]:
     return get("M1", torch.where(turned, -total % 7, total) + 1)
 
 
-def _draw_largest(n: int, generator: Generator, like: Tokens | None = None) -> Tokens:
+def _draw_largest(n: int, generator: Generator, like: Tokens | None) -> Tokens:
     """Three digits from 0 to 6."""
     return _prompts(torch.randint(1, 8, (n, 3), generator=generator), torch.full((n, 1), 8))
 
@@ -143,7 +143,7 @@ def _largest(x: Tokens, get: Get) -> Int[Tensor, "prompt"]:
     return get("M1", torch.maximum(first, get("A1.2", x[:, 3])))
 
 
-def _draw_votes(n: int, generator: Generator, like: Tokens | None = None) -> Tokens:
+def _draw_votes(n: int, generator: Generator, like: Tokens | None) -> Tokens:
     """Two houses of three votes."""
     return _prompts(torch.randint(1, 3, (n, 6), generator=generator), torch.full((n, 1), 3))
 
@@ -188,10 +188,10 @@ def network(known: Known, seed: int = 0) -> Qwen2ForCausalLM:
     that a head can look at a place whatever stands there."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=len(known.vocabulary), hidden_size=known.width,
-        intermediate_size=2 * known.width, num_hidden_layers=known.layers,
+        vocab_size=len(known.vocabulary), hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH, num_hidden_layers=known.layers,
         num_attention_heads=known.heads, num_key_value_heads=known.kv_heads,
-        max_position_embeddings=32, initializer_range=known.width**-0.5,
+        max_position_embeddings=32, initializer_range=WIDTH**-0.5,
         rope_parameters={"rope_type": "default", "rope_theta": 10.0},
         tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip

@@ -7,17 +7,14 @@ Source: Gross et al. 2024, arXiv 2406.11779; all here written for several networ
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import einsum, reduce
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 from tqdm.auto import tqdm
 
-from .side_by_side import descend
+from .side_by_side import descend, look_up, shipped
 
 
 class MaxOfK(nn.Module):
@@ -40,8 +37,7 @@ class MaxOfK(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "net batch pos"]) -> Float[Tensor, "net batch vocab"]:
         """Logits at the last position."""
-        own = tokens + self.d_vocab * torch.arange(len(tokens))[:, None, None]  # rows of all nets
-        resid = embedding(own, rearrange(self.W_E, "net t d -> (net t) d")) + self.W_pos[:, None]
+        resid = look_up(self.W_E, tokens) + self.W_pos[:, None]
         query = resid[:, :, -1] @ self.W_Q
         scores = einsum(query, resid @ self.W_K[:, None], "net b d, net b pos d -> net b pos")
         pattern = (scores / self.d**0.5).softmax(-1)
@@ -63,8 +59,8 @@ def train(n_nets: int, steps: int = 3000, batch: int = 128, seed: int = 0, **siz
 
 def trained() -> MaxOfK:
     """Twenty networks that differ in their start and their data; made by data/max_of_k/make.py."""
-    model, folder = MaxOfK(20), Path(__file__).parents[1] / "data" / "max_of_k"
-    model.load_state_dict(load_file(folder / "nets.safetensors"))
+    model = MaxOfK(20)
+    model.load_state_dict(shipped("max_of_k"))
     return model.requires_grad_(False)
 
 

@@ -172,15 +172,17 @@ def _affine(W: Float[Tensor, "n m"], b: Float[Tensor, " m"]) -> Section:
     return lambda x, one: x @ W + one * b
 
 
+BLOCK = 4  # width of each block of a `BlockNetwork`
+
+
 @dataclass(frozen=True)
 class BlockNetwork:
-    """``stack`` computes in hidden coordinates h, in which blocks of ``block_width`` do not
-    interact; the activations at boundary l are ``h @ mixers[l]``."""
+    """``stack`` computes in hidden coordinates h, in which blocks of ``BLOCK`` do not interact; the
+    activations at boundary l are ``h @ mixers[l]``."""
 
     stack: Stack
     inputs: Float[Tensor, "n width"]
     mixers: list[Float[Tensor, "width width"]]
-    block_width: int
 
     def purity(self, Cs: Sequence[Float[Tensor, "width feature"]]) -> pd.DataFrame:
         """How much of each feature's variance comes from the one block it has most from.
@@ -191,10 +193,8 @@ class BlockNetwork:
         tables = []
         found = zip(self.stack.activations(self.inputs), self.mixers, Cs, strict=True)
         for boundary, (x, S, C) in enumerate(found):
-            hidden = rearrange(
-                (x - x.mean(0)) @ S.inverse(), "n (b i) -> b n i", i=self.block_width
-            )
-            parts = hidden @ rearrange(S @ C, "(b i) feature -> b i feature", i=self.block_width)
+            hidden = rearrange((x - x.mean(0)) @ S.inverse(), "n (b i) -> b n i", i=BLOCK)
+            parts = hidden @ rearrange(S @ C, "(b i) feature -> b i feature", i=BLOCK)
             variance = parts.pow(2).mean(1)  # [block, feature]
             total = variance.sum(0)
             table = {"boundary": boundary, "feature": range(len(total))}
@@ -205,23 +205,20 @@ class BlockNetwork:
 
 def block_network(
     mix: Literal["none", "rotation", "invertible"] = "rotation",
-    n_blocks: int = 2,
-    block_width: int = 4,
-    depth: int = 4,
     n: int = 100,
     seed: int = 0,
     correlation: float = 0.0,
 ) -> BlockNetwork:
-    """ReLU layers of independent blocks, hidden behind random maps everywhere but at the output.
+    """Four ReLU layers of two independent blocks, hidden behind random maps but at the output.
 
-    The inputs are every combination of ``n`` states of each block, so that activations of
-    different blocks are exactly uncorrelated at every boundary. ``mix``: no map, a rotation, or an
-    invertible map of condition number 10. ``correlation``: of each input of every later block with
-    the first block's input in the same place, about that in a sample. All in float64.
+    The inputs are every combination of ``n`` states of each block, so that activations of the two
+    are exactly uncorrelated at every boundary. ``mix``: no map, a rotation, or an invertible map of
+    condition number 10. ``correlation``: of each input of the second block with the first block's
+    in the same place, about that in a sample. All in float64.
     """
     if not 0 <= correlation < 1:
         raise ValueError(f"correlation is at least 0 and below 1, got {correlation}")
-    random, width = _normal(seed), n_blocks * block_width
+    random, width = _normal(seed), 2 * BLOCK
     unmixed = torch.eye(width, dtype=torch.float64)
     stretch = torch.logspace(-0.5, 0.5, width, dtype=torch.float64)
 
@@ -229,19 +226,16 @@ def block_network(
         Q, P = (torch.linalg.qr(random(width, width)).Q for _ in range(2))
         return {"none": unmixed, "rotation": Q, "invertible": Q * stretch @ P}[mix]
 
-    states = random(n_blocks, n, block_width)
-    combinations = torch.cartesian_prod(*[torch.arange(n)] * n_blocks)
-    drawn = [states[i, combinations[:, i]] for i in range(n_blocks)]
-    own = (1 - correlation**2) ** 0.5
-    hidden = torch.cat([drawn[0], *(correlation * drawn[0] + own * d for d in drawn[1:])], dim=1)
-    mixers = [mixer() for _ in range(depth)] + [unmixed]
+    states = random(2, n, BLOCK)
+    first, second = states[0].repeat_interleave(n, 0), states[1].repeat(n, 1)
+    second = correlation * first + (1 - correlation**2) ** 0.5 * second
+    mixers = [mixer() for _ in range(4)] + [unmixed]
     sections = []
     for before, after in pairwise(mixers):
-        W = torch.block_diag(*random(n_blocks, block_width, block_width))
+        W = torch.block_diag(*random(2, BLOCK, BLOCK))
         sections.append(_mixed_relu(before.inverse(), W, 0.5 * random(width), after))
-    return BlockNetwork(
-        Stack(tuple(sections), folded=True), hidden @ mixers[0], mixers, block_width
-    )
+    inputs = torch.cat([first, second], 1) @ mixers[0]
+    return BlockNetwork(Stack(tuple(sections), folded=True), inputs, mixers)
 
 
 def _mixed_relu(unmix: Tensor, W: Tensor, b: Tensor, mix: Tensor) -> Section:

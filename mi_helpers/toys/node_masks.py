@@ -1,11 +1,13 @@
 """The part of a small transformer that does a task: masks of its nodes and weights, learned.
 
-A node is a number at a place of `sparse_weights.Twins`: a channel that a layer reads or writes, a
-query, key or value channel, a neuron. `prune` learns which nodes a task needs, the others standing
-at their `averages`, and then which weights between these; `edges` lists the weights.
+A node is a number at a place of `Twins`: a channel that a layer reads or writes, a query, key or
+value channel, a neuron. `prune` learns which nodes a task needs, the others standing at their
+averages, or which of the weights between these; `edges` lists the weights.
 
 Source: Gao et al. 2025, arXiv 2511.13653; the penalty that rises through one run is ours.
 """
+
+from collections.abc import Callable
 
 import torch
 from einops import reduce
@@ -16,7 +18,8 @@ from torch.nn.functional import softplus
 from tqdm.auto import tqdm
 
 from .side_by_side import descend
-from .sparse_weights import VOCABULARY, Hook, Prompts, Twins, unchanged
+from .sparse_weights import Prompts
+from .twins import Hook, Twins, unchanged
 
 
 def sizes(model: Twins) -> dict[str, int]:
@@ -24,6 +27,11 @@ def sizes(model: Twins) -> dict[str, int]:
     each = ("read", "q", "k", "z", "attn", "mlp_read", "neuron", "mlp")
     places = [f"{name}{at}" for at in range(model.layers) for name in each]
     return {name: model.d * (4 if "neuron" in name else 1) for name in ("embed", *places, "final")}
+
+
+def every(model: Twins) -> Bool[Tensor, "net node"]:
+    """All nodes."""
+    return torch.ones(len(model.W_E), sum(sizes(model).values())).bool()
 
 
 def by_place(model: Twins, nodes: Shaped[Tensor, "net node"]) -> dict[str, Tensor]:
@@ -39,7 +47,7 @@ def averages(model: Twins, tokens: Int[Tensor, "text pos"]) -> Float[Tensor, "ne
 
 
 def ablated(
-    model: Twins, keep: Float[Tensor, "net node"], means: Float[Tensor, "net node"]
+    model: Twins, keep: Shaped[Tensor, "net node"], means: Float[Tensor, "net node"]
 ) -> Hook:
     """A hook that puts each node outside `keep` at its mean."""
     on, mean = by_place(model, keep), by_place(model, means)
@@ -76,39 +84,28 @@ def switch(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def prune(
-    model: Twins,
+    loss: Callable[[Prompts, Float[Tensor, "net mask"]], Float[Tensor, "net prompt"]],
+    may: Bool[Tensor, "net mask"],
     asked: Prompts,
-    means: Float[Tensor, "net node"],
-    within: Bool[Tensor, "net node"] | None = None,
     steps: int = 300,
     seed: int = 0,
 ) -> Bool[Tensor, "moment net mask"]:
-    """A trail of ever smaller circuits: all nodes, then those kept at every tenth step of learning.
+    """A trail of ever smaller circuits: all that `may` be kept, then what is kept at every tenth
+    step of learning.
 
-    A switch for each node is learned by Adam on task loss + penalty times the share kept, while the
-    penalty rises from 0.1 to 10: one run for what the paper does with many. With `within`, a
-    circuit of nodes, the switches are of the weights between these instead (all others stay); they
-    are in the order of `edges`. Source: after 2511.13653.
+    A switch for each node (or weight) is learned by Adam on the loss of some prompts with these
+    switches + penalty times the share kept, while the penalty rises from 0.1 to 10: one run for
+    what the paper does with many. Source: after 2511.13653.
     """
-    if within is None:
-        may = torch.ones_like(means).bool()
-    else:
-        joined = edges(model, within, asked)
-        may = torch.cat([mask.flatten(1) for mask in joined.values()], 1)
-        fixed = ablated(model, within.float(), means)
     logits = torch.ones(may.shape).requires_grad_()
     optimiser = torch.optim.Adam([logits], lr=0.1)
     generator, trail = torch.Generator().manual_seed(seed), [may]
     for step in tqdm(range(steps), "pruning", leave=False):
         rows = torch.randint(len(asked.last), (32,), generator=generator)
-        some, keep = Prompts(*(column[rows] for column in asked)), switch(logits)
-        if within is None:
-            loss = task_loss(model, some, ablated(model, keep, means))
-        else:
-            loss = task_loss(model, some, fixed, switched(joined, keep))
-        share = (keep * may).sum(1) / may.sum(1)
-        penalty = 0.1 * 100 ** (step / steps)
-        descend(optimiser, loss.mean(1) + penalty * share)
+        keep = switch(logits)
+        losses = loss(Prompts(*(column[rows] for column in asked)), keep).mean(1)
+        share, penalty = (keep * may).sum(1) / may.sum(1), 0.1 * 100 ** (step / steps)
+        descend(optimiser, losses + penalty * share)
         if step % 10 == 9:
             trail.append((logits.detach() > 0) & may)
     return torch.stack(trail)
@@ -129,7 +126,7 @@ def edges(
         for name, (source, target) in ends.items():
             joined = on[source][:, :, None] & on[target][:, None]
             found[f"W.{name}{at}"] = (model.W[f"{name}{at}"] != 0) & joined
-    closing = torch.zeros(len(VOCABULARY)).bool()
+    closing = torch.zeros(model.W_U.shape[-1]).bool()
     closing[torch.cat([asked.right, asked.wrong])] = True
     return found | {"W_U": (model.W_U != 0) & on["final"][:, :, None] & closing}
 
@@ -139,8 +136,13 @@ def count(found: dict[str, Bool[Tensor, "net i o"]]) -> Int[Tensor, "net"]:
     return torch.stack([mask.sum((1, 2)) for mask in found.values()]).sum(0)
 
 
-def switched(joined: dict[str, Tensor], keep: Float[Tensor, "net mask"]) -> dict[str, Tensor]:
-    """What `edges_on` of `task_loss` takes: `keep` at the weights that are edges, 1 at others."""
+def flat(joined: dict[str, Bool[Tensor, "net i o"]]) -> Bool[Tensor, "net mask"]:
+    """One column for each weight, of whatever matrix."""
+    return torch.cat([mask.flatten(1) for mask in joined.values()], 1)
+
+
+def switched(joined: dict[str, Tensor], keep: Shaped[Tensor, "net mask"]) -> dict[str, Tensor]:
+    """What `edges_on` of `task_loss` takes: `keep` (in the columns of `flat`) at edges, else 1."""
     parts = keep.split([mask[0].numel() for mask in joined.values()], 1)
     return {
         name: torch.where(mask, part.view(mask.shape), 1.0)

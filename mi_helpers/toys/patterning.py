@@ -10,17 +10,15 @@ Source: Wang & Murfet 2026, arXiv 2601.13548; the networks and their data are ou
 
 from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 
 import torch
 from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy, embedding, pad
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from .side_by_side import Draws, descend
+from .side_by_side import Draws, descend, look_up, next_losses, shipped
 
 SOURCES = ("bigrams", "repeats", "echoes", "skip trigrams")
 MIXTURE = torch.tensor([0.2, 0.4, 0.2, 0.2])
@@ -81,9 +79,8 @@ def forward(
     w: Float[Tensor, "net parameter"], tokens: Int[Tensor, "net seq pos"]
 ) -> tuple[Float[Tensor, "net seq pos vocab"], Float[Tensor, "net layer seq head query key"]]:
     """Logits, and where each head looks. Attention adds to the stream; no norm, no MLP."""
-    p, (nets, seqs, length) = unpack(w), tokens.shape
-    own = tokens + VOCAB * torch.arange(nets)[:, None, None]  # rows of all nets
-    x = rearrange(embedding(own, p["E"].flatten(0, 1)), "n s t d -> n (s t) d")
+    p, (_, seqs, length) = unpack(w), tokens.shape
+    x = rearrange(look_up(p["E"], tokens), "n s t d -> n (s t) d")
     back = torch.arange(length)[:, None] - torch.arange(length)
     patterns = []
     for layer in range(2):
@@ -100,10 +97,7 @@ def token_losses(
     w: Float[Tensor, "net parameter"], tokens: Int[Tensor, "net seq pos"]
 ) -> Float[Tensor, "net seq next"]:
     """Cross-entropy of each next token, in nats."""
-    logits, _ = forward(w, tokens[..., :-1])
-    after = tokens[..., 1:]
-    each = cross_entropy(logits.flatten(0, 2), after.flatten(), reduction="none")
-    return each.view(after.shape)
+    return next_losses(forward(w, tokens[..., :-1])[0], tokens)
 
 
 def losses(
@@ -166,12 +160,12 @@ def train(
     return torch.stack(w).detach(), torch.stack(scores)
 
 
-def crossing(scores: Float[Tensor, "check *net"], level: float = 0.5) -> Float[Tensor, "*net"]:
-    """Steps until a score is above `level`, linear between checks; where never, all the steps."""
-    over = torch.cat([scores, torch.full_like(scores[:1], torch.inf)]) > level
+def crossing(scores: Float[Tensor, "check *net"]) -> Float[Tensor, "*net"]:
+    """Steps until a score is above one half, linear between checks; where never, all the steps."""
+    over = torch.cat([scores, torch.full_like(scores[:1], torch.inf)]) > 0.5
     after = over.int().argmax(0).clamp_min(1)
     low, high = (torch.cat([scores, scores[-1:]]).gather(0, i[None])[0] for i in (after - 1, after))
-    part = ((level - low) / (high - low)).clamp(0, 1).nan_to_num(0)
+    part = ((0.5 - low) / (high - low)).clamp(0, 1).nan_to_num(0)
     return EVERY * (after - 1 + part)
 
 
@@ -183,7 +177,7 @@ def trained() -> dict[str, Tensor]:
     source, [check net source direction], and `drawn`, along (0) or against (1) the random
     `directions` [net draw source], [check net draw direction].
     """
-    return load_file(Path(__file__).parents[1] / "data" / "patterning" / "nets.safetensors")
+    return shipped("patterning")
 
 
 def roles(w: Float[Tensor, "net parameter"]) -> Int[Tensor, "net layer"]:

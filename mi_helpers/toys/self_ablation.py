@@ -1,19 +1,15 @@
 """A network that ablates itself: a second pass, in which gates leave only a few units on.
 
-`train` makes such twins, and the dense and the sparse ones that they are compared with.
-
 Source: Ferrao et al. 2025, arXiv 2505.00509 (the "global" form), and the authors' code.
 """
 
 import torch
-from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
-from tqdm.auto import tqdm
 
-from .side_by_side import Draws
-from .sparse_weights import Twins, largest, product, text_loss, texts
+from .sparse_weights import text_loss
+from .twins import Twins, product
 
 KEPT = 4  # units of each attention layer and each MLP that a gate leaves on
 
@@ -67,35 +63,9 @@ def self_ablate(
     return logits, model(tokens, ablate), torch.stack(distances).mean()
 
 
-def train(kind: str, n_nets: int, steps: int = 800, seed: int = 0) -> Twins:
-    """Twins of one of the `KINDS`, by AdamW with a rate that falls as a cosine.
-
-    "sparse": after each step only a share of every matrix stays, its largest weights; the share
-    falls from 1 to 0.1 through the first half. "self-ablating", or "soft" with soft gates: both
-    passes' losses and the distance, added.
-    """
-    model, gated = Twins(n_nets, seed=seed), kind in ("self-ablating", "soft")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    seeds = range(seed, seed + n_nets)
-    text, draw = torch.stack([texts(4000, own) for own in seeds]), Draws(seeds)
-    for step in tqdm(range(steps), kind, leave=False):
-        tokens = text[torch.arange(n_nets)[:, None], draw.below(text.shape[1], 48)]
-        if gated:
-            clean, ablated, distance = self_ablate(model, tokens[..., :-1], kind == "soft")
-            losses = text_loss(clean, tokens) + text_loss(ablated, tokens) + distance
-        else:
-            losses = text_loss(model(tokens[..., :-1]), tokens)
-        optimiser.zero_grad()
-        losses.sum().backward()
-        grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        length = torch.stack([reduce(g.square(), "net i o -> net", "sum") for g in grads]).sum(0)
-        for grad in grads:  # of each net no longer than 1
-            grad /= length.sqrt().clamp_min(1)[:, None, None]
-        optimiser.step()
-        schedule.step()
-        if kind == "sparse":
-            share = 1 - 0.9 * min(1, 2 * (step + 1) / steps)
-            for weight in model.parameters():
-                weight.data = largest(weight.data, share)
-    return model.requires_grad_(False)
+def losses(
+    model: Twins, tokens: Int[Tensor, "net text pos_and_next"], soft: bool = False
+) -> Float[Tensor, "net"]:
+    """What such a network is trained on: both passes' losses and the distance, added."""
+    clean, ablated, distance = self_ablate(model, tokens[..., :-1], soft)
+    return text_loss(clean, tokens) + text_loss(ablated, tokens) + distance

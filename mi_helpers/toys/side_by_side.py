@@ -1,12 +1,14 @@
-"""Networks of one size trained side by side, [net, ...], each on random numbers of its own seed."""
+"""Networks of one size side by side, [net, ...], each on random numbers of its own seed."""
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import cross_entropy, embedding, relu
 
 Layers = list[Tensor] | nn.ParameterList  # weights [net, in, out] and biases [net, 1, out] in turn
 
@@ -51,8 +53,30 @@ def mlp(layers: Layers, x: Float[Tensor, "net n in"]) -> Float[Tensor, "net n ou
     return x
 
 
+def look_up(
+    table: Float[Tensor, "net row d"], rows: Int[Tensor, "net *shape"]
+) -> Float[Tensor, "net *shape d"]:
+    """Rows of each net's own table."""
+    first = len(table[0]) * torch.arange(len(table)).view(-1, *[1] * (rows.ndim - 1))
+    return embedding(rows + first, table.flatten(0, 1))
+
+
+def next_losses(
+    logits: Float[Tensor, "net text pos vocabulary"], tokens: Int[Tensor, "*net text pos_and_next"]
+) -> Float[Tensor, "net text pos"]:
+    """Cross-entropy of each next token, in nats; tokens [text pos] are those of every net."""
+    after = tokens.expand(len(logits), *tokens.shape[-2:])[..., 1:]
+    each = cross_entropy(logits.flatten(0, 2), after.flatten(), reduction="none")
+    return each.view(after.shape)
+
+
 def descend(optimiser: torch.optim.Optimizer, loss: Float[Tensor, "*net"]) -> None:
     """One step of all networks, each down its own loss: they do not touch each other."""
     optimiser.zero_grad()
     loss.sum().backward()
     optimiser.step()
+
+
+def shipped(name: str) -> dict[str, Tensor]:
+    """The weights in data/`name`, where make.py made them."""
+    return load_file(Path(__file__).parents[1] / "data" / name / "nets.safetensors")

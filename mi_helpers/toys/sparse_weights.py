@@ -1,7 +1,8 @@
-"""Twins of a tiny transformer on code-like text: dense, weight-sparse and self-ablating.
+"""Networks most of whose weights are zero, on code-like text with two tasks: close what was opened.
 
-Twins start from the same weights and see the same text; sparse ones keep the `largest` weights
-alone. `self_ablation` trains them all; what part of them does a task is for `node_masks` to find.
+`Twins` of one seed start from the same weights and see the same text, whatever the way in which
+`train` makes them: dense, weight-sparse, or with the losses of `self_ablation`. What part of a
+network does a task is for `node_masks` to find.
 
 Source: Gao et al. 2025, arXiv 2511.13653 (weight sparsity, tasks), without its activation sparsity
 and attention sinks. Sizes and text are ours.
@@ -9,17 +10,16 @@ and attention sinks. Sizes and text are ours.
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import reduce
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from tqdm.auto import tqdm
 
-from .side_by_side import Draws
+from .side_by_side import Draws, next_losses, shipped
+from .twins import Twins
 
 LETTERS = "abcdefgh"
 VOCABULARY = "\n=,'\"()[]" + LETTERS
@@ -29,12 +29,6 @@ PAIRS = {  # a task: close what was opened
     "bracket": (("(", ")"), ("[", "]")),
 }
 KINDS = ("dense", "sparse", "self-ablating", "soft")
-Hook = Callable[[str, Tensor], Tensor]
-
-
-def unchanged(name: str, x: Tensor) -> Tensor:
-    """The hook that does nothing."""
-    return x
 
 
 # Text and tasks
@@ -93,81 +87,9 @@ def prompts(n: int, seed: int, task: str = "quote") -> Prompts:
 # The networks
 
 
-def rms(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
-    """x over its root mean square."""
-    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-
-
-def product(
-    x: Float[Tensor, "net batch pos i"], weight: Float[Tensor, "net i o"]
-) -> Float[Tensor, "net batch pos o"]:
-    """What each net's own matrix makes of its values."""
-    return einsum(x, weight, "net batch pos i, net i o -> net batch pos o")
-
-
-class Twins(nn.Module):
-    """`n_nets` transformers side by side: RMS norm, no biases, ReLU; equal seeds, equal starts.
-
-    A hook gets the name and the value [net, batch, pos, unit] of each place, and its answer takes
-    the value's place: "embed"; in each layer "read" (what attention reads), "q", "k", "v", "z"
-    (what the heads gathered), "attn" (what they write), "mlp_read", "neuron", "mlp"; "final".
-    """
-
-    def __init__(
-        self,
-        n_nets: int,
-        d: int = 32,
-        layers: int = 2,
-        seed: int = 0,
-        characters: int = len(VOCABULARY),
-        length: int = LENGTH,
-    ) -> None:
-        super().__init__()
-        self.d, self.layers, self.heads = d, layers, 2
-        draw = Draws(range(seed, seed + n_nets))
-
-        def weight(rows: int, columns: int, scale: float | None = None) -> nn.Parameter:
-            return nn.Parameter(draw.normal(rows, columns) * (scale or rows**-0.5))
-
-        self.W_E, self.W_pos = weight(characters, d, 0.5), weight(length, d, 0.5)
-        shapes = dict.fromkeys("QKVO", (d, d)) | {"in": (d, 4 * d), "out": (4 * d, d)}
-        self.W = nn.ParameterDict(
-            {f"{name}{at}": weight(*shapes[name]) for at in range(layers) for name in shapes}
-        )
-        self.W_U = weight(d, characters)
-        self.W_gate = weight(d, layers * 5 * d)  # a relevance for each unit, for self-ablation
-
-    def forward(
-        self, tokens: Int[Tensor, "*net batch pos"], hook: Hook = unchanged
-    ) -> Float[Tensor, "net batch pos vocabulary"]:
-        """Logits; tokens without the first dimension go to all nets."""
-        n, (batch, length) = len(self.W_E), tokens.shape[-2:]
-        embedded = self.W_E[torch.arange(n)[:, None, None], tokens.expand(n, batch, length)]
-        x = hook("embed", embedded + self.W_pos[:, None, :length])
-        future = torch.ones(length, length).triu(1).bool()
-        for at in range(self.layers):
-            read = hook(f"read{at}", rms(x))
-            q, k, v = (
-                rearrange(
-                    hook(f"{name.lower()}{at}", product(read, self.W[f"{name}{at}"])),
-                    "net b pos (h c) -> net b h pos c",
-                    h=self.heads,
-                )
-                for name in "QKV"
-            )
-            scores = (q @ k.mT / k.shape[-1] ** 0.5).masked_fill(future, -torch.inf)
-            z = rearrange(scores.softmax(-1) @ v, "net b h pos c -> net b pos (h c)")
-            x = x + hook(f"attn{at}", product(hook(f"z{at}", z), self.W[f"O{at}"]))
-            read = hook(f"mlp_read{at}", rms(x))
-            neurons = hook(f"neuron{at}", product(read, self.W[f"in{at}"]).relu())
-            x = x + hook(f"mlp{at}", product(neurons, self.W[f"out{at}"]))
-        return product(hook("final", rms(x)), self.W_U)
-
-    def record(self, tokens: Int[Tensor, "*net batch pos"]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The logits, and the value of every place."""
-        found: dict[str, Tensor] = {}
-        logits = self(tokens, lambda name, x: found.setdefault(name, x))
-        return logits, found
+def untrained(n_nets: int, d: int = 32, seed: int = 0) -> Twins:
+    """Networks before training, each from a seed of its own."""
+    return Twins(n_nets, len(VOCABULARY), LENGTH, d, seed)
 
 
 def text_loss(
@@ -175,9 +97,7 @@ def text_loss(
     tokens: Int[Tensor, "*net batch pos_and_next"],
 ) -> Float[Tensor, "net"]:
     """Mean cross-entropy of the next character, in nats."""
-    after = tokens.expand(len(logits), *tokens.shape[-2:])[..., 1:]
-    losses = cross_entropy(logits.flatten(0, 2), after.flatten(), reduction="none")
-    return reduce(losses.view(after.shape), "net b pos -> net", "mean")
+    return next_losses(logits, tokens).mean((1, 2))
 
 
 def largest(weight: Float[Tensor, "net i o"], share: float) -> Float[Tensor, "net i o"]:
@@ -187,14 +107,49 @@ def largest(weight: Float[Tensor, "net i o"], share: float) -> Float[Tensor, "ne
     return torch.zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).view_as(weight)
 
 
+def plain_losses(model: Twins, tokens: Int[Tensor, "net text pos_and_next"]) -> Tensor:
+    """`text_loss` of each net on its own texts."""
+    return text_loss(model(tokens[..., :-1]), tokens)
+
+
+def train(
+    n_nets: int,
+    steps: int = 800,
+    seed: int = 0,
+    share: float = 1.0,
+    losses: Callable[[Twins, Tensor], Float[Tensor, "net"]] = plain_losses,
+) -> Twins:
+    """Networks trained by AdamW with a rate that falls as a cosine.
+
+    After each step only a share of every matrix stays, its largest weights; the share falls from 1
+    to `share` through the first half.
+    """
+    model, seeds = untrained(n_nets, seed=seed), range(seed, seed + n_nets)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    text, draw = torch.stack([texts(4000, own) for own in seeds]), Draws(seeds)
+    for step in tqdm(range(steps), "training", leave=False):
+        rows = draw.below(text.shape[1], 48)
+        optimiser.zero_grad()
+        losses(model, text[torch.arange(n_nets)[:, None], rows]).sum().backward()
+        grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        length = torch.stack([reduce(g.square(), "net i o -> net", "sum") for g in grads]).sum(0)
+        for grad in grads:  # of each net no longer than 1
+            grad /= length.sqrt().clamp_min(1)[:, None, None]
+        optimiser.step()
+        schedule.step()
+        left = 1 - (1 - share) * min(1, 2 * (step + 1) / steps)
+        for weight in model.parameters() if left < 1 else ():
+            weight.data = largest(weight.data, left)
+    return model.requires_grad_(False)
+
+
 def trained(kind: str, n_nets: int = 5) -> Twins:
     """The first of five twins of one of the `KINDS`; made by data/sparse_weights/make.py.
 
     "other dense": dense ones from other starts and other text, to tell what differs by chance.
     """
-    stored = load_file(Path(__file__).parents[1] / "data" / "sparse_weights" / "nets.safetensors")
-    own = {name: x[:n_nets] for name, x in stored.items() if name.startswith(f"{kind}/")}
-    own = {name.removeprefix(f"{kind}/"): x for name, x in own.items()}
-    model = Twins(len(own["W_E"]))
-    model.load_state_dict(own, strict=False)  # W_gate is stored for the kinds that use it
+    stored, model = shipped("sparse_weights"), untrained(n_nets)
+    own = {name: stored.get(f"{kind}/{name}", x)[:n_nets] for name, x in model.state_dict().items()}
+    model.load_state_dict(own)
     return model.requires_grad_(False)

@@ -1,9 +1,9 @@
 """Small transformers that do six operations on strings, and the part of them that does each one.
 
 A text is an operation, a string, "=", what the operation makes of the string, and ends, such as
-`reverse a b c d = d c b a .` The networks are `sparse_weights.Twins`, several side by side, with
-the nodes of `node_masks`. An operation's circuit are those *hidden* nodes (what heads gather, and
-neurons) that do it while all other hidden nodes stand at their means; `learn` finds it.
+`reverse a b c d = d c b a .` The networks are `Twins`, with the nodes of `node_masks`. An
+operation's circuit are those *hidden* nodes (what heads gather, and neurons) that do it while all
+other hidden nodes stand at their means; `learn` finds it.
 
 Source: Mondorf, Wold & Plank 2024, arXiv 2410.01434, whose encoder-decoder has six layers of 512;
 sizes, strings and numbers of steps are ours.
@@ -12,20 +12,18 @@ sizes, strings and numbers of steps are ours.
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from . import node_masks
-from .side_by_side import descend
-from .sparse_weights import Twins
+from .side_by_side import descend, shipped
+from .twins import Twins
 
 OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
     "copy": lambda x: x,
@@ -62,7 +60,7 @@ def texts(operation: str, n: int, seed: int) -> Texts:
 
 def untrained(n_nets: int, d: int = D, seed: int = 0) -> Twins:
     """Networks before training, each from a seed of its own."""
-    return Twins(n_nets, d, seed=seed, characters=END + 1, length=LENGTH)
+    return Twins(n_nets, END + 1, LENGTH, d, seed)
 
 
 def train(n_nets: int, d: int = D, steps: int = 800, batch: int = 96, seed: int = 0) -> Twins:
@@ -95,25 +93,20 @@ def hidden(model: Twins) -> Bool[Tensor, "node"]:
     return torch.cat(parts)
 
 
-def averages(model: Twins, n: int = 64, seed: int = 0) -> Float[Tensor, "net operation node"]:
+def averages(model: Twins, n: int = 64) -> Float[Tensor, "net operation node"]:
     """Each node's mean over the positions of n texts of an operation."""
-    found = [node_masks.averages(model, texts(name, n, seed).tokens[:, :-1]) for name in OPERATIONS]
+    found = [node_masks.averages(model, texts(name, n, 0).tokens[:, :-1]) for name in OPERATIONS]
     return torch.stack(found, 1)
 
 
 def learn(
-    model: Twins,
-    means: Float[Tensor, "net operation node"],
-    steps: int = 300,
-    batch: int = 12,
-    penalty: float = 3e-3,
-    seed: int = 0,
+    model: Twins, means: Float[Tensor, "net operation node"], steps: int = 300
 ) -> Bool[Tensor, "net operation node"]:
     """The circuit of every operation in every network; nodes that are not hidden are all in it.
 
     A mask sigmoid(sharpness * score) of each hidden node is learned by Adam on the divergence of
-    the masked network from the whole one (KL, nats, mean over answers' tokens) plus `penalty` times
-    the masks' sum. The sharpness rises from 1 to 50, so that masks end at 0 or 1; a node whose
+    the masked network from the whole one (KL, nats, mean over answers' tokens) plus 0.003 times the
+    masks' sum. The sharpness rises from 1 to 50, so that masks end at 0 or 1; a node whose
     score ends above 0 is kept. Source: Mondorf et al. 2024, section 3 (there up to 200).
     """
     n_nets, n_operations, _ = means.shape
@@ -121,7 +114,7 @@ def learn(
     score = torch.ones_like(flat).requires_grad_()
     optimiser = torch.optim.Adam([score], lr=0.05)
     for step in tqdm(range(steps), "masks", leave=False, disable=steps < 50):
-        now = [texts(name, batch, seed * steps + step) for name in list(OPERATIONS)[:n_operations]]
+        now = [texts(name, 12, step) for name in list(OPERATIONS)[:n_operations]]
         tokens, asked = (
             repeat(torch.stack(x), "op text pos -> (net op) text pos", net=n_nets)
             for x in zip(*now, strict=True)
@@ -130,7 +123,7 @@ def learn(
         full = rows(tokens[..., :-1]).log_softmax(-1)
         found = rows(tokens[..., :-1], node_masks.ablated(rows, mask, flat)).log_softmax(-1)
         kl = reduce(full.exp() * (full - found), "row text pos token -> row text pos", "sum")
-        loss = (kl * asked).sum((1, 2)) / asked.sum((1, 2)) + penalty * (mask * free).sum(1)
+        loss = (kl * asked).sum((1, 2)) / asked.sum((1, 2)) + 3e-3 * (mask * free).sum(1)
         descend(optimiser, loss)
     return ((score.detach() > 0) | ~free).view(means.shape)
 
@@ -156,7 +149,7 @@ def tried(
     over ln 2, mean over answers' tokens: 1 where they are the same, 0 where they share nothing.
     Source: Mondorf et al. 2024, section 3.
     """
-    logits = model(some.tokens[:, :-1], node_masks.ablated(model, keep.float(), means))
+    logits = model(some.tokens[:, :-1], node_masks.ablated(model, keep, means))
     p, q = (x[:, some.asked].log_softmax(-1) for x in (logits, model(some.tokens[:, :-1])))
     both = torch.logaddexp(p, q) - math.log(2)
     divergence = (p.exp() * (p - both) + q.exp() * (q - both)).sum(-1).mean(1) / 2
@@ -181,7 +174,7 @@ def random_nodes(
 
 def trained() -> tuple[Twins, Bool[Tensor, "net operation node"]]:
     """Six networks and the circuits of their operations; made by data/reuse/make.py."""
-    stored = load_file(Path(__file__).parents[1] / "data" / "reuse" / "nets.safetensors")
+    stored = shipped("reuse")
     keep = stored.pop("circuits").bool()
     model = untrained(len(keep))
     model.load_state_dict(stored, strict=False)  # W_gate is not used here

@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from .gradient_routing import perceptrons, route
-from .side_by_side import Draws, descend, mlp
+from .side_by_side import Draws, descend, look_up, mlp
 
 WORDS = 16  # words of either topic, and as many that both use
 CONTEXT = 3  # words that the model sees
+LENGTH = 12  # of a document: words that are to be predicted
 STAGES = ("trained", "cut", "trained again", "learned back")
 
 
@@ -38,7 +39,7 @@ class Treatment:
 
 
 def topic_text(
-    n: int, seed: int, length: int = 12
+    n: int, seed: int
 ) -> tuple[Int[Tensor, "word context"], Int[Tensor, "word"], Bool[Tensor, "word"], Tensor]:
     """The words of n documents: the three before each, the word, whether its topic is the one to
     forget (every other document's is), and its document's mark, uniform in [0, 1].
@@ -51,20 +52,21 @@ def topic_text(
     follows += WORDS * torch.tensor([[0, 0, 2, 2], [1, 1, 2, 2]])[:, None]
     topic, odds = torch.arange(n) % 2, torch.tensor([0.5, 0.15, 0.25, 0.1])
     words = [topic * WORDS + torch.randint(WORDS, (n,), generator=drawn)]
-    for _ in range(length + CONTEXT - 1):
+    for _ in range(LENGTH + CONTEXT - 1):
         pick = torch.multinomial(odds, n, replacement=True, generator=drawn)
         words.append(follows[topic, words[-1], pick])
     windows = rearrange(torch.stack(words, 1).unfold(1, CONTEXT + 1, 1), "n word w -> (n word) w")
     mark = torch.rand(n, generator=drawn)
-    forget, mark = (x.repeat_interleave(length) for x in (topic.bool(), mark))
+    forget, mark = (x.repeat_interleave(LENGTH) for x in (topic.bool(), mark))
     return windows[:, :CONTEXT], windows[:, CONTEXT], forget, mark
 
 
 class TopicModels(nn.Module):
     """Word vectors of the context, one hidden layer with extra units, logits; one a net."""
 
-    def __init__(self, seeds: Sequence[int], extra: int = 32, d: int = 16) -> None:
+    def __init__(self, seeds: Sequence[int], extra: int) -> None:
         super().__init__()
+        d = 16
         self.vectors = nn.Parameter(perceptrons(seeds, d, 3 * WORDS)[0].mT)
         self.units = perceptrons(seeds, CONTEXT * d, 64, 3 * WORDS)
         others = [seed + 1000 for seed in seeds]
@@ -77,8 +79,7 @@ class TopicModels(nn.Module):
         ablate: bool = False,
     ) -> Float[Tensor, "net word vocabulary"]:
         """Logits; where `trains` is False, only the extra units learn. `ablate`: without them."""
-        net = torch.arange(len(context))[:, None, None]
-        x = rearrange(self.vectors[net, context], "net word c d -> net word (c d)")
+        x = rearrange(look_up(self.vectors, context), "net word c d -> net word (c d)")
         first = mlp(self.units, x)
         if ablate:
             return first
@@ -100,7 +101,6 @@ def train_topics(
     n_seeds: int,
     steps: int = 1000,
     again: int = 100,
-    batch: int = 128,
     seed: int = 0,
     extra: int = 32,
 ) -> tuple[TopicModels, Tensor]:
@@ -118,7 +118,7 @@ def train_topics(
     each = [treatment for treatment in treatments for _ in seeds]
     marked = torch.tensor([[treatment.marked] for treatment in each])
     routed, dropped = (torch.tensor([[t.how == how] for t in each]) for how in ("route", "drop"))
-    draw, text = Draws(seeds), torch.arange(len(each))[:, None] % n_seeds
+    batch, draw, text = 128, Draws(seeds), torch.arange(len(each))[:, None] % n_seeds
     stages = []
     for phase, (n, rate) in enumerate(((steps, 3e-3), (again, 1e-3), (again, 1e-3))):
         optimiser = torch.optim.Adam(model.parameters(), lr=rate)

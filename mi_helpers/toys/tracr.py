@@ -122,14 +122,14 @@ def _tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def tracr_pairs(model: TransformerBridge, program: Program, seed: int = 0) -> PromptPairs:
+def tracr_pairs(model: TransformerBridge, program: Program) -> PromptPairs:
     """Inputs of a program, each with another input as its corrupted prompt.
 
     `reverse`: the six orders of 1, 2, 3, and for each another order with another first token, which
     is the wrong answer. `proportion`: 24 strings of four letters, and for each another with another
     share of x; the logit difference ("x" minus "w", which is 0) is the share.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = list[tuple[str, str, str, str]]()  # clean, corrupted, answer, wrong answer
     if program == "reverse":
         orders = ["1 2 3", "1 3 2", "2 1 3", "2 3 1", "3 1 2", "3 2 1"]

@@ -1,13 +1,16 @@
-"""Slow, obvious edge patching: two hooked forwards for every edge. Tests compare with it."""
+"""Slow, obvious edge patching: two hooked forwards for every edge; and a linear model."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from mi_helpers import load_model
 from mi_helpers.circuits.graph import Graph
 from mi_helpers.tasks.pairs import PromptPairs
+from mi_helpers.toys.docstring import word_tokenizer
 from tests import tiny
 
 
@@ -131,3 +134,28 @@ def slope_on_line(
         for step in (0.01, -0.01)
     )
     return float((up - down).double().mean() / 0.02)
+
+
+def linear_transformer() -> TransformerBridge:
+    """A random attention-only transformer of two layers that is linear in its embeddings.
+
+    Queries and keys are zero, so that attention is uniform, and the norms' epsilon is so large that
+    they only scale. Each edge's effect is then its gradient times its change, exactly. Its
+    tokenizer is `word_tokenizer`.
+    """
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(word_tokenizer()), n_positions=64, n_embd=32, n_layer=2, n_head=4,
+        n_inner=1, layer_norm_epsilon=1e8, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        initializer_range=0.5, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".ln_" in name and name.endswith("weight"):
+                parameter.fill_(1e4)  # undoes the division by the root of epsilon
+            elif ".mlp.c_proj." in name:
+                parameter.zero_()
+            elif ".c_attn." in name:
+                parameter[..., : 2 * config.n_embd] = 0
+    return load_model(model, tokenizer=word_tokenizer())

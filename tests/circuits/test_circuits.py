@@ -17,10 +17,10 @@ from mi_helpers.circuits.wiring import Wiring
 from mi_helpers.engine import unembed
 from mi_helpers.metrics import logit_diff
 from mi_helpers.tasks.prompts import docstring
-from mi_helpers.toys.docstring import gate_scores, linear_transformer
+from mi_helpers.toys.docstring import gate_scores
 from mi_helpers.toys.gates import OR, TWO_CHAINS
 from tests import tiny
-from tests.circuits.reference import edge_logits, pairs, slope_on_line
+from tests.circuits.reference import edge_logits, linear_transformer, pairs, slope_on_line
 
 PAIRS = pairs()
 FAMILIES = ("gpt2", "llama", "qwen2")
@@ -275,7 +275,7 @@ def test_the_bootstrap_keeps_edges_of_stable_sign():
 
 
 def test_attribution_is_exact_where_the_model_is_linear():
-    model = linear_transformer(n_layers=2)
+    model = linear_transformer()
     runs = record(model, docstring(model, 4))
     exact = circuits.attribute(runs, "exact")["score"]
     assert exact.abs().max() > 0.1
@@ -459,7 +459,7 @@ def test_full_and_empty_circuits_are_one_and_zero():
 
 def test_the_best_constant_of_a_linear_model_is_the_mean():
     """One edge into the output, squared error: the least-squares answer, where it is read."""
-    model = linear_transformer(n_layers=2)
+    model = linear_transformer()
     runs = record(model, docstring(model, 8))
     edge, clean = "A1.0 -> out", runs.clean.logits()
     without = Circuit.of(runs.graph, [e for e in runs.graph.edges if e != edge])

@@ -73,16 +73,14 @@ def test_parts_are_exact_sorted_and_can_be_taken_out() -> None:
 
 
 def test_rounding_keeps_to_its_grid() -> None:
-    found = parts(random_layer(7).forms())
-    steps = (found.rounded(4).vectors / (found.vectors.abs().max() / 8)).flatten()
-    assert torch.allclose(steps, steps.round(), atol=1e-9)
-    assert torch.allclose(found.rounded(20).vectors, found.vectors, atol=1e-5)
     layer = random_layer(7)
-    for name in ("D", "L", "R"):
-        exact = getattr(layer, name)
-        steps = getattr(layer.rounded(4), name) / (exact.abs().max() / 8)
+    for exact in (layer.D, layer.L, layer.R):
+        steps = bilinear.on_grid(exact, bits=4) / (exact.abs().max() / 8)
         assert torch.allclose(steps, steps.round(), atol=1e-9)
-        assert torch.allclose(getattr(layer.rounded(20), name), exact, atol=1e-5)
+        assert torch.allclose(bilinear.on_grid(exact, bits=20), exact, atol=1e-5)
+    found = parts(layer.forms())
+    assert torch.equal(layer.rounded().L, bilinear.on_grid(layer.L))
+    assert torch.equal(found.rounded().vectors, bilinear.on_grid(found.vectors))
 
 
 def test_all_sums_are_there_and_some_are_trained_on() -> None:

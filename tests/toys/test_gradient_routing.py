@@ -63,8 +63,8 @@ def test_an_unseen_digit_trains_the_certificates_alone() -> None:
 
 def test_networks_trained_together_do_not_touch_each_other() -> None:
     settings = [Setting("routing"), Setting("no routing", "0123456789", "0123456789")]
-    both = routing.train_split(settings, 2, steps=3, batch=20)
-    alone = routing.train_split(settings[1:], 2, steps=3, batch=20)
+    both = routing.train_split(settings, 2, steps=3)
+    alone = routing.train_split(settings[1:], 2, steps=3)
     for a, b in zip([*both.encoder][:3], [*alone.encoder][:3], strict=True):
         assert torch.allclose(a[2:], b, atol=1e-6)
 
@@ -89,14 +89,14 @@ def test_images_are_split_once_and_scaled() -> None:
 
 
 def test_text_keeps_to_its_topic() -> None:
-    context, word, forget, mark = topic_models.topic_text(50, seed=1, length=9)
-    assert context.shape == (450, 3)
+    context, word, forget, mark = topic_models.topic_text(50, seed=1)
+    assert context.shape == (600, 3)
     own = torch.cat([context, word[:, None]], 1)
     assert not ((own[~forget] >= 16) & (own[~forget] < 32)).any()
     assert (own[forget] >= 16).all()
     assert forget.float().mean() == 0.5
     assert torch.equal(context[1, -1], word[0])
-    assert (mark.view(50, 9) == mark.view(50, 9)[:, :1]).all()
+    assert (mark.view(50, 12) == mark.view(50, 12)[:, :1]).all()
     after: dict[tuple, set] = {}  # at most four words follow a word within a topic
     for last, topic, now in zip(
         context[:, -1].tolist(), forget.tolist(), word.tolist(), strict=True
@@ -106,7 +106,7 @@ def test_text_keeps_to_its_topic() -> None:
 
 
 def test_marked_text_trains_the_extra_units_alone() -> None:
-    model, (context, word, *_) = TopicModels([0]), topic_models.topic_text(10, seed=0)
+    model, (context, word, *_) = TopicModels([0], extra=8), topic_models.topic_text(10, seed=0)
     logits = model(context[None], trains=torch.zeros(1, len(word)).bool())
     assert torch.equal(logits, model(context[None]))
     nn.functional.cross_entropy(logits[0], word).backward()
@@ -121,7 +121,7 @@ def test_marked_text_trains_the_extra_units_alone() -> None:
 
 def test_training_reports_every_stage() -> None:
     treatments = [Treatment("keep", "keep"), Treatment("leave out", "drop", 0.5)]
-    model, losses = topic_models.train_topics(treatments, 2, steps=2, again=1, batch=8)
+    model, losses = topic_models.train_topics(treatments, 2, steps=2, again=1)
     assert losses.shape == (len(STAGES), 4, 2)
     assert losses.isfinite().all()
     held_out = topic_models.topic_text(400, 10**6)

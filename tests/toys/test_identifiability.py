@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mi_helpers.data.identifiability import make
-from mi_helpers.toys import actions
+from mi_helpers.toys import actions, side_by_side
 from mi_helpers.toys import identifiability as toys
 from mi_helpers.toys import interventions as moves
 
@@ -211,7 +211,7 @@ def test_the_maker_writes_what_the_loader_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make.main(["--out", str(tmp_path / "data/identifiability"), "--nets", "1", "--epochs", "1"])
-    monkeypatch.setattr(toys, "__file__", str(tmp_path / "toys/identifiability.py"))
+    monkeypatch.setattr(side_by_side, "__file__", str(tmp_path / "toys/side_by_side.py"))
     vae = toys.trained_vaes(1)[0.8, "sparse decoder"]
     _, x = toys.sparse_world(0.8, toys.SEEDS[:1])
     again = make.train_vae(x[:, :500], toys.SEEDS[:1], True, epochs=1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from mi_helpers.toys.side_by_side import Draws, descend, mlp
+from mi_helpers.toys.side_by_side import Draws, descend, look_up, mlp, next_losses
 
 
 def test_draws_do_not_depend_on_their_neighbours() -> None:
@@ -27,6 +27,17 @@ def test_an_mlp_is_that_of_torch() -> None:
     last.load_state_dict({"weight": layers[2][1].T, "bias": layers[3][1, 0]})
     x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(mlp(layers, x)[1], last(first(x[1]).relu()), atol=1e-6)
+
+
+def test_each_network_has_tables_and_texts_of_its_own() -> None:
+    logits = Draws([0, 1]).normal(3, 4, 5)
+    tokens = torch.randint(5, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+    for own in (tokens, tokens[1]):
+        log_probs = logits[1, 2, 3].log_softmax(-1)
+        assert next_losses(logits, own)[1, 2, 3] == -log_probs[tokens[1, 2, 4]]
+    tables = Draws([2, 3]).normal(5, 7)
+    assert torch.equal(look_up(tables, tokens)[1, 2], tables[1][tokens[1, 2]])
+    assert torch.equal(look_up(tables, tokens[:, 0, 0])[1], tables[1][tokens[1, 0, 0]])
 
 
 def test_each_network_goes_down_its_own_loss() -> None:

@@ -1,6 +1,7 @@
 """Twins and masks against loops, exact identities and known answers."""
 
 import random
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn.functional import one_hot
 from mi_helpers.data.sparse_weights import make
 from mi_helpers.toys import node_masks, self_ablation, sparse_weights
 from mi_helpers.toys.self_ablation import KEPT
-from mi_helpers.toys.sparse_weights import LENGTH, VOCABULARY, Twins
+from mi_helpers.toys.sparse_weights import LENGTH, VOCABULARY, untrained
 
 
 def decode(row: torch.Tensor) -> str:
@@ -41,7 +42,10 @@ def test_lines_are_whole_and_texts_repeat() -> None:
 
 
 def test_the_forward_pass_is_that_of_a_plain_loop() -> None:
-    model, text = Twins(2, d=4).double().requires_grad_(False), sparse_weights.texts(1, 0)[:, :5]
+    model, text = (
+        untrained(2, d=4).double().requires_grad_(False),
+        sparse_weights.texts(1, 0)[:, :5],
+    )
     W = {name: weight[1].detach() for name, weight in model.named_parameters()}
     x = one_hot(text[0], len(VOCABULARY)).double() @ W["W_E"] + W["W_pos"][:5]
     for at in range(2):
@@ -61,7 +65,7 @@ def test_the_forward_pass_is_that_of_a_plain_loop() -> None:
 
 def test_twins_start_alike_and_do_not_touch_each_other() -> None:
     text = sparse_weights.texts(2, 0)
-    both, alone = (Twins(n, d=4, seed=s).requires_grad_(False) for n, s in ((2, 0), (1, 1)))
+    both, alone = (untrained(n, d=4, seed=s).requires_grad_(False) for n, s in ((2, 0), (1, 1)))
     assert torch.equal(both.W_U[1], alone.W_U[0])
     assert torch.allclose(both(text[:, :-1])[1], alone(text[:, :-1])[0], atol=1e-6)
     logits, found = both.record(text[:, :-1])
@@ -88,7 +92,7 @@ def test_a_gate_is_hard_and_has_the_gradient_of_the_soft_one() -> None:
 
 
 def test_a_pass_with_every_unit_on_is_the_clean_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, text = Twins(2, d=8).requires_grad_(False), sparse_weights.texts(3, 0)[:, :-1]
+    model, text = untrained(2, d=8).requires_grad_(False), sparse_weights.texts(3, 0)[:, :-1]
     clean, ablated, distance = self_ablation.self_ablate(model, text)
     assert distance > 0
     again = self_ablation.self_ablate(model, text, gates_from=text)[1]
@@ -109,13 +113,13 @@ def test_gates_leave_few_units_on(monkeypatch: pytest.MonkeyPatch) -> None:
         return given[-1]
 
     monkeypatch.setattr(self_ablation, "gate", seen)
-    self_ablation.self_ablate(Twins(1, d=8), sparse_weights.texts(3, 0)[:, :-1])
+    self_ablation.self_ablate(untrained(1, d=8), sparse_weights.texts(3, 0)[:, :-1])
     assert len(given) == 4
     assert all(torch.allclose(g.sum(-1), torch.tensor(float(KEPT))) for g in given)
 
 
 def test_masks_keep_or_replace() -> None:
-    model, asked = Twins(2, d=4).requires_grad_(False), sparse_weights.prompts(6, 0)
+    model, asked = untrained(2, d=4).requires_grad_(False), sparse_weights.prompts(6, 0)
     means = node_masks.averages(model, sparse_weights.texts(9, 1)[:, :-1])
     plain = node_masks.task_loss(model, asked)
     everything = node_masks.ablated(model, torch.ones_like(means), means)
@@ -129,7 +133,7 @@ def test_masks_keep_or_replace() -> None:
 
 
 def test_the_average_of_a_place_is_that_of_its_values() -> None:
-    model, text = Twins(1, d=4).requires_grad_(False), sparse_weights.texts(5, 0)[:, :-1]
+    model, text = untrained(1, d=4).requires_grad_(False), sparse_weights.texts(5, 0)[:, :-1]
     means, places = node_masks.averages(model, text), node_masks.sizes(model)
     start = sum(list(places.values())[: list(places).index("neuron0")])
     expected = model.record(text)[1]["neuron0"][0].flatten(0, 1).mean(0)
@@ -137,23 +141,20 @@ def test_the_average_of_a_place_is_that_of_its_values() -> None:
 
 
 def test_edges_are_counted_as_by_a_loop() -> None:
-    model, asked = (
-        Twins(1, d=3, layers=1).requires_grad_(False),
-        sparse_weights.prompts(20, 0, "bracket"),
-    )
+    model = untrained(1, d=4).requires_grad_(False)
+    asked = sparse_weights.prompts(20, 0, "bracket")
     model.W["out0"].data[0, 2] = 0
     n = sum(node_masks.sizes(model).values())
     keep = torch.rand(1, n, generator=torch.Generator().manual_seed(1)) < 0.5
     names = list(node_masks.sizes(model).items())
     on = dict(zip(dict(names), keep[0].split([size for _, size in names]), strict=True))
-    ends = {"Q": ("read0", "q0"), "K": ("read0", "k0"), "V": ("read0", "z0"), "O": ("z0", "attn0")}
-    ends |= {"in": ("mlp_read0", "neuron0"), "out": ("neuron0", "mlp0")}
+    ends = {"Q": ("read", "q"), "K": ("read", "k"), "V": ("read", "z"), "O": ("z", "attn")}
+    ends |= {"in": ("mlp_read", "neuron"), "out": ("neuron", "mlp")}
     expected = 2 * int(on["final"].sum())  # to ")" and to "]"
-    for name, (source, target) in ends.items():
-        for i, o in torch.cartesian_prod(
-            torch.arange(len(on[source])), torch.arange(len(on[target]))
-        ):
-            expected += bool(on[source][i] and on[target][o] and model.W[f"{name}0"][0, i, o] != 0)
+    for at, (name, places) in product((0, 1), ends.items()):
+        source, target = (on[f"{place}{at}"].tolist() for place in places)
+        for i, o in product(range(len(source)), range(len(target))):
+            expected += source[i] and target[o] and bool(model.W[f"{name}{at}"][0, i, o] != 0)
     assert node_masks.count(node_masks.edges(model, keep, asked)).tolist() == [expected]
 
 
@@ -168,23 +169,31 @@ def test_a_switch_is_a_step_with_a_slope() -> None:
 
 
 def test_trails_start_whole_and_weights_stay_within_the_nodes() -> None:
-    model, asked = Twins(2, d=4).requires_grad_(False), sparse_weights.prompts(20, 0)
+    model, asked = untrained(2, d=4).requires_grad_(False), sparse_weights.prompts(20, 0)
     means = node_masks.averages(model, sparse_weights.texts(9, 1)[:, :-1])
-    nodes = node_masks.prune(model, asked, means, steps=60)
+
+    def by_nodes(some: sparse_weights.Prompts, keep: torch.Tensor) -> torch.Tensor:
+        return node_masks.task_loss(model, some, node_masks.ablated(model, keep, means))
+
+    nodes = node_masks.prune(by_nodes, node_masks.every(model), asked, steps=60)
     assert nodes.shape == (7, *means.shape)
     assert nodes[0].all()
     assert nodes[-1].sum() < nodes[0].sum()
     joined = node_masks.edges(model, nodes[-1], asked)
-    weights = node_masks.prune(model, asked, means, within=nodes[-1], steps=20)
+    hook = node_masks.ablated(model, nodes[-1], means)
+
+    def by_weights(some: sparse_weights.Prompts, on: torch.Tensor) -> torch.Tensor:
+        return node_masks.task_loss(model, some, hook, node_masks.switched(joined, on))
+
+    weights = node_masks.prune(by_weights, node_masks.flat(joined), asked, steps=20)
     assert torch.equal(weights[0].sum(1), node_masks.count(joined))
     assert (weights[-1] <= weights[0]).all()
 
 
 def test_weights_that_are_switched_off_are_as_zeros() -> None:
-    model, asked = Twins(1, d=4).requires_grad_(False), sparse_weights.prompts(6, 0)
-    every = torch.ones(1, sum(node_masks.sizes(model).values())).bool()
-    joined = node_masks.edges(model, every, asked)
-    flat = torch.cat([mask.flatten(1) for mask in joined.values()], 1).float()
+    model, asked = untrained(1, d=4).requires_grad_(False), sparse_weights.prompts(6, 0)
+    joined = node_masks.edges(model, node_masks.every(model), asked)
+    flat = node_masks.flat(joined)
     off = {name: 1 - mask.float() for name, mask in joined.items()}
     switched = node_masks.switched(joined, torch.zeros_like(flat))
     assert all(torch.equal(switched[name], off[name]) for name in off)

@@ -1,6 +1,6 @@
 """Train the shipped decoders: ``python -m mi_helpers.data.identifiability.make --out OUT``.
 
-About three minutes on one core. Writes OUT/vaes.safetensors, 2 MB in size.
+About three minutes on one core. Writes OUT/nets.safetensors, 2 MB in size.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             vae = train_vae(x[:, :500], seeds, sparse, epochs=args.epochs)
             tensors |= {f"{rho} {kind} {name}": t for name, t in vae.state_dict().items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, args.out / "vaes.safetensors")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, args.out / "nets.safetensors")
 
 
 if __name__ == "__main__":

@@ -5,15 +5,22 @@ dense" twins share neither start nor text with the rest: what two dense networks
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
-from ...toys.self_ablation import train
-from ...toys.sparse_weights import KINDS
+from ...toys.self_ablation import losses
+from ...toys.sparse_weights import train
 
-# Name in the file: what is trained, and the first seed of its twins.
-SETS = {kind: (kind, 0) for kind in KINDS} | {"other dense": ("dense", 100)}
+SETS: dict[str, dict[str, Any]] = {  # what `train` is told of each kind
+    "dense": {},
+    "sparse": {"share": 0.1},
+    "self-ablating": {"losses": losses},
+    "soft": {"losses": partial(losses, soft=True)},
+    "other dense": {"seed": 100},
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,10 +30,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=800)
     args = parser.parse_args(argv)
     weights = {}
-    for name, (kind, seed) in SETS.items():
-        for part, weight in train(kind, args.nets, args.steps, seed=seed).state_dict().items():
+    for kind, options in SETS.items():
+        for part, weight in train(args.nets, args.steps, **options).state_dict().items():
             if part != "W_gate" or kind in ("self-ablating", "soft"):
-                weights[f"{name}/{part}"] = weight.half().contiguous()
+                weights[f"{kind}/{part}"] = weight.half().contiguous()
         args.out.mkdir(parents=True, exist_ok=True)
         save_file(weights, args.out / "nets.safetensors")  # after each set, so that none is lost
 

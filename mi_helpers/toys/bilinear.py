@@ -116,7 +116,10 @@ def parts(forms: Float[Tensor, "out d d"]) -> Squares:
 
 # Networks that add, by data/bilinear/make.py
 
-CHECKPOINTS = (0, 25, 50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 3500, 4000)
+CHECKPOINTS = (
+    *(0, 25, 50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 3500, 4000),
+    *(5000, 6000, 8000, 10000, 12000),
+)
 
 
 def sums() -> tuple[Float[Tensor, "pair d_in"], Int[Tensor, "pair"]]:

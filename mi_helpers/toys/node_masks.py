@@ -131,13 +131,8 @@ def edges(
     return found | {"W_U": (model.W_U != 0) & on["final"][:, :, None] & closing}
 
 
-def count(found: dict[str, Bool[Tensor, "net i o"]]) -> Int[Tensor, "net"]:
-    """Edges of each net."""
-    return torch.stack([mask.sum((1, 2)) for mask in found.values()]).sum(0)
-
-
 def flat(joined: dict[str, Bool[Tensor, "net i o"]]) -> Bool[Tensor, "net mask"]:
-    """One column for each weight, of whatever matrix."""
+    """One column for each weight, whichever its matrix."""
     return torch.cat([mask.flatten(1) for mask in joined.values()], 1)
 
 

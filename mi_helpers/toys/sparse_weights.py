@@ -1,8 +1,7 @@
 """Networks most of whose weights are zero, on code-like text with two tasks: close what was opened.
 
-`Twins` of one seed start from the same weights and see the same text, whatever the way in which
-`train` makes them: dense, weight-sparse, or with the losses of `self_ablation`. What part of a
-network does a task is for `node_masks` to find.
+Twins of one seed start from the same weights and see the same text, however `train` makes them:
+dense, weight-sparse, or with the losses of `self_ablation`. `node_masks` finds what does a task.
 
 Source: Gao et al. 2025, arXiv 2511.13653 (weight sparsity, tasks), without its activation sparsity
 and attention sinks. Sizes and text are ours.
@@ -29,9 +28,6 @@ PAIRS = {  # a task: close what was opened
     "bracket": (("(", ")"), ("[", "]")),
 }
 KINDS = ("dense", "sparse", "self-ablating", "soft")
-
-
-# Text and tasks
 
 
 def opened(rng: random.Random, task: str, opener: str) -> str:
@@ -93,8 +89,7 @@ def untrained(n_nets: int, d: int = 32, seed: int = 0) -> Twins:
 
 
 def text_loss(
-    logits: Float[Tensor, "net batch pos vocabulary"],
-    tokens: Int[Tensor, "*net batch pos_and_next"],
+    logits: Float[Tensor, "net text pos character"], tokens: Int[Tensor, "*net text pos_and_next"]
 ) -> Float[Tensor, "net"]:
     """Mean cross-entropy of the next character, in nats."""
     return next_losses(logits, tokens).mean((1, 2))

@@ -155,7 +155,7 @@ def test_edges_are_counted_as_by_a_loop() -> None:
         source, target = (on[f"{place}{at}"].tolist() for place in places)
         for i, o in product(range(len(source)), range(len(target))):
             expected += source[i] and target[o] and bool(model.W[f"{name}{at}"][0, i, o] != 0)
-    assert node_masks.count(node_masks.edges(model, keep, asked)).tolist() == [expected]
+    assert node_masks.flat(node_masks.edges(model, keep, asked)).sum(1).tolist() == [expected]
 
 
 def test_a_switch_is_a_step_with_a_slope() -> None:
@@ -186,7 +186,7 @@ def test_trails_start_whole_and_weights_stay_within_the_nodes() -> None:
         return node_masks.task_loss(model, some, hook, node_masks.switched(joined, on))
 
     weights = node_masks.prune(by_weights, node_masks.flat(joined), asked, steps=20)
-    assert torch.equal(weights[0].sum(1), node_masks.count(joined))
+    assert torch.equal(weights[0].sum(1), node_masks.flat(joined).sum(1))
     assert (weights[-1] <= weights[0]).all()
 
 

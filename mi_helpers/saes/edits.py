@@ -5,7 +5,7 @@ them, and on several models attention rests on them.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,17 +50,23 @@ def clamp(sae: Autoencoder, feature: int, value: float) -> Write:
 
 
 @contextmanager
-def held(model: TransformerBridge, sae: Any, feature: int, value: float) -> Iterator[None]:
-    """While it lasts, the model runs with one feature held at a value at all positions but 0.
+def held(
+    model: TransformerBridge, sae: Any, feature: int | Sequence[int], value: float | Sequence[float]
+) -> Iterator[None]:
+    """While it lasts, the model runs with one feature held at a value at all positions but 0; of
+    several features and values, one of each for each text of a batch.
 
     Works while the model writes a text with a cache, one such text (or batch) at a time, and on
     whole texts.
     """
     started = False
+    features = [feature] if isinstance(feature, int) else feature
+    values = [value] if isinstance(value, int | float) else value
 
     def change(x: Float[Tensor, "sequence pos d"]) -> Tensor:
         nonlocal started
-        new = moved(sae, x, feature, value)
+        parts = zip(x.split(len(x) // len(features)), features, values, strict=True)
+        new = torch.cat([moved(sae, *part) for part in parts])
         if not started or x.shape[1] > 1:
             new[:, 0] = x[:, 0]
         started = True

@@ -86,6 +86,7 @@ def probe_perturbation(
     test: tuple[Float[np.ndarray, "text d"], Float[np.ndarray, "text feature"]],
     test_labels: Sequence[Any],
     n: int = 10,
+    probes: dict[Any, LogisticRegression] | None = None,
 ) -> pd.DataFrame:
     """Targeted probe perturbation (TPP; Karvonen et al. 2024, arXiv 2411.18895), on what `pooled`
     gives. A row for each (`ablated`, `probed`) pair of classes: `drop`, how much the balanced
@@ -93,13 +94,16 @@ def probe_perturbation(
     score is the mean drop where both are the same class less the mean where they are not.
 
     A latent belongs to a class by (difference of its means) · (its decoder row along the probe).
+    `probes`, empty at first, takes the probes by class, for the next dictionary on these texts.
     """
     (x, f), (x_test, f_test) = train, test
     names, tested = np.asarray(labels), np.asarray(test_labels)
     classes = sorted(set(labels))
     W_dec = sae.W_dec.detach().float().cpu().numpy()
     scale = np.linalg.norm(x - x.mean(0), axis=1).mean() / np.sqrt(x.shape[1])
-    probes = {name: _probe((x - x.mean(0)) / scale, names == name) for name in classes}
+    probes = {} if probes is None else probes
+    for name in set(classes) - set(probes):
+        probes[name] = _probe((x - x.mean(0)) / scale, names == name)
 
     def accuracy(name: Any, at: Float[np.ndarray, "text d"]) -> float:
         said = probes[name].predict((at - x.mean(0)) / scale)
@@ -121,6 +125,7 @@ def absorption(
     sae: Autoencoder,
     train: Float[Tensor, "word d"], letters: Int[np.ndarray, "word"],
     test: Float[Tensor, "word d"], test_letters: Int[np.ndarray, "word"],
+    probes: dict[int, LogisticRegression] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Feature absorption for first letters (Chanin et al. 2024, arXiv 2409.14507), on activations
     at words; a row for each letter with `ENOUGH` words: `probe`, the balanced accuracy of a linear
@@ -128,7 +133,8 @@ def absorption(
     the share on which that latent is off, and another one, aligned with the probe, carries
     `CARRIES` or more of what the dictionary writes along it.
 
-    One main latent a letter: the paper's search for split ones is left out.
+    One main latent a letter: the paper's search for split ones is left out. `probes`, empty at
+    first, takes the probes by letter, for the next dictionary on these words.
     """
     f, f_test = (sae.encode(rows).cpu().numpy() for rows in (train, test))
     W_dec = sae.W_dec.detach().float().cpu().numpy()
@@ -136,10 +142,12 @@ def absorption(
     scale = (train - middle).norm(dim=1).mean() / math.sqrt(train.shape[1])
     x, x_test = (((rows - middle) / scale).cpu().numpy() for rows in (train, test))
     least = Counter(letters.tolist()) & Counter(test_letters.tolist())
-    rows = []
+    probes, rows = {} if probes is None else probes, []
     for letter in sorted(letter for letter, words in least.items() if words >= ENOUGH):
         is_in, is_test = letters == letter, test_letters == letter
-        probe = _probe(x, is_in)
+        if letter not in probes:
+            probes[letter] = _probe(x, is_in)
+        probe = probes[letter]
         said = probe.predict(x_test)
         # The main latent: on at words of the letter, off at others.
         rates = (f[is_in] > 0).mean(0) - (f[~is_in] > 0).mean(0)

@@ -8,6 +8,7 @@ largest stay on, so that k features are on at a token on average. No auxiliary l
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,7 +51,7 @@ def train(
     for step in range(steps):
         rows = scale * x[torch.randint(len(x), (batch,), generator=generator).to(x.device)]
         f = ((rows - b_dec) @ W_enc + b_enc).relu()
-        f = f * (f >= f.flatten().topk(round(k * batch)).values[-1])
+        f = f * (f >= f.flatten().topk(round(k * batch), sorted=False).values.min())
         loss = (rows - (f @ W_dec + b_dec)).square().sum(-1).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -80,8 +81,9 @@ def calibrated(sae: "JumpReLUSAE", x: Float[Tensor, "token d"], k: float) -> "Ju
     """Set its one threshold such that `k` features are on at a token of `x` on average."""
     sae.threshold.zero_()
     sample = x[:: max(1, len(x) // CALIBRATED_ON)]
-    on = torch.cat([sae.encode(rows).flatten() for rows in sample.split(2048)])
-    sae.threshold += on.kthvalue(len(on) - round(k * len(sample))).values
+    on = torch.cat([sae.encode(rows).flatten() for rows in sample.split(2048)]).cpu().numpy()
+    last_off = len(on) - round(k * len(sample)) - 1
+    sae.threshold += float(np.partition(on, last_off)[last_off])  # torch's takes five times as long
     return sae
 
 

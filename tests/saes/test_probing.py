@@ -73,6 +73,19 @@ def test_taking_a_concepts_latents_out_hurts_its_probe_alone() -> None:
         good, saes.pooled(good, train[0]), train[1], saes.pooled(good, test[0]), test[1], n=0
     )
     assert (nothing["drop"] == 0).all()
+    kept: dict = {}
+    for _ in range(2):  # with probes of its own, and with those
+        again = saes.probe_perturbation(
+            good,
+            saes.pooled(good, train[0]),
+            train[1],
+            saes.pooled(good, test[0]),
+            test[1],
+            1,
+            kept,
+        )
+        assert again.equals(drop)
+    assert set(kept) == set(CLASSES)
 
 
 def test_first_letters_of_whole_words() -> None:
@@ -115,6 +128,11 @@ def test_absorption_counts_the_words_that_a_special_latent_takes() -> None:
     assert table["absorbed"].to_dict() == {"a": pytest.approx(0.25), "b": 0}
     assert (table["probe"] > 0.99).all()
     assert table.loc["b", "latent"] == 1
+    kept: dict = {}
+    for _ in range(2):
+        again = saes.absorption(absorbing, *words(80, 0), *words(80, 1), probes=kept)
+        assert again.set_index("letter").equals(table)
+    assert set(kept) == {ord("a"), ord("b")}
     # The same words where the letter's latent stays on: nothing is absorbed.
     plain = Planted(torch.eye(8)[:3])
     assert (saes.absorption(plain, *words(80, 0), *words(80, 1))["absorbed"] < 0.02).all()

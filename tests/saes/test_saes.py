@@ -283,6 +283,11 @@ def test_clamp_and_held(trained: Path) -> None:
     assert read["it"][0, :, 0].allclose(logits[:, -1], atol=1e-4)
     assert not run.logits().allclose(logits[:, -1], atol=1e-4)
     assert not model.hook_dict["blocks.2.hook_resid_pre"].fwd_hooks  # nothing left behind
+    with saes.held(model, sae, [feature, feature], [0.0, 3.0]):  # one for each text
+        both = model(written[:2])
+    assert both[0].allclose(logits[0], atol=1e-4)
+    with saes.held(model, sae, feature, 3.0):
+        assert both[1].allclose(model(written[:2])[1], atol=1e-4)
 
 
 def test_loading_says_what_is_wrong(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

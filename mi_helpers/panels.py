@@ -16,7 +16,7 @@ import os
 import textwrap
 import threading
 import warnings
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +87,24 @@ def make_panels(
     for cell in lowest:  # the last row may be short: its neighbours need their own tick labels
         figure.update_xaxes(showticklabels=True, **cell)
     return figure, [(cell, part) for cell, (_, part) in zip(cells, groups, strict=True)]
+
+
+def chart_size(facet: str | None) -> tuple[float, float]:
+    """Width and height of a panel of a chart, in pixels."""
+    return (640 if facet is None else 320), 330
+
+
+def series(
+    table: pd.DataFrame, panels: Panels, color: str | None, facet: str | None
+) -> Iterator[tuple[pd.DataFrame, dict[str, Any], str, str]]:
+    """What a chart draws, panel by panel and colour by colour: the rows, the trace's cell and its
+    name in the legend, its colour and its dash."""
+    styles = line_styles(table, color)
+    for number, (cell, panel) in enumerate(panels):
+        shown = number == 0 and color not in (None, facet)
+        for name, part in parts_by(panel, color):
+            place = {**cell, "name": name, "legendgroup": name, "showlegend": shown}
+            yield part, place, *styles[name]
 
 
 def title_axes(

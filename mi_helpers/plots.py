@@ -26,6 +26,7 @@ from .panels import (
     THEME,
     InteractiveAndStatic,
     axis_name,
+    chart_size,
     colour_bar,
     finish,
     frame_maps,
@@ -33,12 +34,11 @@ from .panels import (
     label_sides,
     label_ticks,
     legend,
-    line_styles,
     make_panels,
     ordered,
-    parts_by,
     require_columns,
     safe_text,
+    series,
     standing_out,
     title_axes,
     unit_square,
@@ -122,43 +122,37 @@ def lines(
     as bars.
     """
     require_columns(table, x, y, color, facet, *(band or ()))
-    figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
-    styles, named = line_styles(table, color), is_text(table[x])
+    figure, panels = make_panels(table, facet, *chart_size(facet))
+    named = is_text(table[x])
     mode = "markers" if named else "lines+markers" if markers else "lines"
-    for number, (cell, panel) in enumerate(panels):
-        for name, part in parts_by(panel, color):
-            part, (colour, dash) = part if named else part.sort_values(x), styles[name]
-            shared: dict[str, Any] = {"name": name, "legendgroup": name}
-            middle, bars = part[y].to_numpy(np.float32), None
-            if band:
-                low, high = (part[column].to_numpy(np.float32) for column in band)
-                bars = {"array": high - middle, "arrayminus": middle - low, "thickness": 1.5}
-            if band and not named:
-                edge = go.Scatter(
-                    x=[*part[x], *part[x][::-1]],
-                    y=np.concatenate([low, high[::-1]]),
-                    fill="toself",
-                    fillcolor=colour,
-                    opacity=0.18,
-                    line={"width": 0},
-                    mode="lines",
-                    hoverinfo="skip",
-                    showlegend=False,
-                    **shared,
-                )
-                figure.add_trace(edge, **cell)
-            trace = go.Scatter(
-                x=part[x],
-                y=middle,
-                mode=mode,
-                error_y=bars if named else None,
-                offsetgroup=name if named else None,
-                marker={"size": 9 if named else 5, "color": colour},
-                line={"color": colour, "width": 2, "dash": dash},
-                showlegend=color is not None and color != facet and number == 0,
-                **shared,
+    for part, place, colour, dash in series(table, panels, color, facet):
+        part = part if named else part.sort_values(x)
+        middle, bars = part[y].to_numpy(np.float32), None
+        if band:
+            low, high = (part[column].to_numpy(np.float32) for column in band)
+            bars = {"array": high - middle, "arrayminus": middle - low, "thickness": 1.5}
+        if band and not named:
+            figure.add_scatter(
+                x=[*part[x], *part[x][::-1]],
+                y=np.concatenate([low, high[::-1]]),
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.18,
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                **place | {"showlegend": False},
             )
-            figure.add_trace(trace, **cell)
+        figure.add_scatter(
+            x=part[x],
+            y=middle,
+            mode=mode,
+            error_y=bars if named else None,
+            offsetgroup=place["name"] if named else None,
+            marker={"size": 9 if named else 5, "color": colour},
+            line={"color": colour, "width": 2, "dash": dash},
+            **place,
+        )
     if named:  # names side by side, each with its bar
         figure.update_layout(scattermode="group", scattergap=0.6)
     whole_ticks(figure.update_xaxes, table[x], skip=log_x)
@@ -187,35 +181,33 @@ def scatter(
     """
     require_columns(table, x, y, color, text, facet)
     table = table.reset_index(drop=True)  # rows of one index are different rows
-    size = (640 if facet is None else 320, 330)
-    figure, panels = make_panels(table, facet, *size)
-    styles = line_styles(table, color)
-    points = unit_square(table[[x, y]], (log_x, log_y), diagonal)
-    away = np.where(table[y] > table[x], "middle left", "middle right")
-    prefer = pd.Series(away if diagonal else "top center", index=table.index)
-    for number, (cell, panel) in enumerate(panels):
-        far = {} if text is None else panel.loc[standing_out(panel, x, y), text].map(safe_text)
-        sides = label_sides(points.loc[panel.index], far, prefer, size)
-        for name, part in parts_by(panel, color):
-            labels = None if text is None else [safe_text(t) for t in part[text]]
-            beside = sides[part.index]
-            trace = go.Scatter(
-                x=part[x].to_numpy(np.float32),
-                y=part[y].to_numpy(np.float32),
-                mode="markers" if text is None else "markers+text",
-                name=name,
-                legendgroup=name,
-                hovertext=labels,
-                text=[t if side else "" for t, side in zip(labels or beside, beside, strict=True)],
-                textposition=beside.where(beside != "", "top center"),
-                textfont={"size": 11},
-                marker={"size": 7, "opacity": 0.75, "color": styles[name][0]},
-                showlegend=color is not None and number == 0,
-            )
-            figure.add_trace(trace, **cell)
-        if diagonal:
-            ends = [min(table[x].min(), table[y].min()), max(table[x].max(), table[y].max())]
-            line = {"color": "#777777", "dash": "dot", "width": 1}
+    figure, panels = make_panels(table, facet, *chart_size(facet))
+    labels = None if text is None else table[text].map(safe_text)
+    sides = pd.Series("", index=table.index)  # of its point, on which a label stands
+    if labels is not None:
+        points = unit_square(table[[x, y]], (log_x, log_y), diagonal)
+        away = np.where(table[y] > table[x], "middle left", "middle right")
+        prefer = pd.Series(away if diagonal else "top center", index=table.index)
+        for _, panel in panels:
+            far, here = labels[standing_out(panel, x, y)], points.loc[panel.index]
+            sides[panel.index] = label_sides(here, far, prefer, chart_size(facet))
+    for part, place, colour, _ in series(table, panels, color, facet):
+        beside = sides[part.index]
+        figure.add_scatter(
+            x=part[x].to_numpy(np.float32),
+            y=part[y].to_numpy(np.float32),
+            mode="markers" if labels is None else "markers+text",
+            hovertext=None if labels is None else list(labels[part.index]),
+            text=None if labels is None else list(labels[part.index].where(beside != "", "")),
+            textposition=beside.where(beside != "", "top center"),
+            textfont={"size": 11},
+            marker={"size": 7, "opacity": 0.75, "color": colour},
+            **place,
+        )
+    if diagonal:
+        ends = [min(table[x].min(), table[y].min()), max(table[x].max(), table[y].max())]
+        line = {"color": "#777777", "dash": "dot", "width": 1}
+        for number, (cell, _) in enumerate(panels):
             equal = go.Scatter(x=ends, y=ends, mode="lines", line=line, name="y = x")
             equal.update(hoverinfo="skip", showlegend=number == 0)
             figure.add_trace(equal, **cell)
@@ -246,23 +238,18 @@ def histogram(
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     if log_x:
         middle, width = 10**middle, np.diff(10**edges)
-    figure, panels = make_panels(table, facet, 640 if facet is None else 320, 330)
-    styles = line_styles(table, color)
-    for number, (cell, panel) in enumerate(panels):
-        for name, part in parts_by(panel, color):
-            here = values.loc[part.index].dropna()
-            share = np.histogram(here, edges)[0] / max(1, len(here))
-            figure.add_bar(
-                x=middle.astype(np.float32),
-                y=share.astype(np.float32),
-                width=width.astype(np.float32),
-                name=name,
-                legendgroup=name,
-                marker={"color": styles[name][0], "line": {"width": 0}},
-                opacity=0.6,
-                showlegend=color is not None and number == 0,
-                **cell,
-            )
+    figure, panels = make_panels(table, facet, *chart_size(facet))
+    for part, place, colour, _ in series(table, panels, color, facet):
+        here = values.loc[part.index].dropna()
+        share = np.histogram(here, edges)[0] / max(1, len(here))
+        figure.add_bar(
+            x=middle.astype(np.float32),
+            y=share.astype(np.float32),
+            width=width.astype(np.float32),
+            marker={"color": colour, "line": {"width": 0}},
+            opacity=0.6,
+            **place,
+        )
     figure.update_layout(barmode="overlay", bargap=0)
     title_axes(figure, panels, x_title or axis_name(x), "share of rows", log_x, False)
     return finish(figure, title, legend(color))

@@ -45,8 +45,8 @@ _CODE = re.compile(r"\s*(>>>|\.\.\. )")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
-def documents(source: str | Path = "docs", split: Split = "held-out") -> list[str]:
-    """The documents of a source, as text.
+def documents(source: str | Path = "docs", split: Split = "held-out") -> dict[str, str]:
+    """The documents of a source: name and text.
 
     Args:
         source: "docs", the docstrings of the installed packages in `MANIFEST`; or a text file or a
@@ -54,22 +54,6 @@ def documents(source: str | Path = "docs", split: Split = "held-out") -> list[st
             Hugging Face data set with a column "text" (`name` or `name:configuration`).
         split: "train" or "held-out", one document in five; by the hash of a document's name.
     """
-    return [text for _, text in named_documents(source, split)]
-
-
-def summaries(split: Split = "held-out") -> pd.DataFrame:
-    """The first sentence of each docstring of "docs" that has four to thirty words, each once:
-    columns `package` and `text`. Short texts whose label nobody had to judge."""
-    rows: dict[str, str] = {}
-    for name, text in named_documents("docs", split):
-        first = " ".join(re.split(r"\n\s*\n", text.strip())[0].split()).split(". ")[0].rstrip(".")
-        if 4 <= len(_WORD.findall(first)) <= 30 and not re.search(r"[:=]{2}|>>>", first):
-            rows.setdefault(first, name.split(".")[0])
-    return pd.DataFrame({"package": list(rows.values()), "text": list(rows)})
-
-
-def named_documents(source: str | Path, split: str) -> list[tuple[str, str]]:
-    """Name and text of the documents of a split."""
     if split not in ("train", "held-out"):
         raise ValueError(f"split is 'train' or 'held-out', got {split!r}")
     if source == "docs":
@@ -79,7 +63,18 @@ def named_documents(source: str | Path, split: str) -> list[tuple[str, str]]:
     else:
         found = _hub(str(source))
     held_out = split == "held-out"
-    return [(name, text) for name, text in found if (draw(name) % HELD_OUT == 0) == held_out]
+    return {name: text for name, text in found if (draw(name) % HELD_OUT == 0) == held_out}
+
+
+def summaries(split: Split = "held-out") -> pd.DataFrame:
+    """The first sentence of each docstring of "docs" that has four to thirty words, each once:
+    columns `package` and `text`. Short texts whose label nobody had to judge."""
+    rows: dict[str, str] = {}
+    for name, text in documents("docs", split).items():
+        first = " ".join(re.split(r"\n\s*\n", text.strip())[0].split()).split(". ")[0].rstrip(".")
+        if 4 <= len(_WORD.findall(first)) <= 30 and not re.search(r"[:=]{2}|>>>", first):
+            rows.setdefault(first, name.split(".")[0])
+    return pd.DataFrame({"package": list(rows.values()), "text": list(rows)})
 
 
 def draw(text: str) -> int:

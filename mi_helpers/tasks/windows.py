@@ -36,7 +36,7 @@ def texts(
     """
     if n < 1 or length < 2:
         raise ValueError(f"ask for at least one text of two positions, got {n} of {length}")
-    found = corpora.named_documents(source, split)
+    found = corpora.documents(source, split)
     rows = list(islice(_windows(model, found, length, seed), n))
     if len(rows) < n:
         raise ValueError(
@@ -60,8 +60,8 @@ def texts_by_package(
     rows, labels = [], []
     for name in modules or corpora.MANIFEST:
         start = corpora.FOLDERS.get(name, name) + "."
-        named = corpora.named_documents("docs", split)
-        own = [(key, text) for key, text in named if f"{key}.".startswith(start)]
+        every = corpora.documents("docs", split)
+        own = {key: text for key, text in every.items() if f"{key}.".startswith(start)}
         found = list(islice(_windows(model, own, length, seed), n))
         if len(found) < n:
             raise ValueError(f"{name} has {len(found)} windows of {length} positions, not {n}")
@@ -77,14 +77,14 @@ def start_token(model: TransformerBridge) -> int:
 
 
 def _windows(
-    model: TransformerBridge, named: list[tuple[str, str]], length: int, seed: int
+    model: TransformerBridge, documents: dict[str, str], length: int, seed: int
 ) -> Iterator[list[int]]:
     """One window of each document, then the others, a round at a time; each behind its start."""
     tokenizer, first, size = model.tokenizer, start_token(model), length - 1
     special = set(tokenizer.all_special_ids)
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         special.discard(tokenizer.unk_token_id)  # it stands for text
-    order = sorted(named, key=lambda document: corpora.draw(f"{seed} {document[0]}"))
+    order = sorted(documents.items(), key=lambda named: corpora.draw(f"{seed} {named[0]}"))
     others = []
     for i in range(0, len(order), 128):
         names, batch = zip(*order[i : i + 128], strict=True)

@@ -29,17 +29,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def documents(*given: Any) -> list[str]:
+    return list(mi.tasks.documents(*given).values())
+
+
 def test_windows_begin_with_bos_and_lie_inside_documents(model, folder: Path) -> None:
     tokens = mi.tasks.texts(model, 8, 7, source=folder)
     assert tokens.shape == (8, 7)
     assert (tokens[:, 0] == model.tokenizer.bos_token_id).all()
-    texts = mi.tasks.documents(folder)
+    texts = documents(folder)
     for row in model.tokenizer.batch_decode(tokens[:, 1:]):
         assert sum(row in text for text in texts) == 1
 
 
 def test_more_windows_extend_fewer_and_do_not_overlap(model, folder: Path) -> None:
-    texts = mi.tasks.documents(folder, "train")
+    texts = documents(folder, "train")
     few = mi.tasks.texts(model, 10, 6, folder, "train", seed=1)
     many = mi.tasks.texts(model, 3 * len(texts), 6, folder, "train", seed=1)
     assert torch.equal(many[:10], few)
@@ -53,7 +57,7 @@ def test_more_windows_extend_fewer_and_do_not_overlap(model, folder: Path) -> No
 
 
 def test_the_splits_share_no_document(folder: Path) -> None:
-    train, held_out = (mi.tasks.documents(folder, split) for split in ("train", "held-out"))
+    train, held_out = (documents(folder, split) for split in ("train", "held-out"))
     assert len(train) + len(held_out) == 60
     assert set(train).isdisjoint(held_out)
     assert 3 <= len(held_out) <= 25
@@ -63,7 +67,7 @@ def test_special_tokens_stay_out(model: Any, folder: Path) -> None:
     for file in folder.iterdir():
         file.write_text("w1 w2 </s> w3 w4 w5 w6 w7")
     (folder / "good.txt").write_text("w1 w2 w3 w4 w5 w6 w7 w8")
-    split: Any = "held-out" if "w8" in " ".join(mi.tasks.documents(folder)) else "train"
+    split: Any = "held-out" if "w8" in " ".join(documents(folder)) else "train"
     assert mi.tasks.texts(model, 1, 4, folder, split).shape == (1, 4)
     with pytest.raises(ValueError, match="hold 2 windows of 4 positions, not 3"):
         mi.tasks.texts(model, 3, 4, folder, split)
@@ -73,18 +77,18 @@ def test_a_long_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     paragraphs = [f"paragraph {i} " + "word " * 100 for i in range(50)]
     file.write_text("\n\n".join(paragraphs))
-    found = corpora.named_documents(file, "train") + corpora.named_documents(file, "held-out")
+    found = corpora.documents(file, "train") | corpora.documents(file, "held-out")
     assert len(found) == 13
-    assert sum(text.count("paragraph") for _, text in found) == 50
+    assert sum(text.count("paragraph") for text in found.values()) == 50
 
 
 def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no text in"):
-        mi.tasks.documents(tmp_path)
+        documents(tmp_path)
     with pytest.raises(ValueError, match="'train' or 'held-out'"):
-        mi.tasks.documents(tmp_path, "test")  # type: ignore[arg-type]
+        documents(tmp_path, "test")
     with pytest.raises(ValueError, match="neither 'docs', nor a file or folder here"):
-        mi.tasks.documents("no/such-data")
+        documents("no/such-data")
 
 
 def test_a_data_set_is_read_from_its_text_column(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +101,10 @@ def test_a_data_set_is_read_from_its_text_column(monkeypatch: pytest.MonkeyPatch
         return [{"text": f"story {i}"} for i in range(30)]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    train = mi.tasks.documents("some/stories:small", "train")
+    train = documents("some/stories:small", "train")
     assert asked == [("some/stories", "small")]
-    assert len(train) + len(mi.tasks.documents("some/stories:small")) == 30
-    assert "story 0" in train + mi.tasks.documents("some/stories:small")
+    assert len(train) + len(documents("some/stories:small")) == 30
+    assert "story 0" in train + documents("some/stories:small")
 
 
 MODULE = '''
@@ -137,15 +141,15 @@ def test_another_installation_is_named_once(
     monkeypatch.setattr(corpora, "MANIFEST", {"networkx": "0"})
     corpora._docstrings.cache_clear()
     with pytest.warns(UserWarning, match="docstrings of networkx"):
-        first = mi.tasks.documents()
+        first = documents()
     (kept,) = tmp_path.iterdir()
     monkeypatch.setattr(corpora, "_parse", None)  # from here on the cache answers
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert mi.tasks.documents() == first
+        assert documents() == first
     corpora._docstrings.cache_clear()
     with pytest.warns(UserWarning, match="docstrings of networkx"):
-        assert mi.tasks.documents() == first
+        assert documents() == first
     corpora._docstrings.cache_clear()
     assert kept.name.startswith("docs-")
 
@@ -155,7 +159,7 @@ def test_the_installed_docstrings_are_those_of_the_manifest() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         corpora._docstrings.cache_clear()
-        found = mi.tasks.documents() + mi.tasks.documents(split="train")
+        found = documents() + documents("docs", "train")
     assert len(found) > 7000
     assert len(set(found)) == len(found)
 
@@ -170,7 +174,7 @@ def test_the_tokens_are_the_same_on_every_machine() -> None:
 def test_passages_of_packages_come_from_their_documents(
     model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = mi.tasks.documents(folder)
+    texts = documents(folder)
     named = [(f"{('numpy', 'sklearn')[n % 2]}.f{n}", text) for n, text in enumerate(texts)]
     monkeypatch.setattr(corpora, "MANIFEST", {"numpy": "", "scikit-learn": ""})
     monkeypatch.setattr(corpora, "_docstrings", lambda: named)
@@ -195,6 +199,6 @@ def test_summaries_are_first_sentences_of_the_split_s_documents():
     assert len(train) > 3 * len(held_out) > 2000
     words = held_out["text"].str.findall(r"[A-Za-z]{2,}").map(len)
     assert words.between(4, 30).all()
-    whole = [" ".join(text.split()) for text in corpora.documents("docs", "held-out")]
+    whole = [" ".join(text.split()) for text in documents("docs", "held-out")]
     starts = {text[:40] for text in whole}
     assert all(text[:40] in starts for text in held_out["text"] if len(text) > 40)

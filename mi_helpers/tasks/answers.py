@@ -98,9 +98,19 @@ def tokens_of(model: Model, prompt: str, answer: Answer, scored: Scored) -> list
     return [int(token) for token in ids]
 
 
-def begin_alike(answer: list[int], wrong: list[int], which: str) -> int:
-    """How many tokens two answers begin with alike."""
-    shared = next((i for i, (a, b) in enumerate(zip(answer, wrong, strict=False)) if a != b), None)
+def told_apart(
+    model: Model, prompt: str, answer: Answer, wrong: Answer, scored: Scored
+) -> tuple[list[int], list[int], list[int]]:
+    """The tokens of an answer and of its wrong answer, behind those that both begin with. The
+    latter are none unless the first that differs is scored: then they belong to the prompt."""
+    right, other = (tokens_of(model, prompt, given, scored) for given in (answer, wrong))
+    if right == other:
+        raise ValueError(f"answer and wrong answer are both {answer!r}")
+    if scored != "first":
+        return [], right, other
+    pairs = enumerate(zip(right, other, strict=False))
+    shared = next((i for i, (a, b) in pairs if a != b), None)
     if shared is None:
+        which = f"{answer!r} and {wrong!r}"
         raise ValueError(f"{which}: no token tells one from the other, which it begins with")
-    return shared
+    return right[:shared], right[shared:], other[shared:]

@@ -6,6 +6,7 @@ end, which no token before it can see. `PromptPairs.from_texts` refuses what can
 before any model runs. The tasks that make such pairs are in `prompts.py`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..metrics import logit_diff
 from ..stats import estimate, share
 from . import tables
-from .answers import Answer, Followed, Scored, begin_alike, padded, tokens_of
+from .answers import Answer, Followed, Scored, padded, told_apart
 from .places import Role, axis_labels, check_lengths, positions_of
 from .tokens import Model, bos_token, text_after, token_ids
 
@@ -110,19 +111,18 @@ class PromptPairs:
             name: positions_of(model, clean, clean_ids, role)
             for name, role in (roles or {}).items()
         }
-        right, other = (
-            [tokens_of(model, *pair, scored) for pair in zip(clean, given, strict=True)]
-            for given in (answers, wrong)
-        )
-        for i, pair in enumerate(zip(right, other, strict=True)):
-            if pair[0] == pair[1]:
-                raise ValueError(f"prompt {i}: answer and wrong answer are both {answers[i]!r}")
-            if scored == "first":  # what both begin with becomes part of the prompts
-                n = begin_alike(*pair, f"prompt {i}: {answers[i]!r} and {wrong[i]!r}")
+        right, other = [], []
+        for i, both in enumerate(zip(answers, wrong, strict=True)):
+            try:
+                shared, of_answer, of_wrong = told_apart(model, clean[i], *both, scored)
+            except ValueError as error:
+                raise ValueError(f"prompt {i}: {error}") from None
+            if shared:
                 for texts, ids in ((clean, clean_ids), (corrupted, corrupted_ids)):
-                    texts[i] += text_after(model, ids[i], pair[0][:n])
-                    ids[i] += pair[0][:n]
-                right[i], other[i] = pair[0][n:], pair[1][n:]
+                    texts[i] += text_after(model, ids[i], shared)
+                    ids[i] += shared
+            right.append(of_answer)
+            other.append(of_wrong)
 
         def tensor(ids: Sequence[Any]) -> Tensor:
             return torch.tensor(ids, device=model.cfg.device)
@@ -167,23 +167,14 @@ class PromptPairs:
         cell, a pair of unequal lengths, an answer of several tokens or a word that is not there.
         """
         columns = tables.columns(table)
-
-        def made(lines: slice) -> "PromptPairs":
-            texts = (columns[name][lines] for name in tables.NEEDED)
-            roles = {
-                name.removeprefix("role:"): column[lines]
-                for name, column in columns.items()
-                if name not in tables.NEEDED
-            }
+        texts = [columns.pop(name) for name in tables.NEEDED]
+        roles = {name.removeprefix("role:"): column for name, column in columns.items()}
+        try:
             return cls.from_texts(model, *texts, task=task, roles=roles, scored=scored)
-
-        for line in range(len(columns["clean"])):  # one by one, so that an error can name its line
-            try:
-                made(slice(line, line + 1))
-            except ValueError as error:
-                message = str(error).removeprefix("prompt 0: ")
-                raise ValueError(f"line {line + 1}: {message}") from None
-        return made(slice(None))
+        except ValueError as error:
+            place = re.compile(r"^prompt (\d+)")
+            said = place.sub(lambda found: f"line {int(found[1]) + 1}", str(error))
+            raise ValueError(said) from None
 
     @property
     def mask(self) -> Int[Tensor, "prompt pos"] | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..engine.positions import index
-from ..models.hooks import HEAD_SITES, hook_name, n_heads
+from ..models.hooks import HEAD_SITES, n_heads
 from .runs import BaseRuns
 
 Positions = Literal["each", "all"] | Sequence[int | str]
@@ -25,9 +25,7 @@ def coordinates(
     Raises ValueError for a site, layer, position or role that does not exist.
     """
     cfg, by_head = runs.model.cfg, site in HEAD_SITES
-    hook_name(site, 0)  # raises for an unknown site
-    if why := runs.model.missing_sites.get(site):
-        raise ValueError(f"{cfg.architecture} has no site {site!r}: {why}")
+    runs.clean.hook(site, 0)  # raises for a site that the model does not offer
     chosen: Sequence[Any] = range(cfg.n_layers)
     if layers is not None:
         chosen = [index(layer, cfg.n_layers, "layer") for layer in layers]

@@ -246,7 +246,7 @@ def test_missing_sites_are_refused():
     runs = patching.record(tiny.bridge("gpt2"), PAIRS, ["z"])
     with pytest.raises(ValueError, match="was not recorded"):
         patching.sweep(runs, "mlp_out")
-    with pytest.raises(ValueError, match="no site 'resid_mid'"):
+    with pytest.raises(ValueError, match="resid_mid cannot be used here"):
         patching.sweep(recorded(tiny.bridge("gpt_neox")), "resid_mid")
 
 

@@ -82,7 +82,7 @@ lock: .venv/.installed  ## write both lock files anew from pyproject.toml; ARGS=
 	@$(PINS) requirements.lock; } > .lock.tmp && mv .lock.tmp requirements.lock
 	@grep -vE '^transformer-lens==' requirements.lock > .lock.tmp
 	@echo 'transformer-lens>=4' | $(LOCK) $(ARGS) --constraint .lock.tmp --extra notebooks \
-		--extra dev --extra cluster --extra book pyproject.toml - --output-file requirements-tl4.lock
+		--extra dev --extra book pyproject.toml - --output-file requirements-tl4.lock
 	@$(PINS) requirements-tl4.lock; } > .lock.tmp && mv .lock.tmp requirements-tl4.lock
 
 .venv/.installed: requirements.lock pyproject.toml

@@ -59,7 +59,6 @@ class Record(TypedDict):
 
 
 KEYS = tuple(key for key in Record.__annotations__ if key != "variant")
-_ID = re.compile(r"(\d\d)\.[a-z0-9]+(-[a-z0-9]+)*")
 # The Okabe-Ito palette; the mark and the word say the same without colour.
 VERDICTS: dict[Verdict, tuple[str, str]] = {
     "holds": ("✔", "#0072B2"),
@@ -156,11 +155,11 @@ def condition(name: str, applies: bool, why: str) -> None:
 
 def model_name(model: object) -> str:
     """The short name of a model: its `.name`, or the last part of a directory's path."""
-    name = getattr(model, "name", None) if not isinstance(model, str | Path) else str(model)
-    if not isinstance(name, str) or not name:
+    name = model if isinstance(model, str | Path) else getattr(model, "name", None)
+    if not name:
         raise TypeError(f"a model is named by a string, a path or its .name, got {type(model)}")
     path = Path(name).expanduser()
-    return path.resolve().name if path.is_dir() else name
+    return path.resolve().name if path.is_dir() else str(name)
 
 
 def claim(
@@ -190,13 +189,14 @@ def claim(
     Raises ValueError for a malformed or repeated id, an empty text, a replication without an
     interval, an unknown `needs`, or NaN.
     """
+    from IPython.display import display
+
     if not _context:
         raise RuntimeError('call mi.claims.start("00_tour", model=MODEL, seed=SEED) before claim')
-    absent, found = _absence(id, needs), _interval(value)
+    why, found = _absence(id, needs), _interval(value)
     control, level = (null[0], _interval(null[1])) if null else ("", None)
     verdict: Verdict = "not applicable"
-    why = absent
-    if absent is None:
+    if why is None:
         if found is None or (null and level is None):
             fault = "value and null may be None only where the claim does not apply"
             raise ValueError(f"claim {id!r}: {fault}")
@@ -224,7 +224,7 @@ def claim(
     )
     validate(record)
     _keep(record)
-    _show(Rows([record]))
+    display(Rows([record]))
 
 
 def records() -> list[Record]:
@@ -261,15 +261,10 @@ def _judge(
         return verdict, _deciding(rule, found)
     if verdict != "holds" or null is None or _ruled_out(rule, found, null):
         return verdict, None
-    if _beyond(rule, found, null):
+    further = math.isinf(rule.high) and null.low > found.high  # intervals apart
+    if further or (math.isinf(rule.low) and null.high < found.low):
         return "does not hold", f"the null keeps the rule by more ({control})"
     return "undecided", f"the null is not ruled out ({control})"
-
-
-def _beyond(rule: Rule, found: Estimate, null: Estimate) -> bool:
-    """Whether the null keeps a one-sided rule by more than the value does, intervals apart."""
-    above = math.isinf(rule.high) and null.low > found.high
-    return above or (math.isinf(rule.low) and null.high < found.low)
 
 
 def _ruled_out(rule: Rule, found: Estimate, null: Estimate) -> bool:
@@ -328,28 +323,21 @@ def _keep(record: Record) -> None:
     _records[record["id"]] = record
 
 
-def validated(records: Any) -> list[Record]:
-    """The records, as read from a file; ValueError where they are no list of well-formed ones."""
-    for record in records:
-        validate(record)
-    return records
-
-
 def validate(record: Record) -> None:
     """Raise ValueError, naming the claim and the fault, unless the record is well-formed."""
     if faults := (set(record) - {"variant"}) ^ set(KEYS):
         raise ValueError(f"a claim's keys differ from the expected ones: {sorted(faults)}")
-    id, ends = record["id"], (record["value"], record["low"], record["high"])
-    numbers = [number for number in ends if number is not None]
+    id, number = record["id"], record["notebook"][:2]
+    numbers = [n for n in (record["value"], record["low"], record["high"]) if n is not None]
     rules = {
-        "an id is two digits, a dot, and lower-case words joined by '-'": _ID.fullmatch(id),
-        "an id's number is that of its notebook": record["notebook"].startswith(f"{id[:2]}_"),
+        f"an id is {number!r}, the notebook's number, a dot, and lower-case words joined by '-'":
+            re.fullmatch(rf"{number}\.[a-z0-9]+(-[a-z0-9]+)*", id),
         "says and source are not empty": record["says"].strip() and record["source"].strip(),
         "value and interval are finite numbers": all(map(math.isfinite, numbers)),
         "an interval's low end is not above its high end": numbers[1:] == sorted(numbers[1:]),
         "kind is 'replication' or 'check'": record["kind"] in get_args(Kind),
         f"verdict is one of {', '.join(VERDICTS)}": record["verdict"] in VERDICTS,
-    }
+    }  # fmt: skip
     for fault, fine in rules.items():
         if not fine:
             raise ValueError(f"claim {id!r}: {fault}")
@@ -378,35 +366,35 @@ class Rows:
     """Claims as a small table: HTML in a notebook, plain text elsewhere."""
 
     def __init__(self, records: list[Record], header: bool = False) -> None:
-        self.records = records
-        self.header = header
+        self.records, self.header = records, header
 
     def __repr__(self) -> str:
-        return "\n".join(_text_row(record) for record in self.records)
+        return "\n".join(map(_text_row, self.records))
 
     def _repr_html_(self) -> str:
-        rows = "".join(_html_row(record) for record in self.records)
-        heads = ("", "claim", "measured", "rule", "null", "source") if self.header else ()
-        cells = "".join(f'<th style="text-align:left">{head}</th>' for head in heads)
-        head = f"<thead><tr>{cells}</tr></thead>" if heads else ""
+        names = ("", "claim", "measured", "rule", "null", "source") if self.header else ()
+        cells = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
+        head = f"<thead><tr>{cells}</tr></thead>" if names else ""
+        rows = "".join(map(_html_row, self.records))
         return f'<table class="mi-claims">{head}<tbody>{rows}</tbody></table>'
 
 
 def _text_row(record: Record) -> str:
-    head = f"{verdict(record)}  {record['id']}  {measured(record)}".rstrip()
-    lines = [head, f"  {record['says']} ({record['source']})", f"  rule: {record['rule']}"]
-    lines += [f"  {key}: {record[key]}" for key in ("null", "why") if record[key]]
+    lines = [
+        f"{verdict(record)}  {record['id']}  {measured(record)}".rstrip(),
+        f"  {record['says']} ({record['source']})",
+        *(f"  {key}: {record[key]}" for key in ("rule", "null", "why") if record[key]),
+    ]
     return "\n".join(lines)
 
 
 def _html_row(record: Record) -> str:
-    says, rule, null, source, why = (
-        html.escape(record[key] or "") for key in ("says", "rule", "null", "source", "why")
+    says, rule, null, source, why, id = (
+        html.escape(record[key] or "") for key in ("says", "rule", "null", "source", "why", "id")
     )
     colour = VERDICTS[record["verdict"]][1]
     mark = f'<b style="color:{colour}">{verdict(record)}</b>' + (f"<br>{why}" if why else "")
-    kind = " (check)" if record["kind"] == "check" else ""
-    name = f"<code>{html.escape(record['id'])}</code>{kind}<br>{says}"
+    name = f"<code>{id}</code>{' (check)' if record['kind'] == 'check' else ''}<br>{says}"
     cells = (mark, name, html.escape(measured(record)), rule, null, source)
     return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
 
@@ -414,12 +402,3 @@ def _html_row(record: Record) -> str:
 def digits(value: float) -> str:
     text = f"{value:.{SIGNIFICANT}g}"
     return f"{value:.0f}" if "e" in text and 1 <= abs(value) < 1e7 else text
-
-
-def _show(rows: Rows) -> None:
-    try:
-        from IPython.display import display
-    except ImportError:  # the package works without the notebooks' extra
-        print(rows)
-    else:
-        display(rows)

@@ -175,7 +175,7 @@ def test_a_check_is_a_plain_number_and_has_no_interval() -> None:
         ({"id": "0.x"}, "an id is"),
         ({"id": "00.Layer"}, "an id is"),
         ({"id": "00.a_b"}, "an id is"),
-        ({"id": "01.other-notebook"}, "number is that of its notebook"),
+        ({"id": "01.other-notebook"}, "the notebook's number"),
         ({"says": " "}, "says and source are not empty"),
         ({"value": Estimate(math.nan, 0.4, 0.6, 3, "x")}, "finite numbers"),
         ({"value": Estimate(0.5, math.nan, 0.6, 3, "x")}, "finite numbers"),

@@ -22,7 +22,7 @@ N_TOKENS = 12
 PARTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")  # the last is the sum of the others
 
 
-class HookError(RuntimeError):
+class HookError(ValueError):
     """A hook of the model does not do what its name says, or the bridge computes another model."""
 
     def __init__(self, message: str) -> None:

@@ -1,18 +1,17 @@
-"""The command line `mi`: run notebooks, sweep them, keep score.
+"""The command line `mi`: run notebooks, keep score.
 
-`mi run` and `mi sweep` do the same work (see `sweep`). A run starts afresh in a folder of its own,
-named by date and time; a sweep goes on where it was stopped. Both leave a scorecard in the folder,
-`papermill_runs/NAME/scorecard.html`, `.md` and `.json`.
+`mi run` works in a folder, `papermill_runs/NAME/`. Started again with the same name, it goes on
+where it was stopped. The folder holds the executed notebooks and their scorecard,
+`scorecard.html`, `.md` and `.json`.
 """
 
 import argparse
-import contextlib
+import json
 import os
-import signal
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -20,192 +19,163 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..claims import measured, verdict
-from . import compare, execute, plan, scorecard, spread
-from .sweep import Spread, Sweep
+from . import plan, scorecard
+from .plan import Job
+from .sweep import Sweep
 
-LAST = "10"  # the last notebook of the default run: the main topics; further works are asked for
 SUMMARY_S = 30.0  # seconds between two scorecards while runs are at work
+
+
+class _Parser(argparse.ArgumentParser):
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """A line of a file that is named as `@FILE`."""
+        return shlex.split(arg_line, comments=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Run the notebooks and score them. @FILE stands for the arguments in a file."
+    parser = _Parser(prog="mi", description=description, fromfile_prefix_chars="@")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, act: Callable[..., int]) -> Callable[..., Any]:
+        made = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
+        made.set_defaults(act=act)
+        return made.add_argument
+
+    several: dict[str, Any] = {"action": "append", "default": []}
+    names = {"nargs": "*", "help": f"names or beginnings, or all; default: 00 to {plan.LAST}"}
+    model = {"nargs": "?", "default": "smollm2-135m", "help": "default: %(default)s"}
+    add = command("run", _run)
+    add("notebook", **names)
+    add("--model", **several, help="the same as -p MODEL=…; * and ? match directories")
+    add("-p", **several, metavar="NAME=VALUE", help="a parameter, once for each value")
+    add("--full", action="store_true", help="at the papers' scale, for a GPU; --timeout: a day")
+    add("--name", help="of the folder; default: date and time")
+    add("--plan", action="store_true", dest="only_plan", help="print the plan and stop")
+    add("--retry", action="store_true", help="repeat the runs that failed")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    add("--timeout", type=float, dest="minutes", metavar="MIN", help="of each; default: 30 minutes")
+    command("render", _render)("notebook", **names)
+    add = command("scorecard", _scorecard)
+    add("run", nargs="*", help="names or folders")
+    add("--readme", action="store_true", help="renew the README's summary and times")
+    add = command("diff", _diff)
+    add("a", help="a run's name, or its folder")
+    add("b", help="another")
+    add = command("check", _check)
+    add("model", **model)
+    add("--json", action="store_true", dest="as_json")
+    command("models", _models)
+    command("fetch", _fetch)("model", **model)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, act, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="mi", description="Run the notebooks and score them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (act, own) in COMMANDS.items():
-        command = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
-        for argument in own.split():
-            command.add_argument(argument, **ARGUMENTS[argument])
-    options = vars(parser.parse_args(arguments))
-    name = options.pop("command")
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are killed
+    options = vars(_parser().parse_args(arguments))
     try:
-        return COMMANDS[name][0](**options)
+        return options.pop("act")(**options)
     except (ValueError, OSError, MemoryError) as error:
-        print(f"mi {name}: {error}", file=sys.stderr)
+        print(f"mi: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what is finished is in the run's folder", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run(
     names: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
     *,
-    full: bool = False,
     name: str | None = None,
+    full: bool = False,
+    retry: bool = False,
+    only_plan: bool = False,
+    jobs: int = 1,
     minutes: float | None = None,
     root: Path | None = None,
 ) -> Sweep:
-    """Execute notebooks into a new folder, as `mi run` does; the finished runs.
+    """Execute notebooks, as `mi run` does, whose options these are; the finished runs.
 
     Args:
-        names: names, beginnings of names, or paths of notebooks; none: those numbered up to
-            `LAST`; "all": all.
+        names: names, beginnings of names, or paths of notebooks, as for `plan.find`.
         parameters: NAME to VALUE, or to several, texts as on the command line.
-        full: whether all other parameters take the value that their comment names as full.
-        name: the folder under `papermill_runs/`; date and time by default.
-        minutes: the time limit of each notebook; None: 30, and a day with `full`.
+        name: the folder under `papermill_runs/`; what is done there is not done again.
         root: the folder of `notebooks/`; the nearest one by default.
 
     Raises ValueError for a fault in what is asked for, OSError for a model that cannot be had.
     """
-    root = root or execute.find_root()
-    folder = _folder(name or time.strftime("%Y-%m-%d_%H-%M-%S"), root, fresh=True)
-    settings = {"notebooks": _chosen(names, root), "parameters": dict(parameters or {})}
-    jobs, notes = plan.make(settings, root, full=full, resumable=False)
-    for note in notes:
-        print(note)
-    work = Sweep(folder, jobs)
-    _work(work, 24 * 60 if full and minutes is None else minutes)
+    root = root or plan.find_root()
+    folder = root / "papermill_runs" / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    minutes = (24 * 60 if full else 30) if minutes is None else minutes
+    foreign = folder.is_dir() and not (folder / "runs").is_dir()
+    if foreign or folder.resolve().parent != (root / "papermill_runs").resolve():
+        raise ValueError(f"{name!r} is no name for a folder of runs; choose another --name")
+    if jobs < 1 or not minutes > 0:
+        raise ValueError(f"--jobs and --timeout must be above 0, got {jobs} and {minutes}")
+    planned, notes = plan.make(names, parameters or {}, root, full=full)
+    work = Sweep(folder, planned, retry)
+    failed = f"; {len(work.failed)} failed before (--retry)" if work.failed else ""
+    print(*notes, f"plan: {len(planned)} runs, {len(work.to_do)} to do{failed}", sep="\n")
+    if not only_plan:
+        _work(work, minutes, jobs)
     return work
-
-
-def _chosen(names: Sequence[str], root: Path) -> Sequence[str]:
-    if list(names) == ["all"]:
-        return ()
-    known = [] if names else [path.stem for path in execute.find((), root)]
-    main = [stem for stem in known if stem[:2] <= LAST]
-    if main and len(main) < len(known):
-        print(f"notebooks up to {LAST}; `all` executes {len(known) - len(main)} more")
-    return names or main
 
 
 # Commands
 
 
-def _run(
-    notebook: Sequence[str],
-    full: bool,
-    model: str | None,
-    name: str | None,
-    p: Sequence[str],
-    timeout: float | None,
-    save_reference: bool,
-) -> int:
-    """Execute notebooks into papermill_runs/RUN and print their scorecard."""
-    values = _pairs([*p, *([f"MODEL={model}"] if model else [])])
-    return _report(run(notebook, values, full=full, name=name, minutes=timeout), save_reference)
+def _run(notebook: Sequence[str], model: list[str], p: list[str], **options: Any) -> int:
+    """Execute notebooks into a folder and print their scorecard."""
+    work = run(notebook, _pairs([*(f"MODEL={one}" for one in model), *p]), **options)
+    return 0 if options["only_plan"] else _report(work)
 
 
-def _render(notebook: Sequence[str], timeout: float | None) -> int:
+def _render(notebook: Sequence[str]) -> int:
     """Execute notebooks; store outputs in place and the reference."""
     from . import render
 
     render.require_browser()
-    finished = run(notebook, minutes=timeout)
-    faults = render.store(finished)
-    code = _report(finished, save_reference=not faults)
-    for fault in faults:
-        print(f"NOT STORED {fault}")
-    return code or int(bool(faults))
+    work = run(notebook)
+    code, edited = _report(work), render.store(work)
+    saved = [] if edited else scorecard.save_reference(work)
+    print(*(f"saved {file}" for file in saved), sep="\n")
+    print(*(f"NOT STORED {name}: it was edited while it ran; render it again" for name in edited))
+    return code or int(bool(edited))
 
 
-def _sweep(
-    file: Path | None,
-    notebooks: Sequence[str] | None,
-    models: Sequence[str] | None,
-    seeds: Sequence[str] | None,
-    p: Sequence[str],
-    name: str | None,
-    only_plan: bool,
-    retry: bool,
-    jobs: int,
-    scheduler: str | None,
-    timeout: float | None,
-    save_reference: bool,
-) -> int:
-    """Run notebooks over models, seeds and parameters; resumable."""
-    root = execute.find_root()
-    # the file's settings, with those of the command line in their place
-    settings = plan.read_settings(file) if file else {}
-    given = {"notebooks": notebooks, "models": models, "seeds": seeds}
-    settings |= plan.resolve({key: own for key, own in given.items() if own}, Path.cwd())
-    if values := _pairs(p):
-        settings["parameters"] = settings.get("parameters", {}) | values
-    if not settings:
-        raise ValueError("say what to run: a settings file, or --notebooks, --models, --seeds, -p")
-    name = name or (file.stem if file else None)
-    if not name:
-        raise ValueError("a sweep without a settings file needs a --name, to be found again by")
-    folder = _folder(name, root, fresh=False)
-    if jobs < 1:
-        raise ValueError("--jobs is above 0")
-    if jobs > 1 and scheduler:
-        raise ValueError("--jobs is for this machine; with --scheduler leave it out")
-    planned, notes = plan.make(settings, root)
-    work = Sweep(folder, planned, retry)
-    before = f"{work.count('done')} finished and {work.count('failed')} failed before"
-    to_do = len(work.to_do())
-    print(*notes, f"plan: {len(planned)} runs, {before} (--retry); {to_do} to do", sep="\n")
-    if only_plan:
-        return 0
-    _work(work, timeout, jobs, scheduler)
-    return _report(work, save_reference)
-
-
-def _scorecard(run: Sequence[str], out: Path | None, readme: bool) -> int:
+def _scorecard(run: Sequence[str], readme: bool) -> int:
     """Put runs side by side as HTML, Markdown and JSON."""
     from . import page
 
-    root = execute.find_root()
-    if readme and not page.write_readme(root):
-        raise ValueError("the README has no <!-- scorecard --> markers, or there is no reference")
-    if not run and not readme:
+    root = plan.find_root()
+    if readme:
+        page.write_readme(root)
+    elif not run:
         raise ValueError("name at least one run, such as `reference`")
     if run:
-        table = scorecard.collect([_named(text, root) for text in dict.fromkeys(run)], root)
-        files = page.write(table, out or root / "papermill_runs" / "scorecard")
+        table = scorecard.collect([_named(text, root) for text in run], root)
+        files = page.write(table, root / "papermill_runs" / "scorecard")
         print(f"{scorecard.tally(table.records)}, on {len(table.columns)} models", *files, sep="\n")
     return 0
 
 
 def _diff(a: str, b: str) -> int:
     """Compare two runs claim by claim; code 1 on a flip."""
-    root = execute.find_root()
+    root = plan.find_root()
     sides = [scorecard.collect([_named(text, root)], root).records for text in (a, b)]
-    names = [{record["notebook"] for record in records} for records in sides]
-    for text, only in ((a, names[0] - names[1]), (b, names[1] - names[0])):
-        if only:
-            print(f"only in {text}, left out: {', '.join(sorted(only))}")
-    both = names[0] & names[1]
-    changes = compare.compare(*([r for r in side if r["notebook"] in both] for side in sides))
-    print(*changes, compare.summary(changes), sep="\n")
+    both = set.intersection(*({r["notebook"] for r in side} for side in sides))
+    changes = scorecard.compare(*([r for r in side if r["notebook"] in both] for side in sides))
+    print(*changes, f"{len(both)} notebooks in both: {scorecard.summary(changes)}", sep="\n")
     return int(any(change.kind == "flip" for change in changes))
 
 
-def _check(name: str, dtype: str | None, json: bool) -> int:
+def _check(model: str, as_json: bool) -> int:
     """Print a model's passport: is it right here, and what can it be used for."""
-    from ..models.agreement import HookError
     from . import passport
 
-    try:
-        about = passport.passport(name, execute.find_root(), dtype)
-    except HookError as error:
-        raise ValueError(str(error)) from error
-    print(dumps(about, indent=1) if json else passport.as_text(about))
+    about = passport.passport(model, plan.find_root())
+    print(json.dumps(about, indent=1) if as_json else passport.as_text(about))
     return 0
 
 
@@ -218,57 +188,12 @@ def _models() -> int:
     return 0
 
 
-def _fetch(name: str) -> int:
+def _fetch(model: str) -> int:
     """Download a model into the cache."""
     from ..models import fetch
 
-    print(fetch(name))
+    print(fetch(model))
     return 0
-
-
-# Each command, and its arguments.
-COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
-    "run": (_run, "notebook --full --model --name -p --timeout --save-reference"),
-    "render": (_render, "notebook --timeout"),
-    "sweep": (
-        _sweep,
-        "file --notebooks --models --seeds -p --name --plan --retry --jobs --scheduler --timeout "
-        "--save-reference",
-    ),
-    "scorecard": (_scorecard, "run --out --readme"),
-    "diff": (_diff, "a b"),
-    "check": (_check, "name --dtype --json"),
-    "models": (_models, ""),
-    "fetch": (_fetch, "name"),
-}
-_FLAG = {"action": "store_true"}
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "notebook": {"nargs": "*", "help": f"names or beginnings, or all; default: 00 to {LAST}"},
-    "file": {"nargs": "?", "type": Path, "help": "settings, as YAML"},
-    "run": {"nargs": "*", "help": "names or folders"},
-    "a": {"help": "a run's name, or its folder"},
-    "b": {"help": "another"},
-    "name": {"nargs": "?", "default": "smollm2-135m", "metavar": "MODEL",
-             "help": "default: %(default)s"},
-    "--dtype": {"help": "float32, bfloat16 or float16; default: float32"},
-    "--full": _FLAG | {"help": "at the papers' scale, for a GPU; --timeout: a day"},
-    "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "runs at a time"},
-    "--json": _FLAG | {"help": "as JSON"},
-    "--model": {"help": "the same as -p MODEL=…"},
-    "--models": {"nargs": "+", "metavar": "MODEL", "help": "names, paths or patterns"},
-    "--name": {"metavar": "RUN", "help": "default: date and time, or the name of FILE"},
-    "--notebooks": {"nargs": "+", "metavar": "NOTEBOOK", "help": "default: all"},
-    "--out": {"type": Path, "metavar": "FOLDER", "help": "default: papermill_runs/scorecard"},
-    "--plan": _FLAG | {"dest": "only_plan", "help": "print the plan and stop"},
-    "--readme": _FLAG | {"help": "renew the README's summary and times"},
-    "--retry": _FLAG | {"help": "repeat the runs that failed"},
-    "--save-reference": _FLAG | {"help": "save as the reference of its models"},
-    "--scheduler": {"metavar": "ADDRESS", "help": "a dask scheduler, as tcp://…:8786"},
-    "--seeds": {"nargs": "+", "metavar": "N", "help": "given as SEED"},
-    "--timeout": {"type": float, "metavar": "MIN", "help": "of each; default: 30 minutes"},
-    "-p": {"action": "append", "default": [], "metavar": "NAME=VALUE",
-           "help": "once for each value"},
-}  # fmt: skip
 
 
 # What they share
@@ -290,75 +215,50 @@ def _named(text: str, root: Path) -> Path:
     return folder if folder.is_dir() else Path(text)
 
 
-def _folder(name: str, root: Path, fresh: bool) -> Path:
-    if Path(name).name != name or name in ("..", "reference", "scorecard"):
-        raise ValueError(f"a run's name is that of a folder in papermill_runs; got {name!r}")
-    folder = root / "papermill_runs" / name
-    foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").exists()
-    if foreign or (fresh and folder.is_dir()):
-        raise ValueError(f"{folder} is there already; choose another --name")
-    return folder
-
-
-def _work(work: Sweep, minutes: float | None, jobs: int = 1, scheduler: str | None = None) -> None:
+def _work(work: Sweep, minutes: float, jobs: int) -> None:
     """Run what is to do under a progress bar; each outcome is a line, and where to look another."""
-    minutes = 30.0 if minutes is None else minutes
-    if not minutes > 0:
-        raise ValueError(f"the time limit must be above 0 minutes, got {minutes}")
     scorecard.references(work.root)  # a fault in what the report will need is told now
-    to_do = len(work.to_do())
-    at_once = min(jobs, to_do)
-    options: dict[str, Any] = {"minutes": minutes}
-    workers: contextlib.AbstractContextManager[Spread] = contextlib.nullcontext(spread.in_turn)
-    if scheduler:
-        workers = spread.connect(scheduler, work.folder)
-    elif at_once > 1:
-        workers = contextlib.nullcontext(spread.in_threads(spread.environments(at_once)))
     told = -SUMMARY_S  # so that the first result has a summary
-    work.record_plan()
-    try:
-        with tqdm(total=to_do, unit="run", disable=None) as bar, workers as chosen:
-            if chosen is spread.in_turn:  # of several runs at a time the bar shows none
-                options["on_cell"] = lambda job, done: bar.set_description(
-                    f"{job.path.stem}, cell {done + 1}"
-                )
-            for job, outcome in work.work(chosen, **options):
+
+    def show(job: Job, done: int) -> None:
+        if jobs == 1:  # of several runs at a time the bar shows none
+            bar.set_description(f"{job.path.stem}, cell {done + 1}")
+
+    with tqdm(total=len(work.to_do), unit="run", disable=None) as bar:
+        try:
+            for job, found in work.work(minutes, jobs, show):
                 bar.update()
-                tqdm.write(f"{outcome.state}  {job}: {outcome.text}")
-                if outcome.state == "done":
-                    kept = work.folder / "runs" / job.folder / f"{job.path.stem}.ipynb"
+                tqdm.write(f"{job}: {found['error'] or 'done'}, after {found['seconds']:.0f} s")
+                if not found["error"]:
+                    kept = work.folder / "runs" / job.name / f"{job.path.stem}.ipynb"
                     tqdm.write(f"      to read it: {os.path.relpath(kept)}")
-                    page = work.folder / "scorecard.html"
-                    tqdm.write(f"      its claims: {os.path.relpath(page)}")
+                    tqdm.write(f"      its claims: {os.path.relpath(work.folder)}/scorecard.html")
                 if time.monotonic() - told > SUMMARY_S:
                     _summarise(work)
                     told = time.monotonic()
-    finally:
-        _summarise(work)
+        finally:
+            _summarise(work)
 
 
 def _summarise(work: Sweep) -> None:
     """Write the scorecard anew from what is in the folder, by other sweeps too."""
     from . import page
 
-    with FileLock(work.folder / ".plan.lock"):
+    with FileLock(work.folder / ".scorecard.lock"):
         page.write(scorecard.collect([work.folder], work.root), work.folder)
 
 
-def _report(work: Sweep, save_reference: bool) -> int:
+def _report(work: Sweep) -> int:
     """Print what holds, what changed and what failed; 1 when a run failed or is missing."""
     table = scorecard.collect([work.folder], work.root)
-    claims = [f"{verdict(r):<16}  {r['id']}  {r['model']}  {measured(r)}" for r in table.records]
     changes = [entry.change for entry in table.changes if entry.change]
-    lines = claims if len(claims) <= 200 else []
-    lines.append(scorecard.tally(table.records) if claims else "no run has finished yet")
-    lines += [f"from the reference to this: {compare.summary(changes)}", *map(str, changes)]
-    if save_reference:
-        lines += [f"saved {file}" for file in scorecard.save_reference(work)]
-        lines.append("to renew the README's summary: mi scorecard --readme")
+    lines = [f"{verdict(r):<16}  {r['id']}  {r['model']}  {measured(r)}" for r in table.records]
+    lines.append(scorecard.tally(table.records) if lines else "no run has finished yet")
+    lines += [f"from the reference to this: {scorecard.summary(changes)}", *map(str, changes)]
     lines += [f"FAILED {run}: {run.error}" for run in table.failed]
     print(*lines, f"scorecard: {work.folder / 'scorecard.html'}", sep="\n")
-    return int(work.count("done") < len(work.jobs))
+    finished = [run for *_, run in work.finished() if not run["error"]]
+    return int(len(finished) < len(work.jobs))
 
 
 if __name__ == "__main__":

@@ -22,17 +22,11 @@ from .. import claims
 from . import scorecard
 from .execute import PLOTLY
 from .parameters import read_cells
-from .scorecard import Entry, Run, Table
+from .scorecard import Entry, Executed, Table
 from .sweep import to_json, write_atomic
 
 PICTURES = 400  # at most, so that the page stays under some megabytes
 SIZE, QUALITY = (360, 260), 60  # of a picture: pixels at most, of WebP out of 100
-_CLASSES = {
-    "holds": "holds",
-    "does not hold": "fails",
-    "undecided": "open",
-    "not applicable": "skips",
-}
 _ROW = re.compile(r"^(\| \[(\d\d_\w+)\]\(.*\| )[^|]*\|$", re.MULTILINE)
 _BLOCK = re.compile(r"(?<=<!-- scorecard -->\n).*?(?=<!-- /scorecard -->)", re.DOTALL)
 
@@ -60,42 +54,32 @@ def write(table: Table, folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def write_readme(root: Path) -> bool:
-    """Renew the README's summary of the references and its times, and their scorecard.md.
-
-    Returns False where there is nothing to do: no README, no markers in it, or no reference.
-    """
+def write_readme(root: Path) -> None:
+    """Renew the README's summary of the references and its times, and their scorecard.md."""
     file, folder = root / "README.md", root / "papermill_runs" / "reference"
-    text = file.read_text(encoding="utf-8") if file.is_file() and folder.is_dir() else ""
+    text = file.read_text(encoding="utf-8")
     if not _BLOCK.search(text):
-        return False
-    write_atomic(file, with_times(_BLOCK.sub(lambda _: readme_table(root), text), root))
-    write_atomic(folder / "scorecard.md", markdown(scorecard.collect([folder], root), folder))
-    return True
+        raise ValueError(f"{file} has no <!-- scorecard --> markers")
+    table = scorecard.collect([folder], root)
+    write_atomic(file, renewed(text, table))
+    write_atomic(folder / "scorecard.md", markdown(table, folder))
 
 
-def readme_table(root: Path) -> str:
-    """The summary of the committed references, with a link to all of them."""
-    folder = root / "papermill_runs" / "reference"
-    return _fill("readme.md", scorecard.collect([folder], root), root)
-
-
-def with_times(readme: str, root: Path) -> str:
-    """The README with how long each notebook's reference took to run, in minutes, in the last
-    column of its tables of notebooks; a notebook without a reference keeps what stands there."""
-    runs = [run for run in scorecard.references(root) if run.file]
-    minutes = {run.notebook: max(1, round(run.seconds / 60)) for run in runs}
+def renewed(readme: str, table: Table) -> str:
+    """The README with the summary of a scorecard, and in the last column of its tables of notebooks
+    the minutes that each took; a notebook without a run keeps what stands there."""
+    minutes = {run.notebook: max(1, round(run.seconds / 60)) for run in table.runs}
 
     def timed(row: re.Match[str]) -> str:
         return f"{row[1]}{minutes[row[2]]} min |" if row[2] in minutes else row[0]
 
-    return _ROW.sub(timed, readme)
+    return _ROW.sub(timed, _BLOCK.sub(lambda _: _fill("readme.md", table, Path()), readme))
 
 
-def _fill(template: str, table: Table, base: Path, **more: Any) -> str:
+def _fill(name: str, table: Table, base: Path, **more: Any) -> str:
     notebooks = list(dict.fromkeys(record["notebook"] for record in table.claims.values()))
-    more |= {"table": table, "base": base, "notebooks": notebooks}
-    return templates().get_template(template).render(more)
+    template = templates().get_template(name)
+    return template.render(table=table, base=base, notebooks=notebooks, **more)
 
 
 @functools.cache
@@ -119,7 +103,6 @@ def templates() -> jinja2.Environment:
         "axis": _axis,
     }
     environment.globals |= {
-        "classes": _CLASSES,
         "marks": {word: mark for word, (mark, _) in claims.VERDICTS.items()},
         "counts": scorecard.counts,
         "tally": scorecard.tally,
@@ -133,7 +116,7 @@ def _plain(text: object) -> str:
 
 
 @jinja2.pass_context
-def _link(context: jinja2.runtime.Context, run: Run) -> str | None:
+def _link(context: jinja2.runtime.Context, run: Executed) -> str | None:
     """The address of a run's executed notebook, from a page in the folder `base`."""
     if run.file is None:
         return None
@@ -152,37 +135,33 @@ def _axis(entries: Sequence[Entry]) -> tuple[float, float] | None:
 
 def _figures(table: Table) -> Iterator[tuple[str, list[Any]]]:
     """The figures of each notebook, models side by side, from the first seed of each."""
-    first: dict[tuple, Run] = {}
-    for run in table.runs:
-        if run.records and run.file:
-            first.setdefault((run.notebook, run.column), run)
-    left = PICTURES
-    for notebook, same in groupby(first.values(), key=lambda run: run.notebook):
-        runs = list(same)
-        share = left // len(runs)
-        found = [[(r, *each) for each in thumbnails(r.file)[:share]] for r in runs if r.file]
-        left -= sum(map(len, found))
-        if strips := found if len(found) == 1 else list(zip_longest(*found)):
+    first = {(r.notebook, r.column): r for r in reversed(table.runs) if r.records and r.file}
+    share = PICTURES // max(1, len(first))
+    ordered = sorted(first.values(), key=lambda run: run.order)
+    for notebook, runs in groupby(ordered, key=lambda run: run.notebook):
+        found = [
+            [(run, *each) for each in thumbnails(run.file, run.file.stat().st_mtime_ns)[:share]]
+            for run in runs
+            if run.file
+        ]
+        strips = found if len(found) == 1 else list(zip_longest(*found))
+        if any(strips):
             yield notebook, strips
 
 
-def thumbnails(notebook: Path) -> list[tuple[str, str]]:
-    """The title and a small picture, as a data address, of each static figure in a notebook."""
-    return _thumbnails(notebook, notebook.stat().st_mtime_ns)
+@functools.cache  # a page is written anew every half a minute of a sweep
+def thumbnails(notebook: Path, changed: int) -> list[tuple[str, str]]:
+    """The title and a small picture, as a data address, of each static figure in a notebook, as it
+    was `changed`."""
+    from PIL import Image
 
-
-@functools.lru_cache(maxsize=4096)  # a page is written anew every half a minute of a sweep
-def _thumbnails(notebook: Path, changed: int) -> list[tuple[str, str]]:
-    """Of a notebook as it was `changed`: a run that is done again replaces its notebook."""
-    from PIL import Image, UnidentifiedImageError
-
-    outs = [out for cell in read_cells(notebook) for out in cell.get("outputs", [])]
     made = []
-    for data in (out.get("data", {}) for out in outs):
+    for out in (out for cell in read_cells(notebook) for out in cell.get("outputs", [])):
+        data = out.get("data", {})
         try:
             picture = Image.open(io.BytesIO(base64.b64decode("".join(data["image/png"]))))
             small = picture.convert("RGB")
-        except (KeyError, UnidentifiedImageError, OSError, ValueError):
+        except (KeyError, OSError, ValueError):
             continue  # what is no picture, or is damaged, is left out
         small.thumbnail(SIZE, Image.Resampling.LANCZOS)
         file = io.BytesIO()

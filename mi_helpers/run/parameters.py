@@ -7,12 +7,9 @@ are checked here and in `plan`, before anything starts.
 """
 
 import ast
-import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
-
-_PATHS = {"MODEL": "directory", "PROMPTS": "file"}  # parameters that may be a path
 
 
 class Parameter(NamedTuple):
@@ -39,7 +36,7 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
 
 def read(path: Path) -> dict[str, Parameter]:
     """The parameters of a notebook: what its first cell tagged `parameters` assigns."""
-    tagged = [c for c in read_cells(path) if "parameters" in c.get("metadata", {}).get("tags", [])]
+    tagged = [c for c in read_cells(path) if "parameters" in c["metadata"].get("tags", [])]
     source = "".join(tagged[0]["source"]) if tagged else ""
     try:
         body = ast.parse(source).body
@@ -51,13 +48,12 @@ def read(path: Path) -> dict[str, Parameter]:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             comment = lines[(node.end_lineno or 0) - 1][node.end_col_offset :].decode()
             _, named, full = comment.rpartition("full: ")
-            try:
-                default = ast.literal_eval(node.value)
-                kind = None if default is None else type(default)
-            except ValueError:  # it is computed
-                default, kind = ast.unparse(node.value), None
+            text = ast.unparse(node.value)
+            default = _literal(text)
+            kind = None if default is None or default == text else type(default)
             one = Parameter(path.stem, ast.unparse(target), default, kind)
-            found[one.name] = one._replace(full=convert(one, full.strip())) if named else one
+            larger = convert(one, _literal(full.strip())) if named else None
+            found[one.name] = one._replace(full=larger)
     return found
 
 
@@ -68,35 +64,21 @@ def convert(parameter: Parameter, given: Any) -> Any:
     """
     notebook, name, default, kind, _ = parameter
     if kind is str:
-        return _absolute(parameter, str(given)) if name in _PATHS else str(given)
-    value = given
-    if isinstance(given, str):
-        with contextlib.suppress(ValueError, SyntaxError):
-            text = given.capitalize() if given.lower() in ("true", "false", "none") else given
-            value = ast.literal_eval(text)
+        return str(given)
+    value = _literal(given) if isinstance(given, str) else given
     if kind is float and type(value) is int:
-        value = float(value)
-    fits = kind in (None, type(value))
+        return float(value)
     if kind in (list, tuple) and isinstance(value, list | tuple):
-        value = list(value)  # papermill writes a tuple as a text
-        inner = {type(element) for element in default}
-        inner |= {int} if float in inner else set()
-        fits = not inner or {type(element) for element in value} <= inner
-    if not fits:
-        assert kind is not None
-        hint = "; one for each run, so write [[1, 2]]" if kind in (list, tuple) else ""
+        return list(value)  # papermill writes a tuple as a text
+    if kind is not None and kind is not type(value):
         wanted = f"{kind.__name__} (default {default!r})"
-        raise ValueError(f"{notebook}: {name} is of type {wanted}, got {given!r}{hint}")
+        raise ValueError(f"{notebook}: {name} is of type {wanted}, got {given!r}")
     return value
 
 
-def _absolute(parameter: Parameter, text: str) -> str:
-    """A model's directory or a table's file by its absolute path, since a notebook runs in its own
-    folder."""
-    name, path = parameter.name, Path(text).expanduser()
-    if text and (path.is_dir() if name == "MODEL" else path.is_file()):
-        return str(path.resolve())
-    if text.startswith((".", "/", "~")) or (text and name == "PROMPTS"):
-        fault = f"{name}={text}: there is no such {_PATHS[name]}"
-        raise ValueError(f"{parameter.notebook}: {fault}")
-    return text
+def _literal(text: str) -> Any:
+    """The value of a Python literal; any other text as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,7 +1,6 @@
 """What a run was made with, and the hashes that tell whether it has to be done again."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import platform
@@ -9,90 +8,56 @@ import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ..models import default as default_model
-from ..models.files import split_revision
-from . import parameters
+from ..models.files import fetch
+from .parameters import read_cells
 
 PACKAGE = Path(__file__).parents[1]
-PACKAGES = ("numpy", "pandas", "torch", "transformers", "transformer-lens", "sae-lens", "plotly")
+PACKAGES = ("numpy", "pandas", "torch", "transformers", "transformer-lens", "sae-lens")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
-@functools.cache
-def environment(root: Path) -> dict[str, Any]:
-    """Versions, platform and git commit; nothing that names this machine or its user."""
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": versions(),
-        "commit": commit(root),
-    }
+def commit(root: Path) -> str:
+    """The collection's commit, with `+changes` where tracked files differ; empty without git."""
+    options = ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    command = ["git", "-C", str(root), "describe", *options]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the packages that results depend on."""
-    found = {}
+    """Versions of Python and the packages that results depend on, without the build (`+cpu`)."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            found[name] = metadata.version(name).split("+")[0]
     return found
 
 
-def commit(root: Path) -> str | None:
-    """The commit of the collection, with `+changes` where tracked files differ from it."""
-    options = ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(
-            ["git", "-C", str(root), "describe", *options],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    return None
-
-
 def weights(name: str) -> dict[str, str]:
-    """What tells a model's weights from others: a hash of the files, or the hub's own commit."""
-    from huggingface_hub import try_to_load_from_cache
-
+    """Fetch a model; what tells its weights from others: a hash of files, or the hub's commit."""
+    directory = fetch(name)
     if name == default_model.NAME:
         return {"sha256": default_model.SMOLLM.sha256}
     if Path(name).is_dir():
-        return {"sha256": sha256(p for p in Path(name).iterdir() if p.suffix in _WEIGHTS)}
-    plain, revision = split_revision(name)
-    config = try_to_load_from_cache(plain, "config.json", revision=revision)
-    return {"revision": Path(config).parent.name} if isinstance(config, str) else {}
+        return {"sha256": sha256(p for p in directory.iterdir() if p.suffix in _WEIGHTS)}
+    return {"revision": directory.name}
 
 
 def cells(path: Path) -> str:
     """The hash of a notebook's cells without their outputs."""
     parts = [
         [c["cell_type"], "".join(c["source"]), sorted(c["metadata"].get("tags", []))]
-        for c in parameters.read_cells(path)
+        for c in read_cells(path)
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def code() -> str:
-    """The hash of this package with its data.
-
-    It counts as a whole: a result is repeated once too often rather than kept too long.
-    """
-    files = sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    lines = [
-        f"{path.relative_to(PACKAGE)} {_hash(path, status.st_size, status.st_mtime_ns)}"
-        for path in files
-        for status in [path.stat()]
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-@functools.cache
-def _hash(path: Path, size: int, changed: int) -> str:
-    """A file's hash, taken again when its size or time of change differ."""
-    return sha256([path])
+    """The hash of this package with its data, as a whole: rather run too often than too rarely."""
+    return sha256(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 
 
 def sha256(files: Iterable[Path]) -> str:

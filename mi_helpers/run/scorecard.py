@@ -1,122 +1,109 @@
 """The scorecard of many runs: claims as rows, models as columns.
 
-Read from any set of folders: runs, sweeps, or the committed references. Where other parameters than
-MODEL and SEED differ between runs, or the same was run in several folders, that difference, the
-`variant`, tells columns of one model apart. Runs that differ in the seed alone share a cell.
+Read from any set of folders: of runs, or the committed references. A column is named by a model and
+its `variant`: the other parameters that were given, and the folder where several are read. Runs
+that differ in the seed alone share a cell.
 
 The references, `papermill_runs/reference/MODEL/NOTEBOOK.json`, are records of one run each, so that
-a change to a notebook touches one file.
+a change to a notebook touches one file. `mi render` makes them with the outputs that are stored.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..claims import VERDICTS, Record
-from . import parameters, sweep
-from .compare import Change, change
+from ..claims import VERDICTS, Record, measured, verdict
+from . import sweep
 from .plan import natural
 
 _PAPER = re.compile(r"\s*(arXiv \d{4}\.\d{4,5}|[^,(]*\b(?:19|20)\d\d)\b")
 
 
-class Column(NamedTuple):
-    """A column of the scorecard."""
+class Change(NamedTuple):
+    """One difference between two scorecards: flip, moved, missing (from B) or new (in B)."""
 
-    model: str
-    variant: str
+    kind: str
+    id: str
+    text: str
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.variant}" if self.variant else self.model
+        return f"{self.kind}  {self.id}  {self.text}"
 
 
 @dataclass(frozen=True)
-class Run:
+class Executed:
     """One executed notebook: what it ran with, and what it found.
 
     Attributes:
-        source: the name of the folder that it was read from.
         file: the executed notebook, None where it is not kept.
         seconds: how long it ran on one core, other work not counted, where that is known.
-        peak_gb: the most memory that its kernel held, None where that is not known.
-        variant: what tells it from other runs of its notebook and model but for the seed.
     """
 
-    source: str
     notebook: str
-    parameters: dict[str, Any]
-    records: tuple[Record, ...]
+    model: str
+    variant: str
+    seed: Any
+    records: list[Record]
     error: str | None
     file: Path | None
     seconds: float
-    peak_gb: float | None = None
-    variant: str = ""
 
     @property
-    def column(self) -> Column:
-        model = self.records[0]["model"] if self.records else self.parameters.get("MODEL", "")
-        return Column(model, self.variant)
-
-    @property
-    def seed(self) -> Any:
-        return self.records[0]["seed"] if self.records else self.parameters.get("SEED")
+    def column(self) -> str:
+        return ", ".join(filter(None, [self.model, self.variant]))
 
     @property
     def order(self) -> tuple:
-        model, variant = self.column
-        return (self.notebook, natural(model), natural(variant), natural(str(self.seed)))
+        return self.notebook, natural(self.column), natural(str(self.seed))
 
     def __str__(self) -> str:
-        words = [self.notebook, str(self.column), "" if self.seed is None else f"seed {self.seed}"]
-        return ", ".join(word for word in words if word)
+        seed = "" if self.seed is None else f"seed {self.seed}"
+        return ", ".join(filter(None, [self.notebook, self.column, seed]))
 
 
 class Entry(NamedTuple):
     """A claim of one run, with what differs from the reference."""
 
     record: Record
-    run: Run
+    run: Executed
     change: Change | None
 
 
-@dataclass(frozen=True)
 class Table:
-    """The scorecard: a cell, by claim id and column, holds an entry for each seed."""
+    """The scorecard.
 
-    runs: list[Run]
-    references: dict[tuple, Record]
+    Attributes:
+        runs, failed: in the order of notebooks, models and seeds.
+        claims: by id, the replications of each notebook before its checks.
+        columns: by the names of models.
+        cells: by a claim's id and column, an entry for each seed.
+        changes: the entries that differ from the reference, flips first.
+    """
 
-    @cached_property
-    def claims(self) -> dict[str, Record]:
-        """By id, the replications of each notebook before its checks."""
-        first: dict[str, Record] = {}
-        for run in self.runs:
-            for record in run.records:
-                first.setdefault(record["id"], record)
+    def __init__(self, runs: Sequence[Executed], references: Sequence[Executed]) -> None:
+        known = {_key(record): record for run in references for record in run.records}
+        self.runs = sorted({run.order: run for run in runs}.values(), key=lambda run: run.order)
+        self.failed = [run for run in self.runs if run.error]
+        entries = [
+            Entry(record, run, change(known.get(_key(record), record), record))
+            for run in self.runs
+            for record in run.records
+        ]
+        first = {entry.record["id"]: entry.record for entry in reversed(entries)}
         ordered = sorted(first.values(), key=lambda r: (r["notebook"], r["kind"] == "check"))
-        return {record["id"]: record for record in ordered}
+        self.claims = {record["id"]: record for record in ordered}
+        self.columns = sorted({run.column for run in self.runs if run.model}, key=natural)
+        self.cells: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        for entry in entries:
+            self.cells[entry.record["id"], entry.run.column].append(entry)
+        changed = [entry for cell in self.cells.values() for entry in cell if entry.change]
+        self.changes = sorted(changed, key=lambda entry: entry.change.kind if entry.change else "")
 
-    @cached_property
-    def columns(self) -> list[Column]:
-        found = {run.column for run in self.runs if run.records or run.column.model}
-        return sorted(found, key=lambda c: (natural(c.model), natural(c.variant)))
-
-    @cached_property
-    def cells(self) -> dict[tuple[str, Column], list[Entry]]:
-        """The entries of a claim in a column, one for each seed."""
-        cells: dict[tuple[str, Column], list[Entry]] = defaultdict(list)
-        for run in self.runs:
-            for record in run.records:
-                expected = self.references.get((record["id"], record["model"], record["seed"]))
-                found = change(expected, record) if expected else None
-                cells[record["id"], run.column].append(Entry(record, run, found))
-        return cells
-
-    def of(self, column: Column, notebook: str | None = None) -> list[Record]:
+    def of(self, column: str, notebook: str | None = None) -> list[Record]:
         """The records in a column, of one notebook or of all."""
         runs = [run for run in self.runs if run.column == column]
         return [r for run in runs for r in run.records if notebook in (None, run.notebook)]
@@ -130,16 +117,9 @@ class Table:
             for record in run.records
         ]
 
-    @property
-    def changes(self) -> list[Entry]:
-        """The entries that differ from the reference, flips first."""
-        entries = [entry for cell in self.cells.values() for entry in cell if entry.change]
-        return sorted(entries, key=lambda entry: entry.change.kind if entry.change else "")
 
-    @property
-    def failed(self) -> list[Run]:
-        """The runs that ended in an error."""
-        return [run for run in self.runs if run.error]
+def _key(record: Record) -> tuple:
+    return record["id"], record["model"], record["seed"]
 
 
 def papers(record: Record) -> list[str]:
@@ -173,79 +153,121 @@ def outcome(entries: Sequence[Entry]) -> str:
     return f"✔ {verdicts.count('holds')} of {len(verdicts)}"
 
 
+# What differs
+
+
+def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
+    """Claim by claim, what differs from scorecard A to scorecard B; flips first.
+
+    Claims are matched by id, and also by model, variant and seed where an id occurs more than once,
+    so that one model can be compared with another.
+    """
+    several = any(len({r["id"] for r in records}) < len(records) for records in (a, b))
+
+    def key(record: Record) -> tuple:
+        more = (record["model"], record.get("variant", ""), record["seed"])
+        return (record["id"], *more) if several else (record["id"],)
+
+    first, second = ({key(record): record for record in records} for records in (a, b))
+    changes = [change(first.get(k), second.get(k)) for k in {**first, **second}]
+    return sorted((c for c in changes if c), key=lambda c: c.kind)
+
+
+def summary(changes: Sequence[Change]) -> str:
+    """The changes counted by kind, in words."""
+    found = Counter(c.kind for c in changes)
+    return ", ".join(f"{n} {kind}" for kind, n in found.items()) or "no difference"
+
+
+def change(a: Record | None, b: Record | None) -> Change | None:
+    """What differs from one record of a claim to another; None for nothing worth saying."""
+    was, now = (f"{verdict(r)} {measured(r)}".rstrip() if r else "nothing" for r in (a, b))
+    if a is None or b is None:
+        kind = "new" if a is None else "missing"
+    elif a["verdict"] != b["verdict"]:
+        kind = "flip"
+    elif _moved(a, b):
+        kind = "moved"
+    else:
+        return None
+    return Change(kind, (a or b)["id"], f"{was} -> {now}")  # type: ignore[index]
+
+
+def _moved(a: Record, b: Record) -> bool:
+    """Whether a value lies outside the other's interval, and the other outside its own.
+
+    Without intervals, whether they differ by over 1 %, and by over a tenth of a limit that they lie
+    below: what a check finds is often a rounding error, which another processor makes another time.
+    """
+    x, y = a["value"], b["value"]
+    if x is None or y is None:
+        return x != y
+    if math.isclose(x, y, rel_tol=1e-3):
+        return False
+    inside = [
+        record["low"] <= value <= record["high"]
+        for record, value in ((a, y), (b, x))
+        if record["low"] is not None and record["high"] is not None
+    ]
+    if inside:
+        return not any(inside)
+    below = re.fullmatch(r"< (\S+)", a["rule"])
+    slack = 0.1 * abs(float(below[1])) if below else 0.0
+    return not math.isclose(x, y, rel_tol=0.01, abs_tol=max(1e-6, slack))
+
+
 # Reading runs
 
 
 def collect(folders: Sequence[Path], root: Path) -> Table:
     """The scorecard of all runs in these folders, compared with the committed references.
 
-    Of two runs that nothing tells apart, the later one counts. Raises ValueError that names a
-    folder without a run, or a damaged record.
+    Raises ValueError that names a folder without a run, or a damaged record.
     """
-    runs = [run for folder in folders for run in read(folder, root)]
-    varied = {
-        name: _varied([r for r in runs if r.notebook == name])
-        for name in {r.notebook for r in runs}
-    }
-    words = [[f"{n}={run.parameters[n]}" for n in varied[run.notebook]] for run in runs]
-    runs = [replace(run, variant=", ".join(own)) for run, own in zip(runs, words, strict=True)]
-    if len({run.order for run in runs}) < len({(*run.order, run.source) for run in runs}):
-        pairs = zip(runs, words, strict=True)
-        runs = [replace(run, variant=", ".join([run.source, *own])) for run, own in pairs]
-    runs = sorted({run.order: run for run in runs}.values(), key=lambda run: run.order)
-    expected = [record for run in references(root) for record in run.records]
-    return Table(runs, {(r["id"], r["model"], r["seed"]): r for r in expected})
+    several = len(folders) > 1
+    runs = [r for f in folders for r in read(f, root, f.name if several else "")]
+    return Table(runs, references(root))
 
 
-def references(root: Path) -> list[Run]:
+def references(root: Path) -> list[Executed]:
     """The committed runs that others are compared with; none where there is no collection."""
     folder = root / "papermill_runs" / "reference"
     return read(folder, root) if folder.is_dir() else []
 
 
-def _varied(runs: Sequence[Run]) -> list[str]:
-    """The parameters of a notebook that all its runs have, but not all with one value."""
-    shared = set.intersection(*(set(run.parameters) for run in runs)) - {"MODEL", "SEED"}
-    return [n for n in sorted(shared) if len({str(run.parameters[n]) for run in runs}) > 1]
+def read(folder: Path, root: Path, label: str = "") -> list[Executed]:
+    """The executed notebooks in a folder of runs, or of references; ValueError for none.
 
-
-def read(folder: Path, root: Path) -> list[Run]:
-    """The executed notebooks of a run, of a sweep, or of the references; ValueError for none."""
-    if (folder / "plan.json").is_file():
-        names = dict.fromkeys(sweep.read_plan(folder).values())
-        files = [folder / "runs" / name / "run.json" for name in names]
-        return [_read_one(file, folder.name, root) for file in files if file.is_file()]
-    files = sorted(folder.glob("[0-9][0-9]_*.json")) + sorted(folder.glob("*/[0-9][0-9]_*.json"))
+    A label goes into the variant of each.
+    """
+    if (folder / "runs").is_dir():
+        files = sorted(folder.glob("runs/*/run.json"))
+        return [_read_one(file, file.parent, label) for file in files]
+    files = sorted([*folder.glob("[0-9][0-9]_*.json"), *folder.glob("*/[0-9][0-9]_*.json")])
     if not files:
-        raise ValueError(f"no run, sweep or reference in {folder}")
-    return [_read_one(file, folder.name, root) for file in files]
+        raise ValueError(f"no run and no reference in {folder}")
+    return [_read_one(file, root / "notebooks", label) for file in files]
 
 
-def _read_one(file: Path, source: str, root: Path) -> Run:
-    run = sweep.read_run(file)
-    name, given = run["inputs"]["notebook"], run["inputs"]["parameters"]
-    beside = file.parent / f"{name}{'.failed' if run['error'] else ''}.ipynb"
-    stored = root / "notebooks" / f"{name}.ipynb"
-    kept: Path | None = beside if beside.is_file() else None
-    if file.name != "run.json" and stored.is_file():  # a reference: `mi render` made both
-        own = parameters.read(stored).get("MODEL")
-        kept = stored if own is None or own.default == given.get("MODEL") else None
-    used = run.get("cpu_s") or run["seconds"], run.get("peak_gb")
-    return Run(source, name, given, tuple(run["records"]), run["error"], kept, *used)
+def _read_one(made: Path, notebooks: Path, label: str) -> Executed:
+    run = sweep.read_run(made)
+    name, records, own = run["inputs"]["notebook"], run["records"], run["inputs"]["parameters"]
+    more = {n: value for n, value in run["asked"].items() if n not in ("MODEL", "SEED")}
+    variant = ", ".join(filter(None, [label, *(f"{n}={value}" for n, value in more.items())]))
+    model = records[0]["model"] if records else own.get("MODEL", "")
+    file = notebooks / f"{name}{'.failed' if run['error'] else ''}.ipynb"
+    kept, seconds = file if file.is_file() else None, run.get("cpu_s") or run["seconds"]
+    return Executed(name, model, variant, own.get("SEED"), records, run["error"], kept, seconds)
 
 
 def save_reference(work: sweep.Sweep) -> list[Path]:
-    """Commit the runs that were asked for as references; ValueError for two of one model."""
-    files: dict[Path, dict[str, Any]] = {}
+    """Commit finished runs as the references of their models; the files."""
+    saved = []
     for job, _, run in work.finished():
-        if not run["error"] and run["records"]:
-            model = run["records"][0]["model"]
-            folder = work.root / "papermill_runs" / "reference" / model.replace("/", "--")
-            file = folder / f"{job.path.stem}.json"
-            if files.setdefault(file, run) is not run:
-                several = f"{job.path.stem} on {model}"
-                raise ValueError(f"a reference is of one run; there are several of {several}")
-    for file, run in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        sweep.write_atomic(file, sweep.to_json(run))
-    return list(files)
+        if run["records"]:
+            model = run["records"][0]["model"].replace("/", "--")
+            file = work.root / "papermill_runs" / "reference" / model / f"{job.path.stem}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            sweep.write_atomic(file, sweep.to_json(run))
+            saved.append(file)
+    return saved

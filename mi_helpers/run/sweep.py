@@ -1,240 +1,156 @@
-"""Runs of notebooks: each whole or absent, never done twice, on this machine or on many.
+"""Runs of notebooks: each whole or absent, never done twice, by one sweep or by many.
 
-A folder `papermill_runs/NAME/` holds a folder `runs/…/` for each finished run: the executed
-notebook and `run.json` with claims, parameters, versions and error. A run is prepared in
-`.attempts/` and then renamed into place, so a folder in `runs/` is whole. Its name ends in the
-run's identity (see `plan.Job`): what is there is never done again, and a changed notebook is
-another run. Whoever works on a run holds its lock in `.locks/`, which the system takes back from a
-process that dies, so any number of sweeps may share a folder. `plan.json` lists the runs that the
-scorecard is of: all that were asked for in this folder, each in its latest identity.
+A folder `papermill_runs/NAME/` holds a folder `runs/…/` for each run that was asked for: the
+executed notebook and `run.json` with claims, parameters, versions and error. A run is prepared in
+`.attempts/` and then renamed into place, so a folder in `runs/` is whole. It counts as long as its
+identity is the one that is asked for (see `plan.Job`); a changed notebook or package is run again,
+and takes the old one's place.
+
+Whoever works on a run holds its lock in `.locks/`, which the system takes back from a process that
+dies. So any number of sweeps may share a folder, on one machine or on many, and do each run once.
 
 Each run is a fresh kernel and loads its own model: a kernel that is kept warm would carry changed
 weights and random states from one run into the next.
 """
 
 import contextlib
-import functools
 import json
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..claims import Record, validated
+from ..claims import validate
 from . import execute, provenance
 from .plan import Job
 
-_DISK_FAULTS = ("[Errno 28]", "[Errno 122]", "[Errno 27]")  # full, over quota, file too large
-
-
-class Outcome(NamedTuple):
-    """What became of a job. Its state is done, failed, busy (someone else is at it) or edited."""
-
-    state: str
-    text: str = ""
-
-
-# Calls `carry_out` on jobs, wherever, and yields the outcomes as they come (see `spread`).
-Spread = Callable[[Iterable[Job], Callable[..., Outcome]], Iterator[tuple[Job, Outcome]]]
-_EDITED = Outcome("edited", "the notebook or the package has changed; start again")
-
 
 class Sweep:
-    """A folder and the jobs asked of it; with `retry`, those that failed are done again."""
+    """A folder and the runs asked of it; with `retry`, those that failed are done again."""
 
     def __init__(self, folder: Path, jobs: list[Job], retry: bool = False) -> None:
-        self.folder, self.jobs, self.retry = folder, jobs, retry
+        self.folder, self.jobs = folder, jobs
         self.root = folder.parents[1]  # papermill_runs/ is beside notebooks/
-        self.states = {job.folder: state(folder, job) for job in jobs}
+        found = {job.name: self.result(job) for job in jobs}
+        self.failed = [job for job in jobs if (run := found[job.name]) and run["error"]]
+        again = self.failed if retry else []
+        self.to_do = [job for job in jobs if job in again or not found[job.name]]
 
-    def count(self, wanted: str) -> int:
-        """How many jobs are done, or failed."""
-        return sum(found == wanted for found in self.states.values())
-
-    def to_do(self) -> list[Job]:
-        """The jobs without a result that counts."""
-        undone = (None, "failed") if self.retry else (None,)
-        return [job for job in self.jobs if self.states[job.folder] in undone]
+    def result(self, job: Job) -> dict[str, Any] | None:
+        """The record of a job that was executed; None where it was not, or in another version."""
+        file = self.folder / "runs" / job.name / "run.json"
+        run = read_run(file) if file.is_file() else None
+        return run if run and run["identity"] == job.identity else None
 
     def finished(self) -> Iterator[tuple[Job, Path, dict[str, Any]]]:
         """Each job that has a result, with its folder and its record."""
         for job in self.jobs:
-            if state(self.folder, job):
-                folder = self.folder / "runs" / job.folder
-                yield job, folder, read_run(folder / "run.json")
+            if run := self.result(job):
+                yield job, self.folder / "runs" / job.name, run
 
-    def record_plan(self) -> None:
-        """Add these jobs to `plan.json`, in place of earlier ones of the same name."""
+    def work(
+        self,
+        minutes: float,
+        at_once: int = 1,
+        on_cell: Callable[[Job, int], None] = lambda job, done: None,
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        """Do what is to do, `at_once` runs at a time, and yield each job with its record.
+
+        A run is a process of its own, so threads of this one are enough to look after several. The
+        cores are shared among them, unless OMP_NUM_THREADS is set. `on_cell` is as for
+        `execute.execute`, with the job before it.
+
+        Raises OSError where a result cannot be written; then nothing is.
+        """
         for name in ("runs", ".locks", ".attempts"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".plan.lock"):
-            plan = read_plan(self.folder) if (self.folder / "plan.json").exists() else {}
-            plan |= {str(job): job.folder for job in self.jobs}
-            write_atomic(self.folder / "plan.json", to_json(plan))
+        share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+        environment = share | dict(os.environ) if at_once > 1 else dict(os.environ)
+        stopped = threading.Event()
 
-    def work(self, spread: Spread, **options: Any) -> Iterator[tuple[Job, Outcome]]:
-        """Do what is to do, and yield each job with its outcome; `options` are of `carry_out`."""
-        act = functools.partial(carry_out, folder=self.folder, retry=self.retry, **options)
-        pending = self.to_do()
-        while pending:
-            busy = []
-            for job, outcome in spread(pending, act):
-                if outcome.state == "busy":
-                    busy.append(job)
-                else:
-                    self.states[job.folder] = outcome.state
-                    yield job, outcome
-            if len(busy) == len(pending):
-                time.sleep(0.5)
-            pending = busy
+        def one(job: Job) -> tuple[Job, dict[str, Any] | None]:
+            def watched(done: int) -> None:
+                if stopped.is_set():
+                    raise KeyboardInterrupt
+                on_cell(job, done)
 
+            return job, self._carry_out(job, 60 * minutes, environment, watched)
 
-def carry_out(
-    job: Job,
-    folder: Path,
-    *,
-    minutes: float,
-    retry: bool = False,
-    environment: Mapping[str, str] | None = None,
-    on_cell: Callable[[Job, int], None] = lambda job, done: None,
-) -> Outcome:
-    """Execute one job and put the result into the folder, unless it is there already.
+        pending = self.to_do
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                while pending:
+                    busy = []
+                    for future in as_completed([pool.submit(one, job) for job in pending]):
+                        job, run = future.result()
+                        if run:
+                            yield job, run
+                        else:
+                            busy.append(job)
+                    time.sleep(0.5 if len(busy) == len(pending) else 0)
+                    pending = busy
+            finally:  # on Ctrl-C the runs in other threads end as well
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    Args:
-        minutes: the time limit.
-        retry: whether a job that failed is done again.
-        environment, on_cell: as for `execute.execute`, but `on_cell` gets the job too.
+    def _carry_out(self, job: Job, *how: Any) -> dict[str, Any] | None:
+        """Execute a job as `execute.execute` does, unless another sweep has done it; None where one
+        is at it."""
+        attempts = self.folder / ".attempts"
+        with contextlib.suppress(Timeout), FileLock(self.folder / ".locks" / job.name, timeout=0):
+            if job not in self.failed and (run := self.result(job)):
+                return run
+            for abandoned in attempts.glob(f"{job.name}.*"):  # of a process that was killed
+                shutil.rmtree(abandoned, ignore_errors=True)
+            with tempfile.TemporaryDirectory(
+                dir=attempts, prefix=f"{job.name}.", ignore_cleanup_errors=True
+            ) as attempt:
+                told = execute.execute(job.path, Path(attempt), job.given, *how)
+                return self._install(job, Path(attempt), told)
+        return None
 
-    Raises OSError where the result cannot be written; then nothing is.
-    """
-    if not (folder / "plan.json").is_file():
-        raise OSError(f"a worker does not see {folder}: all machines need one shared folder")
-    try:
-        with FileLock(folder / ".locks" / job.folder, timeout=0):
-            found = state(folder, job)
-            if found == "done" or (found == "failed" and not retry):
-                return Outcome(found, "by another sweep")
-            if _edited(job):
-                return _EDITED
-            for abandoned in (folder / ".attempts").glob(f"{job.folder}.*"):
-                shutil.rmtree(abandoned, ignore_errors=True)  # of a process that was killed
-            with _attempt(job, folder) as attempt:
-                ended = execute.execute(
-                    job.path,
-                    attempt,
-                    job.given,
-                    seconds=60 * minutes,
-                    environment=environment,
-                    on_cell=functools.partial(on_cell, job),
-                )
-                return _keep(job, folder, attempt, ended)
-    except Timeout:
-        return Outcome("busy")
-
-
-@contextlib.contextmanager
-def _attempt(job: Job, folder: Path) -> Iterator[Path]:
-    """A folder that is gone when its work has ended, however that was."""
-    place, prefix = folder / ".attempts", f"{job.folder}."
-    with tempfile.TemporaryDirectory(None, prefix, place, ignore_cleanup_errors=True) as attempt:
-        yield Path(attempt)
-
-
-def _keep(job: Job, folder: Path, attempt: Path, ended: execute.Ended) -> Outcome:
-    """Rename what an execution left, as far as it is worth keeping, into place."""
-    error, seconds, restarted = ended
-    if error and any(fault in error for fault in _DISK_FAULTS):
-        raise OSError(f"{job}: {error}")
-    if _edited(job):  # while it ran, so that nobody knows which version this is of
-        return _EDITED
-    records: list[Record] = []
-    try:
-        records = read_lines(attempt / execute.CLAIMS) if error is None else []
-    except ValueError as fault:
-        error = str(fault)
-    run = {
-        "error": error,
-        "traceback": execute.traceback(attempt) if error else None,
-        "made_with": provenance.environment(folder.parents[1]),
-        **execute.notes(attempt),
-        "seconds": round(seconds, 1),
-        "restarted": restarted,
-        "records": records,
-    }
-    _install(attempt, folder, job, run)
-    if error:
-        return Outcome("failed", error)
-    return Outcome("done", f"{seconds:.0f} s, {len(records)} claims")
-
-
-def _edited(job: Job) -> bool:
-    cells, code = job.inputs["cells"], job.inputs.get("code")
-    return provenance.cells(job.path) != cells or code not in (None, provenance.code())
-
-
-def fail(job: Job, folder: Path, error: str) -> Outcome:
-    """Record a job that brought down whatever worked on it."""
-    nothing = {"made_with": {}, "seconds": 0.0, "records": []}
-    with _attempt(job, folder) as attempt:
-        _install(attempt, folder, job, {"error": error, "traceback": error, **nothing})
-    return Outcome("failed", error)
-
-
-def _install(attempt: Path, folder: Path, job: Job, run: dict[str, Any]) -> None:
-    """Put record and notebook together, and rename them into place: both appear, or nothing."""
-    kept, target = attempt / "result", folder / "runs" / job.folder
-    kept.mkdir()
-    if (output := attempt / execute.OUTPUT).exists():
-        output.replace(kept / f"{job.path.stem}{'.failed' if run['error'] else ''}.ipynb")
-    write_atomic(kept / "run.json", to_json({"identity": job.identity, "inputs": job.inputs} | run))
-    kept.chmod(0o755)
-    if target.exists():  # a failed run that was tried again
-        target.rename(attempt / "replaced")
-    kept.rename(target)
+    def _install(self, job: Job, attempt: Path, told: dict[str, Any]) -> dict[str, Any]:
+        """Put record and notebook together, and rename them into place: both appear, or nothing."""
+        now = provenance.cells(job.path), provenance.code()
+        if now != (job.inputs["cells"], job.inputs["code"]):
+            error = "the notebook or the package was edited while it ran"
+            told = told | {"error": error, "records": []}
+        run = {"identity": job.identity, "asked": job.asked, "inputs": job.inputs}
+        run |= {"commit": provenance.commit(self.root), **told}
+        kept, target = attempt / "result", self.folder / "runs" / job.name
+        kept.mkdir()
+        if (output := attempt / execute.OUTPUT).exists():
+            output.replace(kept / f"{job.path.stem}{'.failed' if run['error'] else ''}.ipynb")
+        write_atomic(kept / "run.json", to_json(run))
+        if target.exists():  # it failed before, or is of an older notebook
+            target.rename(attempt / "replaced")
+        kept.rename(target)
+        return run
 
 
 # Files
 
 
-def state(folder: Path, job: Job) -> str | None:
-    """done, failed, or None for a job without a result."""
-    file = folder / "runs" / job.folder / "run.json"
-    if not file.is_file():
-        return None
-    return "failed" if read_run(file)["error"] else "done"
-
-
-def read_plan(folder: Path) -> dict[str, str]:
-    """The folders of the runs that a scorecard is of, by what was asked for."""
-    try:
-        return dict(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'plan.json'} is not a sweep's plan: {error}") from error
-
-
 def read_run(file: Path) -> dict[str, Any]:
     """The record of a finished run; ValueError says what is wrong with it."""
     try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-        validated(run["records"])
-        run["inputs"]["parameters"], run["error"], run["seconds"]  # all that others read
+        run = {"asked": {}} | json.loads(file.read_text(encoding="utf-8"))
+        for record in run["records"]:
+            validate(record)
+        run["identity"], run["inputs"]["parameters"], run["error"], run["seconds"]  # all are read
     except (OSError, ValueError, LookupError, TypeError) as error:
         fault = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{file} is not the record of a run ({fault}); delete it to run it again"
         ) from error
     return run
-
-
-def read_lines(path: Path) -> list[Record]:
-    """The records that one notebook appended to its JSON-lines file."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return validated([json.loads(line) for line in text.splitlines()])
 
 
 def to_json(value: object) -> str:
@@ -244,14 +160,9 @@ def to_json(value: object) -> str:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary file beside it, synced, then renamed over it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,35 +1,64 @@
-"""Executes one notebook with papermill, in the process that `execute` starts for it.
+"""Executes one notebook with papermill, in the process that `execute` starts for it, and watches.
 
 The job is the first line of stdin. When stdin ends, whoever started this has died, even by
 `kill -9`, and so it ends as well; its kernel follows.
 """
 
+import contextlib
 import json
 import os
 import resource
 import sys
 import threading
-from typing import Any
+import time
 
 import papermill
+import psutil
 from traitlets.config import Config
 
-from .execute import peak_gb
+from .execute import SILENT
+
+IDLE_SHARE = 0.03  # of one core: what a kernel and a browser use while they wait
 
 
 def main() -> None:
-    job: dict[str, Any] = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
+    if idle := job.pop("idle_s"):
+        threading.Thread(target=_end_in_silence, args=(idle,), daemon=True).start()
     papermill.execute_notebook(**job | {"config": Config(job["config"])})
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    peak, cpu = peak_gb(resource.RUSAGE_CHILDREN), used.ru_utime + used.ru_stime
+    cpu_s = round(used.ru_utime + used.ru_stime, 1)
     with open(os.environ["MI_NOTES"], "a", encoding="utf-8") as file:
-        file.write(json.dumps({"peak_gb": round(peak, 2), "cpu_s": round(cpu, 1)}) + "\n")
+        print(json.dumps({"cpu_s": cpu_s}), file=file)
 
 
 def _end_with_stdin() -> None:
     os.read(0, 1)
     os._exit(1)
+
+
+def _end_in_silence(seconds: float) -> None:
+    """End this process when its children, the kernel among them, do nothing for some seconds."""
+    before = -1.0
+    while abs((now := work()) - before) > IDLE_SHARE * seconds:
+        before = now
+        time.sleep(seconds)
+    os._exit(SILENT)
+
+
+def work() -> float:
+    """What the children of this process have done: processor time in seconds, and a second for each
+    10 MB read from the disk, for which the first import on a machine waits."""
+    done = 0.0
+    try:
+        for child in psutil.Process().children(recursive=True):
+            done += sum(child.cpu_times()[:2])
+            with contextlib.suppress(psutil.AccessDenied, AttributeError):  # a sandbox, or macOS
+                done += child.io_counters().read_bytes / 1e7
+    except psutil.NoSuchProcess:  # one of them ended meanwhile: that is work as well
+        return -time.monotonic()
+    return done
 
 
 if __name__ == "__main__":

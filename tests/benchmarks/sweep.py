@@ -18,7 +18,6 @@ import pytest
 
 from mi_helpers.run import cli as runs
 from mi_helpers.run import plan as sweep_plan
-from mi_helpers.run import spread
 from mi_helpers.run import sweep as sweeps
 from tests.run.sweeping import CHECK, MODEL, PARAMETERS, Executor, write_model, write_notebook
 
@@ -28,25 +27,25 @@ def recorded(root: Path, models: int = 20, seeds: int = 50, claims: int = 20) ->
     write_notebook(root / "notebooks/00_toy.ipynb", MODEL, "1")
     for number in range(models):
         write_model(root / f"models/m{number}")
-    settings = {"models": [f"{root}/models/*"], "seeds": list(range(seeds))}
-    jobs, _ = sweep_plan.make(sweep_plan.resolve(settings, root), root)
+    grid = {"MODEL": f"{root}/models/*", "SEED": list(range(seeds))}
+    jobs, _ = sweep_plan.make([], grid, root)
     work = sweeps.Sweep(root / "papermill_runs/s", jobs)
-    work.record_plan()
     with pytest.MonkeyPatch.context() as patch:
         record = Executor(patch).record  # for what it writes; no notebook runs here
     for job in jobs:
-        folder = work.folder / "runs" / job.folder
+        folder = work.folder / "runs" / job.name
         folder.mkdir(parents=True)
         one = record("00_toy", job.inputs["parameters"])
         run = {
-            "identity": job.identity, "inputs": job.inputs, "error": None, "traceback": None,
-            "seconds": 1.0, "made_with": {},
+            "identity": job.identity, "asked": job.asked, "inputs": job.inputs, "error": None,
+            "seconds": 1.0,
             "records": [{**one, "id": f"00.c{n}"} for n in range(claims)],
         }  # fmt: skip
         (folder / "run.json").write_text(json.dumps(run))
     started = time.monotonic()
     with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
-        arguments = ["sweep", "--models", "models/*", "--seeds", *map(str, range(seeds))]
+        values = [part for seed in range(seeds) for part in ("-p", f"SEED={seed}")]
+        arguments = ["run", "--model", "models/*", *values]
         planned = runs.main([*arguments, "--name", "s", "--plan"])
         middle = time.monotonic()
         done = runs.main([*arguments, "--name", "s"])
@@ -60,17 +59,16 @@ def overhead(root: Path, n: int = 10) -> dict[str, Any]:
     """Seconds of a run of a notebook that does nothing to speak of, without and with its kernel."""
     last = "import time; print(time.process_time())"
     write_notebook(root / "notebooks/00_toy.ipynb", PARAMETERS, CHECK, last)
-    settings = {"seeds": list(range(n))}
-    work = sweeps.Sweep(root / "papermill_runs/s", sweep_plan.make(settings, root)[0])
-    work.record_plan()
+    jobs, _ = sweep_plan.make([], {"SEED": list(range(n))}, root)
+    work = sweeps.Sweep(root / "papermill_runs/s", jobs)
     started, cpu = time.monotonic(), os.times()
-    outcomes = [o for _, o in work.work(spread.in_turn, minutes=5)]
+    errors = [run["error"] for _, run in work.work(5)]
     whole, after = time.monotonic() - started, os.times()
-    assert [outcome.state for outcome in outcomes] == ["done"] * n
+    assert errors == [None] * n
     used = sum(after[:4]) - sum(cpu[:4])
     alone, kernel = [], []
     for job in work.jobs:
-        (path,) = (work.folder / "runs" / job.folder).glob("*.ipynb")
+        (path,) = (work.folder / "runs" / job.name).glob("*.ipynb")
         executed = json.loads(path.read_text())
         alone.append(executed["metadata"]["papermill"]["duration"])
         kernel.append(float("".join(executed["cells"][-1]["outputs"][0]["text"])))

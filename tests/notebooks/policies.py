@@ -5,14 +5,19 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
-from mi_helpers.run.render import figures_without_png, is_progress, machine_paths
+from mi_helpers.run.execute import PLOTLY
+from mi_helpers.run.render import is_progress
 
 MAX_BYTES = 1_500_000
 MAX_LINES = 25
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~])/(home|root|tmp|work|Users|private|mnt|var)/\S+|[A-Z]:\\Users"
+)
 Policy = Callable[[NotebookNode, str], Iterator[str]]
 
 
@@ -93,12 +98,31 @@ def error_free(notebook: NotebookNode, name: str) -> Iterator[str]:
 
 def pictured(notebook: NotebookNode, name: str) -> Iterator[str]:
     """Each plotly figure has a static PNG beside it."""
-    yield from figures_without_png(notebook)
+    for number, cell in code(notebook):
+        for out in cell.outputs:
+            if PLOTLY in out.get("data", {}) and "image/png" not in out.data:
+                yield f"cell {number}: a figure without its static PNG"
 
 
 def placeless(notebook: NotebookNode, name: str) -> Iterator[str]:
     """No path of a machine in sources or outputs."""
-    yield from machine_paths(notebook)
+    for number, cell in enumerate(notebook.cells, 1):
+        for text in _texts([cell.source, cell.get("outputs", [])]):
+            for match in MACHINE_PATH.finditer(text):
+                yield f"cell {number}: a path of this machine, {match[0][:60]!r}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts inside nested data but for images and packed arrays, which are base64."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key != "bdata" and not key.startswith("image/png"):
+                yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def clean(notebook: NotebookNode, name: str) -> Iterator[str]:

@@ -18,8 +18,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 from mi_helpers.claims import VERDICTS, Record
-from mi_helpers.run import compare
-from mi_helpers.run.render import PLOTLY, is_progress
+from mi_helpers.run import scorecard
+from mi_helpers.run.execute import PLOTLY
+from mi_helpers.run.render import is_progress
 
 VARIES = "varies"  # a cell's tag
 RELATIVE, ABSOLUTE = 0.05, 0.01  # tolerance of numbers in text
@@ -135,7 +136,7 @@ def changed_claims(reference: list[Record], measured: list[Record]) -> list[str]
     was, now = ({record["id"]: record for record in records} for records in (reference, measured))
     return [
         str(change)
-        for change in compare.compare(reference, measured)
+        for change in scorecard.compare(reference, measured)
         if change.kind != "flip" or not _on_its_limit(was[change.id], now[change.id])
     ]
 

@@ -10,7 +10,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mi_helpers.run import execute
-from mi_helpers.run.render import PLOTLY
+from mi_helpers.run.execute import PLOTLY
 from tests.notebooks.policies import POLICIES
 from tests.notebooks.stored import changed_claims, differences, with_solutions
 from tests.notebooks.test_policies import unlisted
@@ -242,7 +242,7 @@ def test_a_kernel_whose_reply_is_lost_is_started_again(
     cells = [new_code_cell("x = 3"), new_code_cell(SWALLOW), new_code_cell("print(x)")]
     nbformat.write(new_notebook(cells=cells), path)
     outcome = execute.execute(path, tmp_path, {}, seconds=120)
-    assert outcome.error is None
-    assert outcome.restarted == "the kernel fell silent in cell 2 of 3"
+    assert outcome["error"] is None
+    assert outcome["restarted"] == "the kernel fell silent in cell 2 of 3"
     assert "00_lost: the kernel fell silent" in capsys.readouterr().err
     assert nbformat.read(tmp_path / execute.OUTPUT, as_version=4).cells[2].outputs[0].text == "3\n"

@@ -1,6 +1,5 @@
 """Small collections for the tests of sweeps: notebooks that need no model and run in a moment."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,19 +71,22 @@ class Executor:
         path: Path,
         folder: Path,
         given: Mapping[str, Any],
-        *,
         seconds: float,
+        environment: Mapping[str, str],
         on_cell: Callable[[int], None],
-        environment: Mapping[str, str] | None,
-    ) -> notebooks.Ended:
+    ) -> dict[str, Any]:
         values = {name: p.default for name, p in parameters.read(path).items()} | dict(given)
         self.calls.append(f"{path.stem} {values['SEED']}")
         bad = "bad" in path.stem and values["SEED"] == 0 and not self.cured
-        out = new_output("error", ename="ValueError", evalue="no", traceback=["line 1", "no"])
+        out = new_output("error", ename="ValueError", evalue="no", traceback=[])
         cell = new_code_cell("1", id="one", outputs=[out] if bad else [])
         (folder / notebooks.OUTPUT).write_text(writes(new_notebook(cells=[cell])))
-        (folder / notebooks.CLAIMS).write_text(json.dumps(self.record(path.stem, values)) + "\n")
-        return notebooks.Ended("cell 1: ValueError: no" if bad else None, 0.01)
+        return {
+            "error": "cell 1 of 1: ValueError: no" if bad else None,
+            "traceback": "line 1\nno" if bad else None,
+            "seconds": 0.01,
+            "records": [] if bad else [self.record(path.stem, values)],
+        }
 
     def record(self, notebook: str, values: Mapping[str, Any]) -> claims.Record:
         value = float(values["SEED"] + values.get("N", 0))

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from mi_helpers.metrics import kl
 from mi_helpers.models import load_model
-from mi_helpers.run import cli, passport, plan
+from mi_helpers.models.agreement import N_TOKENS, spread_tokens
+from mi_helpers.run import cli, passport, provenance
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ROOT / "notebooks" / "sweeps" / "published.yml"
+PUBLISHED = ROOT / "notebooks" / "sweeps" / "published.txt"
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +34,9 @@ def test_it_says_what_the_model_is(saved: Path, about: dict[str, Any]) -> None:
     parameters = sum(weight.numel() for weight in tiny.hf_model("gpt_neo").parameters())
     expected = {
         "model": "tiny-neo",
-        "gpt2": False,
         "source": "a directory",
         "architecture": "GPTNeoForCausalLM",
         "parameters": parameters,
-        "dtype": "float32",
         "bos": "<s>",
         "sites": list(load_model(saved).sites),
     }
@@ -53,14 +53,16 @@ def test_it_measures_what_half_precision_changes(about: dict[str, Any]) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_half_precision_is_that_of_a_model_loaded_so(family: str) -> None:
-    tokens = torch.arange(5, 17)[None]
-    model = tiny.load(tiny.hf_model(family))
-    exact = model(tokens)
-    half = load_model(tiny.hf_model(family), tokenizer=tiny.tokenizer(), dtype="bfloat16")(tokens)
-    with passport._in_dtype(model, torch.bfloat16):
-        assert torch.equal(model(tokens), half)
-    assert torch.equal(model(tokens), exact)
-    assert not torch.equal(half.float(), exact)
+    def load(dtype: str) -> Any:
+        return load_model(tiny.hf_model(family), tokenizer=tiny.tokenizer(), dtype=dtype)
+
+    model = load("float32")
+    tokens = spread_tokens(model.tokenizer, model.cfg.d_vocab, N_TOKENS)
+    exact = model(tokens)[:, -1]
+    found = passport._half_precision(model, None)
+    for kind in ("bfloat16", "float16"):
+        half = load(kind)(tokens)[:, -1].float()
+        assert found[kind] == {"kl": kl(half[None], exact).mean().item()}
 
 
 def test_it_says_why_a_task_or_a_notebook_is_out(about: dict[str, Any]) -> None:
@@ -72,7 +74,6 @@ def test_it_says_why_a_task_or_a_notebook_is_out(about: dict[str, Any]) -> None:
     assert set(notebooks) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert notebooks["01_activation_patching"]["why"].startswith("does not do ioi")
     assert "toy networks alone" in notebooks["18_compact_proofs"]["why"]
-    assert notebooks["00_tour"]["minutes"] > 0
 
 
 def test_as_text_and_as_json(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,38 +81,39 @@ def test_as_text_and_as_json(saved: Path, capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "tiny-neo: GPTNeoForCausalLM, 4 layers, 4 heads, width 32, 128 tokens" in text
     assert "not pattern: blocks.0.attn.hook_pattern ignores what is written there" in text
-    assert cli.main(["check", str(saved), "--json", "--dtype", "bfloat16"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["dtype"] == "bfloat16"
-    assert found["half_precision"] == {}
+    assert cli.main(["check", str(saved), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "tiny-neo"
 
 
 def test_a_refused_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "./nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("mi check: nowhere is no directory")
+    assert capsys.readouterr().err.startswith("mi: nowhere is no directory")
 
 
 # The sweep over published models
 
 
-def test_published_models_are_ten_at_fixed_revisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = plan.read_settings(PUBLISHED)
-    assert len(set(settings["models"])) == 10
-    for name in settings["models"]:
+def test_published_models_are_ten_at_fixed_revisions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetched: list[str] = []
+
+    def weights(name: str) -> dict[str, str]:
+        fetched.append(name)
+        return {}
+
+    monkeypatch.setattr(provenance, "weights", weights)
+    assert cli.main(["run", f"@{PUBLISHED}", "--plan"]) == 0
+    assert capsys.readouterr().out == "plan: 40 runs, 40 to do\n"
+    assert len(fetched) == len(set(fetched)) == 10
+    for name in fetched:
         revision = name.partition("@")[2]
         assert revision == "step143000" or (len(revision) == 40 and int(revision, 16))
-    fetched: list[str] = []
-    monkeypatch.setattr("mi_helpers.models.fetch", fetched.append)
-    jobs, notes = plan.make(settings, ROOT)
-    assert fetched == settings["models"]
-    assert notes == []
-    assert len(jobs) == 10 * len(settings["notebooks"]) == len({job.folder for job in jobs})
-    assert {job.given["MODEL"] for job in jobs} == set(settings["models"])
 
 
 def test_a_sweep_over_them_is_one_error_without_a_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert cli.main(["sweep", str(PUBLISHED), "--plan", "--name", "dry"]) == 2
+    assert cli.main(["run", f"@{PUBLISHED}", "--plan"]) == 2
     assert "'openai-community/gpt2' is no local directory" in capsys.readouterr().err

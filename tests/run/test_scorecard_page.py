@@ -16,8 +16,8 @@ import pytest
 
 from mi_helpers.claims import Record
 from mi_helpers.run import cli as runs
-from mi_helpers.run import compare, scorecard, sweep
 from mi_helpers.run import page as scorecard_page
+from mi_helpers.run import scorecard, sweep
 from mi_helpers.run.execute import PLOTLY
 from tests.run import sweeping
 from tests.run.sweeping import write_notebook
@@ -34,11 +34,11 @@ def record(id: str, model: str, mark: str, value: float | None, **more: Any) -> 
 
 
 def save(root: Path, name: str, records: list[Record], **given: Any) -> Path:
-    """A folder of runs, one for each notebook of the records."""
+    """A folder of runs, one for each notebook and seed of the records."""
     folder = root / "papermill_runs" / name
-    for notebook in dict.fromkeys(r["notebook"] for r in records):
-        own = [r for r in records if r["notebook"] == notebook]
-        save_run(folder, notebook, own, {"MODEL": own[0]["model"], "SEED": own[0]["seed"], **given})
+    for notebook, seed in dict.fromkeys((r["notebook"], r["seed"]) for r in records):
+        own = [r for r in records if (r["notebook"], r["seed"]) == (notebook, seed)]
+        save_run(folder, notebook, own, {"MODEL": own[0]["model"], "SEED": seed, **given})
     return folder
 
 
@@ -46,13 +46,11 @@ def save_run(
     folder: Path, notebook: str, records: list[Record], given: dict[str, Any], error: Any = None
 ) -> Path:
     """One run; the folder that its executed notebook belongs in."""
-    kept = folder / "runs" / notebook
+    kept = folder / "runs" / f"{notebook}-{given['MODEL']}-{given['SEED']}"
     kept.mkdir(parents=True)
     inputs = {"notebook": notebook, "parameters": given}
-    run = {"inputs": inputs, "error": error, "seconds": 1.0, "made_with": {}, "records": records}
-    (kept / "run.json").write_text(sweep.to_json(run))
-    plan = sweep.read_plan(folder) if (folder / "plan.json").exists() else {}
-    (folder / "plan.json").write_text(sweep.to_json(plan | {notebook: notebook}))
+    run = {"identity": "", "asked": given, "inputs": inputs, "error": error, "seconds": 1.0}
+    (kept / "run.json").write_text(sweep.to_json({**run, "records": records}))
     return kept
 
 
@@ -66,7 +64,7 @@ def make_runs(tmp_path: Path) -> Path:
     (tmp_path / "notebooks").mkdir()
     both = {"low": 1.0, "high": 3.0, "n": 8, "unit": "nats"}
     for seed, mark in ((0, "✔"), (1, "✘")):
-        save(tmp_path, f"a{seed}", [
+        save(tmp_path, "all", [
             record("00.x", "m-2", mark, 2.0 + seed, seed=seed, **both, says=EVIL, rule=EVIL),
             record("00.y", "m-2", "✔", 1e-5, seed=seed, source=PAPERS[1], kind="check"),
             record("00.w", "m-2", "?", 1.0, seed=seed, low=0.5, high=1.5, n=8, null=EVIL),
@@ -76,7 +74,7 @@ def make_runs(tmp_path: Path) -> Path:
         record("00.x", "m-10", "✔", -0.5, low=-1.0, high=1.0, n=8, says=EVIL, rule=EVIL),
         record("00.y", "m-10", "✘", 0.2, source=PAPERS[1], kind="check"),
     ]
-    folder = save(tmp_path, "b", last)
+    folder = save(tmp_path, "all", last)
     save_run(folder, "01_topic", [], {"MODEL": "m-10", "SEED": 0}, f"cell 1: {EVIL}")
     old = [
         record("00.x", "m-2", "✘", 0.5, says="x"),
@@ -85,7 +83,7 @@ def make_runs(tmp_path: Path) -> Path:
     made = save(tmp_path, "old", old)
     reference = tmp_path / "papermill_runs/reference/m-2"
     reference.mkdir(parents=True)
-    (made / "runs/00_topic/run.json").rename(reference / "00_topic.json")
+    (made / "runs/00_topic-m-2-0/run.json").rename(reference / "00_topic.json")
     return tmp_path
 
 
@@ -95,9 +93,9 @@ def collect(root: Path, *names: str, **options: Any) -> scorecard.Table:
 
 
 def test_claims_are_rows_models_are_columns_and_seeds_share_a_cell(root: Path) -> None:
-    table = collect(root, "b", "a1", "a0")
+    table = collect(root, "all")
     assert list(table.claims) == ["00.x", "00.w", "00.y", "01.z"]  # checks last
-    assert [str(column) for column in table.columns] == ["m-2", "m-10"]
+    assert table.columns == ["m-2", "m-10"]
     first, second = table.columns
     assert [e.record["value"] for e in table.cells["00.x", first]] == [2.0, 3.0]
     assert scorecard.outcome(table.cells["00.x", first]) == "✔ 1 of 2"
@@ -108,34 +106,33 @@ def test_claims_are_rows_models_are_columns_and_seeds_share_a_cell(root: Path) -
 
 
 def test_the_headline_counts_replications_and_checks_apart(root: Path) -> None:
-    assert scorecard.tally(collect(root, "a0", "a1", "b").records) == (
+    assert scorecard.tally(collect(root, "all").records) == (
         "2 of 7 replications hold, 1 do not, 2 undecided, 2 not applicable; "
         "2 of 3 checks of our own code hold"
     )
 
 
 def test_what_changed_against_the_reference_is_told(root: Path) -> None:
-    table = collect(root, "a0", "a1", "b")
+    table = collect(root, "all")
     assert [(e.change.kind, e.change.id, e.record["seed"]) for e in table.changes if e.change] == [
         ("flip", "00.x", 0), ("moved", "00.y", 0),
     ]  # fmt: skip
     assert collect(root, "reference").changes == []
 
 
-def test_what_differs_between_runs_of_a_model_makes_columns(root: Path) -> None:
-    for n in (4, 8):
-        save(root, f"n{n}", [record("00.x", "m-2", "✔", n)], N=n, L=[1])
-    table = collect(root, "n8", "n4")
-    assert [str(column) for column in table.columns] == ["m-2, N=4", "m-2, N=8"]
-    assert [r.get("variant") for r in table.records] == ["N=4", "N=8"]
-    table = collect(root, "a0", "reference")  # of one model and seed: told apart by their folders
-    assert [column.variant for column in table.columns] == ["a0", "reference"]
+def test_what_runs_of_a_model_were_given_makes_columns(root: Path) -> None:
+    for n in (8, 16):
+        save(root, f"n{n}", [record("00.x", "m-2", "✔", n)], N=n)
+    assert [r.get("variant") for r in collect(root, "n8").records] == ["N=8"]
+    table = collect(root, "n16", "n8", "reference")  # several folders have columns of their own
+    names = ["m-2, n8, N=8", "m-2, n16, N=16", "m-2, reference"]
+    assert table.columns == names
 
 
 def test_a_scorecard_with_variants_is_compared_run_by_run(root: Path) -> None:
     one = [record("00.x", "m", "✔", 1.0, variant="N=4"), record("00.x", "m", "✔", 1.0)]
     other = [record("00.x", "m", "✘", 1.0, variant="N=4"), record("00.x", "m", "✔", 1.0)]
-    assert [c.kind for c in compare.compare(one, other)] == ["flip"]
+    assert [c.kind for c in scorecard.compare(one, other)] == ["flip"]
 
 
 @pytest.mark.parametrize(
@@ -154,12 +151,12 @@ def test_papers_are_read_off_sources(source: str, expected: list[str]) -> None:
 
 
 def test_markdown_keeps_texts_as_texts_and_links_the_notebooks(root: Path) -> None:
-    write_notebook(root / "papermill_runs/b/runs/00_topic/00_topic.ipynb", "1")
+    write_notebook(root / "papermill_runs/all/runs/00_topic-m-10-0/00_topic.ipynb", "1")
     folder = root / "papermill_runs/with space"
-    text = scorecard_page.markdown(collect(root, "a0", "a1", "b"), folder)
+    text = scorecard_page.markdown(collect(root, "all"), folder)
     assert "<script>" not in text
     assert "\\| 'pipes'" in text
-    assert "| [✔ -0.5 [-1, 1]](../b/runs/00_topic/00_topic.ipynb) |" in text
+    assert "| [✔ -0.5 [-1, 1]](../all/runs/00_topic-m-10-0/00_topic.ipynb) |" in text
     assert "✔ 1 of 2<br>seed 0: ✔ 2 [1, 3] nats (flip)<br>seed 1: ✘ 3 [1, 3] nats" in text
     assert "seed 1: ? 1 [0.5, 1.5]: about 60 would decide" in text
     assert "| **all** | ✔ 1 ✘ 1 ? 2 – 2 | ✔ 1 ✘ 0 ? 0 – 0 |" in text
@@ -186,7 +183,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_one_file_and_texts_stay_texts(root: Path) -> None:
-    page = scorecard_page.html_page(collect(root, "a0", "a1", "b"), root, title=EVIL)
+    page = scorecard_page.html_page(collect(root, "all"), root, title=EVIL)
     found = Tags(page)
     assert found.texts.count(EVIL) >= 4  # title, heading, claim and why, whole
     assert [name for name, _ in found.tags].count("script") == 1  # the page's own
@@ -197,7 +194,8 @@ def test_the_page_is_one_file_and_texts_stay_texts(root: Path) -> None:
 
 
 def test_the_same_runs_in_any_order_make_the_same_files(root: Path) -> None:
-    for name, order in (("one", ("a0", "a1", "b")), ("two", ("b", "a1", "a0"))):
+    save(root, "n8", [record("00.x", "m-2", "✔", 8)], N=8)
+    for name, order in (("one", ("all", "n8")), ("two", ("n8", "all"))):
         scorecard_page.write(collect(root, *order), root / name)
     for path in (root / "one").iterdir():
         assert path.read_bytes() == (root / "two" / path.name).read_bytes()
@@ -216,7 +214,7 @@ def png(width: int = 800, height: int = 500) -> str:
 
 def add_figures(run: Path) -> None:
     """An executed notebook with a plotly figure, a plain picture and a broken one."""
-    path = write_notebook(run / "runs/00_topic/00_topic.ipynb", "1")
+    path = write_notebook(run / "runs/00_topic-m-2-0/00_topic.ipynb", "1")
     notebook = json.loads(path.read_text())
     title = {"layout": {"title": {"text": f"Effect<br>of {EVIL}"}}}
     datas: list[dict[str, Any]] = [
@@ -231,26 +229,27 @@ def add_figures(run: Path) -> None:
 def test_figures_become_small_pictures_with_their_titles(root: Path) -> None:
     from PIL import Image
 
-    add_figures(root / "papermill_runs/a0")
-    made = scorecard_page.thumbnails(root / "papermill_runs/a0/runs/00_topic/00_topic.ipynb")
+    add_figures(root / "papermill_runs/all")
+    path = root / "papermill_runs/all/runs/00_topic-m-2-0/00_topic.ipynb"
+    made = scorecard_page.thumbnails(path, 0)
     assert len(made) == 2
     title, address = made[0]
     assert title.startswith("Effect of ")
     picture = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
     assert (picture.format, picture.size) == ("WEBP", (360, 225))
-    page = scorecard_page.html_page(collect(root, "a0", "b"), root)
+    page = scorecard_page.html_page(collect(root, "all"), root)
     pictures = [a for name, a in Tags(page).tags if name == "img"]
     assert [(p["src"] or "")[:23] for p in pictures] == ["data:image/webp;base64,"] * 2
     assert "<script>alert" not in page
 
 
 def test_a_run_that_is_done_again_has_its_new_pictures(root: Path) -> None:
-    path = root / "papermill_runs/a0/runs/00_topic/00_topic.ipynb"
-    add_figures(root / "papermill_runs/a0")
-    assert len(scorecard_page.thumbnails(path)) == 2
+    path = root / "papermill_runs/all/runs/00_topic-m-2-0/00_topic.ipynb"
+    add_figures(root / "papermill_runs/all")
+    assert "<figure>" in scorecard_page.html_page(collect(root, "all"), root)
     write_notebook(path, "1")  # the same run again, without figures
     os.utime(path, ns=(1, 1))
-    assert scorecard_page.thumbnails(path) == []
+    assert "<figure>" not in scorecard_page.html_page(collect(root, "all"), root)
 
 
 def test_what_holds_no_run_or_is_damaged_is_named(
@@ -258,18 +257,15 @@ def test_what_holds_no_run_or_is_damaged_is_named(
 ) -> None:
     monkeypatch.chdir(root)
     for arguments, message in (
-        (["nowhere"], "no run, sweep or reference in nowhere"),
-        (["notebooks"], "no run, sweep or reference in notebooks"),
+        (["nowhere"], "no run and no reference in nowhere"),
+        (["notebooks"], "no run and no reference in notebooks"),
         ([], "name at least one run"),
     ):
         assert runs.main(["scorecard", *arguments]) == 2
         assert message in capsys.readouterr().err
-    (root / "papermill_runs/a0/runs/00_topic/run.json").write_text("[{]")
-    assert runs.main(["scorecard", "a0"]) == 2
-    assert "a0/runs/00_topic/run.json is not the record of a run" in capsys.readouterr().err
-    (root / "papermill_runs/a1/plan.json").write_text("{")
-    assert runs.main(["scorecard", "a1"]) == 2
-    assert "a1/plan.json is not a sweep's plan" in capsys.readouterr().err
+    (root / "papermill_runs/all/runs/00_topic-m-2-0/run.json").write_text("[{]")
+    assert runs.main(["scorecard", "all"]) == 2
+    assert "00_topic-m-2-0/run.json is not the record of a run" in capsys.readouterr().err
 
 
 README = "before\n<!-- scorecard -->\nold\n<!-- /scorecard -->\nafter\n"
@@ -296,19 +292,18 @@ def test_the_summary_in_a_readme_is_generated(
 def test_the_readmes_summary_is_that_of_the_committed_references() -> None:
     here = Path(__file__).parents[2]
     readme = (here / "README.md").read_text(encoding="utf-8")
-    expected = scorecard_page.readme_table(here)
-    assert f"<!-- scorecard -->\n{expected}<!-- /scorecard -->" in readme, "mi scorecard --readme"
-    assert scorecard_page.with_times(readme, here) == readme, "mi scorecard --readme"
+    assert scorecard_page.renewed(readme, collect(here, "reference")) == readme, (
+        "mi scorecard --readme"
+    )
 
 
 def test_the_times_in_a_readme_are_those_of_the_references(root: Path) -> None:
-    (root / "notebooks/00_topic.ipynb").write_text(json.dumps({"cells": []}))
     file = root / "papermill_runs/reference/m-2/00_topic.json"
     slow = json.loads(file.read_text()) | {"seconds": 151.0}
-    slow["inputs"]["parameters"].pop("MODEL", None)
     file.write_text(json.dumps(slow))
     rows = "| [00_topic](a.ipynb) | what? | {} |\n| [01_new](b.ipynb) | why? | 9 min |\n"
-    assert scorecard_page.with_times(rows.format("1 min"), root) == rows.format("3 min")
+    table = collect(root, "reference")
+    assert scorecard_page.renewed(rows.format("1 min"), table) == rows.format("3 min")
 
 
 class Browser:
@@ -360,8 +355,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if not Chromium.find_browser(skip_local=False):
         pytest.skip("there is no Chrome or Chromium on this machine")
     root = make_runs(tmp_path_factory.mktemp("opened"))
-    add_figures(root / "papermill_runs/a0")
-    page, _, _ = scorecard_page.write(collect(root, "a0", "a1", "b"), root / "out")
+    add_figures(root / "papermill_runs/all")
+    page, _, _ = scorecard_page.write(collect(root, "all"), root / "out")
     browser = Browser()
     try:
         browser.show(page)

@@ -138,9 +138,9 @@ def _render(notebook: Sequence[str]) -> int:
     render.require_browser()
     work = run(notebook)
     code, edited = _report(work), render.store(work)
-    saved = [] if edited else scorecard.save_reference(work)
-    print(*(f"saved {file}" for file in saved), sep="\n")
-    print(*(f"NOT STORED {name}: it was edited while it ran; render it again" for name in edited))
+    lines = [f"NOT STORED {name}: it was edited while it ran; render it again" for name in edited]
+    lines += [] if edited else [f"saved {file}" for file in scorecard.save_reference(work)]
+    print(*lines, sep="\n")
     return code or int(bool(edited))
 
 

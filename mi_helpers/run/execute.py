@@ -41,10 +41,8 @@ def execute(
     A message between papermill and its kernel can be lost; then both wait, for ever. So a kernel
     that computes nothing is given up, once, and the notebook starts again.
 
-    Args:
-        folder: gets `OUTPUT`, `CLAIMS`, `NOTES` and `LOG`.
-        environment: the variables of the kernel.
-        on_cell: called ten times a second with the number of cells that are done.
+    `folder` gets `OUTPUT`, `CLAIMS`, `NOTES` and `LOG`; `on_cell` is called ten times a second with
+    the number of cells that are done.
 
     Returns:
         `error`, None exactly when every cell was executed to its end, and `traceback`; the `models`
@@ -126,7 +124,7 @@ def _attempt(
             _wait(process, folder / OUTPUT, seconds, on_cell)
             return process.poll()
         finally:
-            kill_family(process)
+            _kill_family(process)
             process.stdin.close()
 
 
@@ -142,7 +140,7 @@ def _wait(
         time.sleep(0.1)
 
 
-def kill_family(process: subprocess.Popen[str]) -> None:
+def _kill_family(process: subprocess.Popen[str]) -> None:
     """Kill a process that is still alive, with its children in whatever session they are."""
     if process.poll() is None:
         family = psutil.Process(process.pid).children(recursive=True)

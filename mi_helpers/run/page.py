@@ -93,15 +93,9 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "measured": claims.measured,
-        "digits": claims.digits,
-        "papers": scorecard.papers,
-        "outcome": scorecard.outcome,
-        "plain": _plain,
-        "link": _link,
-        "axis": _axis,
-    }
+    shown = (claims.measured, claims.digits, scorecard.papers, scorecard.outcome)
+    filters = (*shown, _plain, _link, _axis)
+    environment.filters |= {each.__name__.lstrip("_"): each for each in filters}
     environment.globals |= {
         "marks": {word: mark for word, (mark, _) in claims.VERDICTS.items()},
         "counts": scorecard.counts,

@@ -93,9 +93,10 @@ class Table:
             for run in self.runs
             for record in run.records
         ]
-        first = {entry.record["id"]: entry.record for entry in reversed(entries)}
-        ordered = sorted(first.values(), key=lambda r: (r["notebook"], r["kind"] == "check"))
-        self.claims = {record["id"]: record for record in ordered}
+        made = sorted(entries, key=lambda e: (e.run.notebook, e.record["kind"] == "check"))
+        self.claims: dict[str, Record] = {}
+        for entry in made:
+            self.claims.setdefault(entry.record["id"], entry.record)
         self.columns = sorted({run.column for run in self.runs if run.model}, key=natural)
         self.cells: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         for entry in entries:

@@ -94,7 +94,7 @@ def collect(root: Path, *names: str, **options: Any) -> scorecard.Table:
 
 def test_claims_are_rows_models_are_columns_and_seeds_share_a_cell(root: Path) -> None:
     table = collect(root, "all")
-    assert list(table.claims) == ["00.x", "00.w", "00.y", "01.z"]  # checks last
+    assert list(table.claims) == ["00.x", "00.w", "00.y", "01.z"]  # as made, checks last
     assert table.columns == ["m-2", "m-10"]
     first, second = table.columns
     assert [e.record["value"] for e in table.cells["00.x", first]] == [2.0, 3.0]
@@ -103,6 +103,12 @@ def test_claims_are_rows_models_are_columns_and_seeds_share_a_cell(root: Path) -
     assert scorecard.outcome(table.cells["00.y", second]) == "✘"
     assert ("01.z", second) not in table.cells
     assert [run.error for run in table.failed] == [f"cell 1: {EVIL}"]
+
+
+def test_claims_stand_in_the_order_in_which_they_were_made(root: Path) -> None:
+    made = [record(f"00.{id}", "m-2", "✔", 1.0) for id in ("b", "c", "a")]
+    save(root, "order", made)
+    assert list(collect(root, "order").claims) == ["00.b", "00.c", "00.a"]
 
 
 def test_the_headline_counts_replications_and_checks_apart(root: Path) -> None:
@@ -292,9 +298,10 @@ def test_the_summary_in_a_readme_is_generated(
 def test_the_readmes_summary_is_that_of_the_committed_references() -> None:
     here = Path(__file__).parents[2]
     readme = (here / "README.md").read_text(encoding="utf-8")
-    assert scorecard_page.renewed(readme, collect(here, "reference")) == readme, (
-        "mi scorecard --readme"
-    )
+    table, folder = collect(here, "reference"), here / "papermill_runs/reference"
+    assert scorecard_page.renewed(readme, table) == readme, "mi scorecard --readme"
+    page = (folder / "scorecard.md").read_text(encoding="utf-8")
+    assert scorecard_page.markdown(table, folder) == page, "mi scorecard --readme"
 
 
 def test_the_times_in_a_readme_are_those_of_the_references(root: Path) -> None:

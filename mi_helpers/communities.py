@@ -1,51 +1,12 @@
-"""How far a layered graph of interactions falls into modules."""
+"""Communities of a graph."""
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import igraph
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 Node = tuple[int, int]  # the layer or boundary, and the feature
-
-
-@dataclass(frozen=True)
-class Modules:
-    """``nodes``: a row per feature with an edge (boundary, feature, module), modules by size.
-    ``quality``: Newman's modularity of that partition, at resolution 1, on the same weights."""
-
-    nodes: pd.DataFrame
-    quality: float
-
-
-def modules(
-    interactions: Sequence[Float[Tensor, "next feature"]],
-    smallest: float | Sequence[float],
-    seed: int = 0,
-) -> Modules:
-    """Leiden communities of the graph whose nodes are the features at every boundary.
-
-    An edge's weight is log10(E / smallest), dropped where not positive, as in arXiv 2405.10928;
-    ``smallest`` is the least edge that matters, one for all sections or one each: the smallest kept
-    when edges are ablated. Raises if no edge is left.
-    """
-    least = [smallest] * len(interactions) if isinstance(smallest, int | float) else smallest
-    rows: list[tuple[Node, Node, float]] = []
-    for section, (E, bound) in enumerate(zip(interactions, least, strict=True)):
-        if bound <= 0:
-            raise ValueError(f"smallest must be positive, got {bound} for section {section}")
-        logs = (E / bound).clamp_min(1e-300).log10()
-        for i, j in torch.nonzero(logs > 0).tolist():
-            rows.append(((section, j), (section + 1, i), logs[i, j].item()))
-    if not rows:
-        raise ValueError("no edge is larger than `smallest`")
-    names, found, quality = leiden(rows, resolution=0.5, seed=seed)
-    nodes = pd.DataFrame(names, columns=["boundary", "feature"]).assign(module=found)
-    return Modules(nodes, quality)
 
 
 def leiden(

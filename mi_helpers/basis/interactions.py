@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from ..communities import leiden
 from ..engine.stack import Stack
 from .fitting import Basis
 from .jacobians import integrated_gradients, pull_back, random_signs, wide
@@ -152,3 +154,38 @@ def convergence(
             difference = ((E - best[section]).norm() / best[section].norm()).item()
             rows.append({"section": section, "points": n, "difference": difference})
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """``nodes``: a row per feature with an edge (boundary, feature, module), modules by size.
+    ``quality``: Newman's modularity of that partition, at resolution 1, on the same weights."""
+
+    nodes: pd.DataFrame
+    quality: float
+
+
+def modules(
+    interactions: Sequence[Float[Tensor, "next feature"]],
+    smallest: float | Sequence[float],
+    seed: int = 0,
+) -> Modules:
+    """Leiden communities of the graph whose nodes are the features at every boundary.
+
+    An edge's weight is log10(E / smallest), dropped where not positive, as in arXiv 2405.10928;
+    ``smallest`` is the least edge that matters, one for all sections or one each: the smallest kept
+    when edges are ablated. Raises if no edge is left.
+    """
+    least = [smallest] * len(interactions) if isinstance(smallest, int | float) else smallest
+    rows = []
+    for section, (E, bound) in enumerate(zip(interactions, least, strict=True)):
+        if bound <= 0:
+            raise ValueError(f"smallest must be positive, got {bound} for section {section}")
+        logs = (E / bound).clamp_min(1e-300).log10()
+        for i, j in torch.nonzero(logs > 0).tolist():
+            rows.append(((section, j), (section + 1, i), logs[i, j].item()))
+    if not rows:
+        raise ValueError("no edge is larger than `smallest`")
+    names, found, quality = leiden(rows, resolution=0.5, seed=seed)
+    nodes = pd.DataFrame(names, columns=["boundary", "feature"]).assign(module=found)
+    return Modules(nodes, quality)

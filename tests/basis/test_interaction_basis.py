@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mi_helpers import basis as ib
+from mi_helpers.basis import modules
 from mi_helpers.basis.jacobians import activation_gram, jacobian_gram, pull_back
-from mi_helpers.communities import modules
 from mi_helpers.engine.stack import Stack, from_sequential
 from mi_helpers.toys.networks import (
     ModularAddition,

@@ -46,8 +46,9 @@ def execute(
 
     Returns:
         `error`, None exactly when every cell was executed to its end, and `traceback`; the `models`
-        that it loaded, each with dtype, device and BOS; `seconds` by the clock and `cpu_s` of the
-        kernel's processor; `restarted`, where a kernel fell silent; `records` of its claims.
+        that it loaded, each with dtype, device and BOS; `seconds` by the clock, `cpu_s` of the
+        kernel's processor and `peak_gb`, the most memory that it held; `restarted`, where a kernel
+        fell silent; `records` of its claims.
     """
     started, restarted, output = time.monotonic(), None, folder / OUTPUT
     job = {
@@ -72,12 +73,14 @@ def execute(
         # not watched: a cell that only waits, for a download, needs its time
         code = _attempt(job | {"idle_s": None}, folder, seconds, environment, on_cell)
     error, notes = _error(folder, code, seconds), _lines(folder / NOTES)
+    used = next((note for note in notes if "cpu_s" in note), {})
     return {
         "error": error,
         "traceback": _printed(folder) if error else None,
         "models": [note for note in notes if "model" in note],
         "seconds": round(time.monotonic() - started, 1),
-        "cpu_s": sum(note.get("cpu_s", 0.0) for note in notes) or None,
+        "cpu_s": used.get("cpu_s"),
+        "peak_gb": used.get("peak_gb"),
         "restarted": restarted,
         "records": [] if error else _lines(folder / CLAIMS),
     }

@@ -1,6 +1,7 @@
 """`mi check MODEL`: what a model is, whether it is right here, and what it can be used for."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from ..models import default as default_model
 from ..models import fetch, load_model
 from ..models.agreement import N_TOKENS, spread_tokens
 from ..tasks.tokens import bos_token
-from . import page
+from . import page, scorecard
 from .parameters import read_cells
 
 N_PROMPTS = 16
 N_HALF = 8  # of them, for what half precision changes
 TASKS = ("ioi", "greater_than", "induction", "facts", "docstring")
+# Of the default model, where the references were made: `_speed` there, and its float32 weights.
+DEFAULT_SECONDS_PER_TOKEN, DEFAULT_GB = 0.0042, 0.54
 TOYS = "toy networks alone: the same for every model"
 
 
@@ -46,9 +49,11 @@ def passport(name: str, root: Path) -> dict[str, Any]:
         "missing_sites": dict(model.missing_sites),
         "agreement": vars(model.agreement),
         "tasks": rows,
+        "speed": _speed(model),
     }
     paths = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    about["notebooks"] = [_notebook(path, about) for path in paths]
+    known = {run.notebook: run for run in scorecard.references(root)}
+    about["notebooks"] = [_notebook(path, about, known.get(path.stem)) for path in paths]
     return about | {"half_precision": _half_precision(model, pairs)}
 
 
@@ -73,8 +78,25 @@ def _tasks(model: TransformerBridge) -> tuple[list[dict[str, Any]], tasks.Prompt
     return rows, usable
 
 
-def _notebook(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What a notebook needs of a model, read from its cells.
+@torch.no_grad()
+def _speed(model: TransformerBridge) -> float:
+    """Seconds a token in a batch of 8 × 16, as if nothing else ran: by processor time on a CPU."""
+    tokens = spread_tokens(model.tokenizer, model.cfg.d_vocab, 16).expand(8, -1)
+    on_cpu = str(model.cfg.device).startswith("cpu")
+    clock = time.process_time if on_cpu else time.perf_counter
+    taken = []
+    for _ in range(2):
+        before = clock()
+        model(tokens.to(model.cfg.device))[0, 0, 0].item()
+        taken.append(clock() - before)
+    return min(taken) / tokens.numel() / (torch.get_num_threads() if on_cpu else 1)
+
+
+def _notebook(
+    path: Path, about: dict[str, Any], known: scorecard.Executed | None
+) -> dict[str, Any]:
+    """What a notebook needs of a model, read from its cells; `minutes` and `memory_gb` are those of
+    the run that made its reference, scaled by the models' speeds and weights.
 
     A notebook runs on every model that loads. Where the model lacks what it needs, its claims
     are "not applicable".
@@ -86,8 +108,14 @@ def _notebook(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     lacks = [f"does not do {task}" for task in failed if re.search(rf"mi\.tasks\.{task}\b", code)]
     sites = [s for s in about["missing_sites"] if re.search(rf"site=[\"']{s}[\"']", code)]
     lacks += [f"has no {site}" for site in sites]
-    why = "; ".join(lacks) if own else TOYS
-    return {"notebook": path.stem, "applies": own and not lacks, "why": why}
+    row = {"notebook": path.stem, "applies": own and not lacks}
+    row["why"] = "; ".join(lacks) if own else TOYS
+    seconds, peak = (known.seconds, known.peak_gb) if known else (None, None)
+    slower = about["speed"] / DEFAULT_SECONDS_PER_TOKEN if own else 1
+    more = about["weights_gb"] - DEFAULT_GB if own else 0
+    row["minutes"] = seconds and seconds / 60 * slower
+    row["memory_gb"] = peak and max(peak + more, about["weights_gb"])
+    return row
 
 
 @torch.no_grad()

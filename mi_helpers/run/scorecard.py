@@ -41,6 +41,7 @@ class Executed:
     Attributes:
         file: the executed notebook, None where it is not kept.
         seconds: how long it ran on one core, other work not counted, where that is known.
+        peak_gb: the most memory that it held, where that is known.
     """
 
     notebook: str
@@ -51,6 +52,7 @@ class Executed:
     error: str | None
     file: Path | None
     seconds: float
+    peak_gb: float | None = None
 
     @property
     def column(self) -> str:
@@ -258,7 +260,8 @@ def _read_one(made: Path, notebooks: Path, label: str) -> Executed:
     model = records[0]["model"] if records else own.get("MODEL", "")
     file = notebooks / f"{name}{'.failed' if run['error'] else ''}.ipynb"
     kept, seconds = file if file.is_file() else None, run.get("cpu_s") or run["seconds"]
-    return Executed(name, model, variant, own.get("SEED"), records, run["error"], kept, seconds)
+    told = run["error"], kept, seconds, run.get("peak_gb")
+    return Executed(name, model, variant, own.get("SEED"), records, *told)
 
 
 def save_reference(work: sweep.Sweep) -> list[Path]:

@@ -7,7 +7,6 @@ The job is the first line of stdin. When stdin ends, whoever started this has di
 import contextlib
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -27,10 +26,14 @@ def main() -> None:
     if idle := job.pop("idle_s"):
         threading.Thread(target=_end_in_silence, args=(idle,), daemon=True).start()
     papermill.execute_notebook(**job | {"config": Config(job["config"])})
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = round(used.ru_utime + used.ru_stime, 1)
-    with open(os.environ["MI_NOTES"], "a", encoding="utf-8") as file:
-        print(json.dumps({"cpu_s": cpu_s}), file=file)
+    with contextlib.suppress(ImportError):  # Windows has no `resource`
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        note = {"cpu_s": round(used.ru_utime + used.ru_stime, 1), "peak_gb": round(peak / 1e9, 2)}
+        with open(os.environ["MI_NOTES"], "a", encoding="utf-8") as file:
+            print(json.dumps(note), file=file)
 
 
 def _end_with_stdin() -> None:

@@ -73,6 +73,8 @@ def test_it_says_why_a_task_or_a_notebook_is_out(about: dict[str, Any]) -> None:
     notebooks = {row["notebook"]: row for row in about["notebooks"]}
     assert set(notebooks) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert notebooks["01_activation_patching"]["why"].startswith("does not do ioi")
+    assert notebooks["02_patching_pitfalls"]["minutes"] > 0
+    assert notebooks["02_patching_pitfalls"]["memory_gb"] > 0.1
     assert "toy networks alone" in notebooks["18_compact_proofs"]["why"]
 
 

@@ -138,6 +138,7 @@ def test_the_record_of_a_run_says_what_it_was_made_with(finished: sweep.Sweep, r
     assert str(root) not in json.dumps(run)
     assert run["models"] == []  # it loaded none
     assert 0.1 < run["cpu_s"] < 100
+    assert 0.02 < run["peak_gb"] < 2
 
 
 def test_the_commit_is_named_and_changes_on_top_of_it_too(tmp_path: Path) -> None:

@@ -17,15 +17,17 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..metrics import logit_diff
 from ..stats import estimate, share
 from . import tables
-from .answers import Answer, Followed, Scored, padded, told_apart
+from .answers import PAD, Answer, Followed, Scored, padded, told_apart
 from .places import Role, axis_labels, check_lengths, positions_of
 from .tokens import Model, bos_token, text_after, token_ids
 
 OF_ALL = ("task", "labels", "scored", "bos")  # fields that all prompts share
+TOKENS = ("clean_tokens", "corrupted_tokens")
 ACCURATE = 0.75  # least share of prompts with the right answer above the wrong one
 
 
@@ -176,6 +178,32 @@ class PromptPairs:
             said = place.sub(lambda found: f"line {int(found[1]) + 1}", str(error))
             raise ValueError(said) from None
 
+    @classmethod
+    def join(cls, sets: Sequence["PromptPairs"]) -> "PromptPairs":
+        """Several sets as one, such as one of each template, with the roles that all of them have.
+
+        Raises ValueError for sets that are scored in different ways.
+        """
+        first, width = sets[0], max(one.clean_tokens.shape[1] for one in sets)
+        if any(one.scored != first.scored for one in sets):
+            raise ValueError(f"sets are scored alike, got {[one.scored for one in sets]}")
+
+        def joined(name: str) -> Any:
+            found = [getattr(one, name) for one in sets]
+            if isinstance(found[0], list):
+                return [item for one in found for item in one]
+            if name in TOKENS:
+                found = [pad(x, (0, width - x.shape[1]), value=PAD) for x in found]
+            return None if any(x is None for x in found) else torch.cat(found)
+
+        shared = [name for name in first.roles if all(name in one.roles for one in sets)]
+        roles = {name: torch.cat([one.roles[name] for one in sets]) for name in shared}
+        one_length = all(one.mask is None and one.clean_tokens.shape[1] == width for one in sets)
+        labels = first.labels if one_length else [str(i) for i in range(width)]
+        others = {f.name for f in fields(cls)} - {*OF_ALL, "roles"}
+        each = {name: joined(name) for name in others}
+        return replace(first, labels=labels, roles=roles, **each)
+
     @property
     def mask(self) -> Int[Tensor, "prompt pos"] | None:
         """1 for tokens and 0 for padding; None where all prompts have one length."""
@@ -205,7 +233,7 @@ class PromptPairs:
 
         kept = {f.name: own(getattr(self, f.name)) for f in fields(self) if f.name not in OF_ALL}
         width = int(kept["roles"]["END"].max()) + 1
-        kept |= {name: kept[name][:, :width] for name in ("clean_tokens", "corrupted_tokens")}
+        kept |= {name: kept[name][:, :width] for name in TOKENS}
         return replace(self, labels=self.labels[:width], **kept)
 
     def as_texts(self, model: Model, prompt: int) -> dict[str, str]:

@@ -202,6 +202,9 @@ def test_positions_of_mixed_sets_are_named() -> None:
         patching.sweep(runs, positions=[6])
     at = patching.sweep(runs, positions=["END", -1], layers=[2])["logit_diff"]
     assert at[0] == at[1]
+    both = PromptPairs.join([pairs.part([0]), pairs.part([1, 2])])
+    assert torch.equal(both.clean_tokens, pairs.clean_tokens)
+    assert torch.equal(both.roles["subject"], pairs.roles["subject"])
     noised = patching.gaussian(model, pairs, ["subject"])
     alike = (noised.clean.resid[0] == noised.corrupted.resid[0]).all(-1)
     changed = [np.flatnonzero(~row).tolist() for row in alike.numpy()]

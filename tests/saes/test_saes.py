@@ -274,20 +274,20 @@ def test_clamp_and_held(trained: Path) -> None:
         by = (value - sae.encode(x)[..., feature])[..., None] * sae.W_dec[feature]
         assert (new - x).allclose(by, atol=1e-5)
     with saes.held(model, sae, feature, 0.0):
-        written = tasks.sample_prompts(model, 3, 8, seed=1)
-        logits = model(written)
-    rows = [{"site": "resid_pre", "layer": 2, "pos": list(range(1, 9)), "head": None}]
+        assert tasks.sample_prompts(model, 3, 8, seed=1).shape[0] == 3  # it writes, with a cache
+        logits = model(tokens)  # on which the feature is on, whatever the training made of it
+    rows = [{"site": "resid_pre", "layer": 2, "pos": list(range(1, 24)), "head": None}]
     table = pd.DataFrame(rows).assign(write=[saes.clamp(sae, feature, 0.0)])
-    run = engine.record(model, written)
+    run = engine.record(model, tokens)
     _, read = engine.run(run, table, {"it": lambda x: x[..., 0]}, return_tensors=True)
     assert read["it"][0, :, 0].allclose(logits[:, -1], atol=1e-4)
     assert not run.logits().allclose(logits[:, -1], atol=1e-4)
     assert not model.hook_dict["blocks.2.hook_resid_pre"].fwd_hooks  # nothing left behind
     with saes.held(model, sae, [feature, feature], [0.0, 3.0]):  # one for each text
-        both = model(written[:2])
+        both = model(tokens)
     assert both[0].allclose(logits[0], atol=1e-4)
     with saes.held(model, sae, feature, 3.0):
-        assert both[1].allclose(model(written[:2])[1], atol=1e-4)
+        assert both[1].allclose(model(tokens)[1], atol=1e-4)
 
 
 def test_loading_says_what_is_wrong(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def read(path: Path) -> dict[str, Parameter]:
 
 
 def convert(parameter: Parameter, given: Any) -> Any:
-    """The value that a text on the command line, or a value in YAML, means for this parameter.
+    """The value that a text on the command line, or one that is a value already, means here.
 
     Raises ValueError, naming the notebook, where it is of another type than the default.
     """

@@ -5,12 +5,14 @@ them, and on several models attention rests on them.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -51,7 +53,7 @@ def clamp(sae: Autoencoder, feature: int, value: float) -> Write:
 
 @contextmanager
 def held(
-    model: TransformerBridge, sae: Any, feature: int | Sequence[int], value: float | Sequence[float]
+    model: TransformerBridge, sae: Any, feature: ArrayLike, value: ArrayLike
 ) -> Iterator[None]:
     """While it lasts, the model runs with one feature held at a value at all positions but 0; of
     several features and values, one of each for each text of a batch.
@@ -60,8 +62,7 @@ def held(
     whole texts.
     """
     started = False
-    features = [feature] if isinstance(feature, int) else feature
-    values = [value] if isinstance(value, int | float) else value
+    features, values = np.atleast_1d(feature).tolist(), np.atleast_1d(value).tolist()
 
     def change(x: Float[Tensor, "sequence pos d"]) -> Tensor:
         nonlocal started

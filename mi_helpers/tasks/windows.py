@@ -57,10 +57,9 @@ def texts_by_package(
     """`n` windows of each package's docstrings, as `texts` cuts them, and which package each comes
     from: passages whose label nobody had to judge. `modules`, such as "scipy.stats", instead of all
     packages. Raises ValueError where there are fewer windows."""
-    rows, labels = [], []
+    rows, labels, every = [], [], corpora.documents("docs", split)
     for name in modules or corpora.MANIFEST:
         start = corpora.FOLDERS.get(name, name) + "."
-        every = corpora.documents("docs", split)
         own = {key: text for key, text in every.items() if f"{key}.".startswith(start)}
         found = list(islice(_windows(model, own, length, seed), n))
         if len(found) < n:

@@ -143,8 +143,15 @@ def trained(kind: str, n_nets: int = 5) -> Twins:
     """The first of five twins of one of the `KINDS`; made by data/sparse_weights/make.py.
 
     "other dense": dense ones from other starts and other text, to tell what differs by chance.
+    Raises ValueError for another kind.
     """
-    stored, model = shipped("sparse_weights"), untrained(n_nets)
-    own = {name: stored.get(f"{kind}/{name}", x)[:n_nets] for name, x in model.state_dict().items()}
-    model.load_state_dict(own)
+    stored = shipped("sparse_weights")
+    own = {
+        key.partition("/")[2]: x[:n_nets] for key, x in stored.items() if key.startswith(f"{kind}/")
+    }
+    if not own:
+        kinds = ", ".join(sorted({key.partition("/")[0] for key in stored}))
+        raise ValueError(f"there are no twins of kind {kind!r}; there are {kinds}")
+    model = untrained(len(own["W_E"]))
+    model.load_state_dict(own, strict=False)  # W_gate is stored for the kinds that use it
     return model.requires_grad_(False)

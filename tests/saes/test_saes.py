@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -286,7 +287,7 @@ def test_clamp_and_held(trained: Path) -> None:
     with saes.held(model, sae, [feature, feature], [0.0, 3.0]):  # one for each text
         both = model(tokens)
     assert both[0].allclose(logits[0], atol=1e-4)
-    with saes.held(model, sae, feature, 3.0):
+    with saes.held(model, sae, np.int64(feature), 3.0):  # as a table gives it
         assert both[1].allclose(model(tokens)[1], atol=1e-4)
 
 

@@ -219,3 +219,5 @@ def test_the_shipped_networks_can_be_made_again(tmp_path: Path) -> None:
     assert not torch.allclose(other.W_U, dense.W_U, atol=0.1)
     for kind in make.SETS:
         assert node_masks.task_loss(sparse_weights.trained(kind, 2), asked).mean() < 0.3
+    with pytest.raises(ValueError, match="no twins of kind 'thin'; there are dense, other dense"):
+        sparse_weights.trained("thin")

@@ -1,7 +1,8 @@
-"""Edge attribution and ACDC at four sizes: `python -m tests.benchmarks.circuits [work …]`.
+"""Edge attribution, ACDC and a ladder of circuits: `python -m tests.benchmarks.circuits [work …]`.
 
 Random weights; the arithmetic limit is the floating-point work that the method cannot do without
-(forward passes, one backward to activations, the contraction; for ACDC the trials' own receivers),
+(forward passes, one backward to activations, the contraction; for ACDC the trials' own receivers;
+for a ladder, beside its seconds over those of its rungs one by one, a forward pass for each rung),
 at the rate of a large matrix product on this machine. Peers' times are not measured here: on an
 idle machine of two cores, auto-circuit 1.0.1 took 56 s and 26 s for the first two, and 3.4 s for
 each edge of ACDC on the docstring-sized network.
@@ -54,15 +55,19 @@ def random_pairs(n: int, length: int, vocabulary: int) -> PromptPairs:
 def limit(model: TransformerBridge, pairs: PromptPairs) -> float:
     """Operations of EAP: two forward passes, one backward to activations, projections of both
     sides of every edge to the stream, and the contraction."""
-    cfg, graph = model.cfg, circuits.Graph.of(model)
-    tokens, attention = pairs.clean_tokens.numel(), 4 * cfg.d_model**2
+    sides = model.cfg.n_layers * 4 * model.cfg.d_model**2
+    contraction = len(circuits.Graph.of(model).edges) * model.cfg.d_model
+    return 3 * forward(model, pairs) + 2 * pairs.clean_tokens.numel() * (sides + contraction)
+
+
+def forward(model: TransformerBridge, pairs: PromptPairs) -> float:
+    """Operations of a forward pass over one side's prompts, with logits at their ends."""
+    cfg, attention = model.cfg, 4 * model.cfg.d_model**2
     kv = (cfg.n_key_value_heads or cfg.n_heads) / cfg.n_heads
     mlp = (3 if getattr(cfg, "gated_mlp", False) else 2) * cfg.d_model * (cfg.d_mlp or 0)
-    weights = cfg.n_layers * (attention * (0.5 + 0.5 * kv) + graph.mlps * mlp)
+    weights = attention * (0.5 + 0.5 * kv) + circuits.Graph.of(model).mlps * mlp
     unembed = 2 * len(pairs) * cfg.d_model * cfg.d_vocab
-    sides = cfg.n_layers * attention
-    contraction = len(graph.edges) * cfg.d_model
-    return 2 * tokens * (3 * weights + sides + contraction) + 3 * unembed
+    return 2 * pairs.clean_tokens.numel() * cfg.n_layers * weights + unembed
 
 
 def measure(
@@ -94,6 +99,17 @@ def measure(
     return record
 
 
+def climb(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
+    """Ten circuits of one ranking, evaluated in one call, beside each of them by itself."""
+    runs = circuits.record(model, pairs)
+    rungs = circuits.ladder(runs.graph, circuits.attribute(runs))
+    least = len(rungs) * forward(model, pairs)
+    record = measure("ladder", model, pairs, partial(circuits.evaluate, runs, rungs), least)
+    alone = [timed(partial(circuits.evaluate, runs, rung))[1] for rung in rungs.values()]
+    record["rungs"], record["one_alone_seconds"] = len(rungs), round(sum(alone) / len(alone), 2)
+    return record | {"evaluations": round(record["seconds"] * len(alone) / sum(alone), 1)}
+
+
 def _record_and(method: Callable[..., Any], model: TransformerBridge, pairs: PromptPairs) -> Any:
     return method(circuits.record(model, pairs))
 
@@ -110,6 +126,7 @@ def main(chosen: list[str]) -> None:
             random_gpt2(512, 4, 8, 48_262, False), random_pairs(50, 41, 48_262)),
         "acdc docstring network": lambda: (
             model := toys.docstring_network(), prompts.docstring(model, 8)),
+        "ladder default model": lambda: (model := load_model(), prompts.ioi(model, 8)),
     }  # fmt: skip
     unknown = set(chosen) - set(works)
     if unknown:
@@ -118,16 +135,19 @@ def main(chosen: list[str]) -> None:
     for work in chosen or works:
         model, pairs = works[work]()
         run: Callable[[], Any]
-        if work.startswith("eap"):
-            run, least = partial(_record_and, circuits.attribute, model, pairs), limit(model, pairs)
+        if work.startswith("ladder"):
+            record = climb(model, pairs) | {"work": work}
+        elif work.startswith("eap"):
+            run = partial(_record_and, circuits.attribute, model, pairs)
+            record = measure(work, model, pairs, run, limit(model, pairs))
         else:
             edges = len(circuits.Graph.of(model).edges)
             width = model.cfg.d_model * model.cfg.d_head
             one = 4 * pairs.clean_tokens.numel() * width  # one receiver and one head's output
             one += 2 * len(pairs) * model.cfg.d_model * model.cfg.d_vocab
             search = partial(circuits.acdc, threshold=KL_THRESHOLD)
-            run, least = partial(_record_and, search, model, pairs), edges * one
-        record = measure(work, model, pairs, run, least)
+            run = partial(_record_and, search, model, pairs)
+            record = measure(work, model, pairs, run, edges * one)
         print(json.dumps(record), flush=True)
         done = [one for one in done if one["work"] != work] + [record]
         RESULTS.write_text(json.dumps(done, indent=1) + "\n")

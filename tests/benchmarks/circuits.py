@@ -99,15 +99,10 @@ def measure(
     return record
 
 
-def climb(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
-    """Ten circuits of one ranking, evaluated in one call, beside each of them by itself."""
-    runs = circuits.record(model, pairs)
-    rungs = circuits.ladder(runs.graph, circuits.attribute(runs))
-    least = len(rungs) * forward(model, pairs)
-    record = measure("ladder", model, pairs, partial(circuits.evaluate, runs, rungs), least)
+def climbed(runs: circuits.CircuitRuns, rungs: dict[float, circuits.Circuit]) -> dict[str, Any]:
+    """What each circuit of a ladder takes when it is evaluated by itself."""
     alone = [timed(partial(circuits.evaluate, runs, rung))[1] for rung in rungs.values()]
-    record["rungs"], record["one_alone_seconds"] = len(rungs), round(sum(alone) / len(alone), 2)
-    return record | {"evaluations": round(record["seconds"] * len(alone) / sum(alone), 1)}
+    return {"rungs": len(rungs), "one_alone_seconds": round(sum(alone) / len(alone), 2)}
 
 
 def _record_and(method: Callable[..., Any], model: TransformerBridge, pairs: PromptPairs) -> Any:
@@ -135,19 +130,22 @@ def main(chosen: list[str]) -> None:
     for work in chosen or works:
         model, pairs = works[work]()
         run: Callable[[], Any]
-        if work.startswith("ladder"):
-            record = climb(model, pairs) | {"work": work}
-        elif work.startswith("eap"):
-            run = partial(_record_and, circuits.attribute, model, pairs)
-            record = measure(work, model, pairs, run, limit(model, pairs))
+        extra: Callable[[], dict[str, Any]] = dict
+        if work.startswith("eap"):
+            run, least = partial(_record_and, circuits.attribute, model, pairs), limit(model, pairs)
+        elif work.startswith("ladder"):
+            runs = circuits.record(model, pairs)
+            rungs = circuits.ladder(runs.graph, circuits.attribute(runs))
+            run, least = partial(circuits.evaluate, runs, rungs), len(rungs) * forward(model, pairs)
+            extra = partial(climbed, runs, rungs)
         else:
             edges = len(circuits.Graph.of(model).edges)
             width = model.cfg.d_model * model.cfg.d_head
             one = 4 * pairs.clean_tokens.numel() * width  # one receiver and one head's output
             one += 2 * len(pairs) * model.cfg.d_model * model.cfg.d_vocab
             search = partial(circuits.acdc, threshold=KL_THRESHOLD)
-            run = partial(_record_and, search, model, pairs)
-            record = measure(work, model, pairs, run, edges * one)
+            run, least = partial(_record_and, search, model, pairs), edges * one
+        record = measure(work, model, pairs, run, least) | extra()
         print(json.dumps(record), flush=True)
         done = [one for one in done if one["work"] != work] + [record]
         RESULTS.write_text(json.dumps(done, indent=1) + "\n")

@@ -16,7 +16,7 @@ from mi_helpers.run import execute, sweep
 from tests.notebooks.listing import FINISHED, FOLDER, Listed
 from tests.notebooks.stored import changed_claims, differences, with_solutions
 
-MINUTES = 60  # without vectors, beside other work, some take thirty
+MINUTES = 60  # without vectors, and beside other work, one took fifty
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 OTHER_WIDTH = "avx2" if WIDE else "default"
 

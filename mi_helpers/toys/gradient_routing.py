@@ -100,7 +100,7 @@ class SplitAutoencoders(nn.Module):
         trains = allowed[:, torch.arange(len(labels))[:, None], labels]  # [half, net, image]
         errors = (self.read(halves, trains) - images[:, None]).abs().mean(-1)  # [net, which, image]
         # Decoder and sparsity count the images that train a half, certificates count all.
-        seen = trains.any(0).to(codes)
+        seen = trains.any(0).float()
         per_seen = seen / seen.sum(1, keepdim=True)
         loss = (errors[:, 0] * per_seen).sum(1) + errors[:, 1:].mean(2).sum(1)
         small = reduce(codes.abs() * per_seen[..., None], "net image d -> net", "sum")

@@ -2,8 +2,9 @@
 
 Compared, cell by cell: which kinds of outputs there are, in order; of a figure the kinds of traces
 and the titles; of a table its headers and its number of rows; of text the words, and each number
-to within 5 % or 0.01. Claims are compared by their records: the verdict is the same, and the value
-lies in the stored interval. Progress bars, warnings, durations and addresses are left out, and so
+to within 5 % or 0.01. A value with its interval, such as `0.5 [0.4, 0.6]`, agrees where the value
+lies in the stored interval. So do claims, which are compared by their records, and their verdict is
+the same. Progress bars, warnings, durations and addresses are left out, and so
 is all of a cell with the tag `varies`, whose text a model wrote.
 """
 
@@ -27,6 +28,7 @@ RELATIVE, ABSOLUTE = 0.05, 0.01  # tolerance of numbers in text
 SOLUTION = re.compile(r"<details>(.*?)</details>", re.DOTALL)
 FENCED = re.compile(r"```(?:python|py)?\n(.*?)```", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_INTERVAL = re.compile(rf"({_NUMBER.pattern}) \[({_NUMBER.pattern}), ({_NUMBER.pattern})\]")
 _LEFT_OUT = re.compile(
     r"0x[0-9a-fA-F]{6,}|\b\d+(\.\d+)? ?(µs|ms|s|min|seconds|minutes)\b|\d+(\.\d+)?(it/s|s/it)"
 )
@@ -111,7 +113,11 @@ def _figure(figure: dict[str, Any]) -> str:
 
 def _first_difference(stored: str, new: str) -> str | None:
     """Where two texts say something else; None where only spaces or last digits differ."""
-    for a, b in zip_longest(*(_LEFT_OUT.sub("…", text).split() for text in (stored, new))):
+    for a, b in zip(*map(_INTERVAL.finditer, (stored, new)), strict=False):
+        if not float(a[2]) <= float(b[1]) <= float(a[3]):
+            return f"{a[0]!r} stored, {b[0]!r} now"
+    texts = (_LEFT_OUT.sub("…", _INTERVAL.sub("…", text)) for text in (stored, new))
+    for a, b in zip_longest(*(text.split() for text in texts)):
         if a != b and not (a and b and _agree(a, b)):
             return f"{a!r} stored, {b!r} now"
     return None

@@ -50,13 +50,13 @@ def ablated(
     model: Twins, keep: Shaped[Tensor, "net node"], means: Float[Tensor, "net node"]
 ) -> Hook:
     """A hook that puts each node outside `keep` at its mean."""
-    on, mean = by_place(model, keep), by_place(model, means)
+    keep = keep.to(means)
+    on, rest = by_place(model, keep), by_place(model, means * (1 - keep))
 
     def hook(name: str, x: Tensor) -> Tensor:
         if name not in on:
             return x
-        centre = mean[name][:, None, None]
-        return centre + on[name][:, None, None] * (x - centre)
+        return torch.addcmul(rest[name][:, None, None], on[name][:, None, None], x)
 
     return hook
 

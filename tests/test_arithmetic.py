@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-OTHER = "avx2" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "default"
+WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+OTHER_WIDTH = "avx2" if WIDE else "default"  # of vectors, for ATEN_CPU_CAPABILITY
 TRAINING = """
 import sys
 import torch
@@ -42,7 +43,7 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def test_training_in_double_precision_is_the_same_on_every_processor(tmp_path: Path) -> None:
     """Drawn starts, an autoencoder, networks and learned masks, with vectors of another width."""
     ends: dict[str, list[dict[str, Tensor]]] = {"float32": [], "float64": []}
-    for vectors in ({}, {"ATEN_CPU_CAPABILITY": OTHER}):
+    for vectors in ({}, {"ATEN_CPU_CAPABILITY": OTHER_WIDTH}):
         command = [sys.executable, "-c", TRAINING, str(tmp_path)]
         subprocess.run(command, env=os.environ | vectors, check=True, capture_output=True)
         for name, found in ends.items():

@@ -663,6 +663,8 @@ def test_roc_counts_ties_at_their_lower_corner():
     assert circuits.roc(truth, [1, 2, 3, 4])[1] == 0
     assert circuits.roc(truth, [1, 1, 1, 1])[1] == 0  # nothing is ranked
     assert circuits.roc(truth, [2, 1, 1, 0])[1] == pytest.approx(0.75)
+    for n in range(2, 60):  # to the last bit: areas are compared with each other
+        assert circuits.roc([True] + (n - 1) * [False], range(n, 0, -1))[1] == 1
     with pytest.raises(ValueError, match="inside and outside"):
         circuits.roc([True, True], [1, 2])
 

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
 from mi_helpers.run import execute, sweep
 from tests.notebooks.listing import FINISHED, FOLDER, Listed
 from tests.notebooks.stored import changed_claims, differences, with_solutions
+from tests.test_arithmetic import OTHER_WIDTH
 
 MINUTES = 60  # without vectors, and beside other work, one took fifty
-WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
-OTHER_WIDTH = "avx2" if WIDE else "default"
 
 
 def on_another_processor(day: int) -> list[Listed]:

@@ -1,41 +1,66 @@
-"""Small networks whose inner structure is known."""
+"""Small networks whose inner structure is known; each is imported when it is first used."""
 
-from . import (
-    abstraction,
-    actions,
-    alignment,
-    bilinear,
-    digits,
-    gates,
-    gradient_routing,
-    identifiability,
-    interventions,
-    known_circuits,
-    max_of_k,
-    max_proofs,
-    node_masks,
-    patterning,
-    self_ablation,
-    sparse_weights,
-    string_operations,
-    susceptibility,
-    topic_models,
-    twins,
-)
-from .addition import Trainer
-from .docstring import docstring_network, gate_scores, word_tokenizer
-from .networks import (
-    BlockNetwork,
-    ModularAddition,
-    addition_accuracy,
-    addition_pairs,
-    block_network,
-    degenerate_mlp,
-    frequencies,
-    linear_network,
-    trained_addition,
-)
-from .tracr import PUBLISHED, load_arrays, squared_change, tracr_pairs, tracr_program
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import (
+        abstraction,
+        actions,
+        alignment,
+        bilinear,
+        digits,
+        gates,
+        gradient_routing,
+        identifiability,
+        interventions,
+        known_circuits,
+        max_of_k,
+        max_proofs,
+        node_masks,
+        patterning,
+        self_ablation,
+        sparse_weights,
+        string_operations,
+        susceptibility,
+        topic_models,
+        twins,
+    )
+    from .addition import Trainer
+    from .docstring import docstring_network, gate_scores, word_tokenizer
+    from .networks import (
+        BlockNetwork,
+        ModularAddition,
+        addition_accuracy,
+        addition_pairs,
+        block_network,
+        degenerate_mlp,
+        frequencies,
+        linear_network,
+        trained_addition,
+    )
+    from .tracr import PUBLISHED, load_arrays, squared_change, tracr_pairs, tracr_program
+
+_NAMES = {  # a name, and where it is defined; every other one is a module
+    "addition_accuracy": "networks",
+    "addition_pairs": "networks",
+    "block_network": "networks",
+    "BlockNetwork": "networks",
+    "degenerate_mlp": "networks",
+    "docstring_network": "docstring",
+    "frequencies": "networks",
+    "gate_scores": "docstring",
+    "linear_network": "networks",
+    "load_arrays": "tracr",
+    "ModularAddition": "networks",
+    "PUBLISHED": "tracr",
+    "squared_change": "tracr",
+    "tracr_pairs": "tracr",
+    "tracr_program": "tracr",
+    "trained_addition": "networks",
+    "Trainer": "addition",
+    "word_tokenizer": "docstring",
+}
 
 __all__ = [
     "PUBLISHED",
@@ -77,3 +102,10 @@ __all__ = [
     "twins",
     "word_tokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_NAMES.get(name, name)}", __name__)
+    return getattr(module, name) if name in _NAMES else module

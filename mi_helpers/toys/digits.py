@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from .side_by_side import descend, shipped
@@ -15,6 +14,8 @@ N_TRAIN = 1200  # of 1797 images, in the order of the data; the others test
 
 def images() -> tuple[Float[Tensor, "image 64"], Int[Tensor, " image"]]:
     """All images, grey from 0 to 1, and the digits that they show."""
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     return torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(labels)
 

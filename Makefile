@@ -40,7 +40,7 @@ test: setup lint  ## lint, types and all tests, the notebooks' stored outputs in
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-portable: setup  ## the notebooks' stored outputs under another processor's arithmetic
-	@$(OTHER) $(BIN)/python -m pytest tests/notebooks/test_stored.py $(ARGS)
+	@$(OTHER) $(BIN)/python -m pytest tests/notebooks/test_stored.py --exhaustive $(ARGS)
 
 test-fast: setup  ## the tests without the notebooks and the book made of them
 	@$(BIN)/python -m pytest --ignore=tests/notebooks --ignore=tests/book $(ARGS)

@@ -13,6 +13,11 @@ if _WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 LONG_TESTS = ("test_papermill.py", "test_stored.py", "test_policies.py", "test_how_to.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "every notebook as stored, not only the half whose turn it is, and on all its families"
+    parser.addoption("--exhaustive", action="store_true", help=help)
+
+
 class OneFileOneWorker(LoadScopeScheduling):
     """A file's tests stay together, with the models that they share, and so do a notebook's cells.
 

@@ -1,4 +1,4 @@
-"""Each notebook runs on other models: tiny random ones, with another seed and smaller sizes."""
+"""Each notebook runs on another model: a tiny random one, with another seed and smaller sizes."""
 
 from pathlib import Path
 
@@ -10,14 +10,21 @@ from tests.notebooks.listing import FINISHED, Listed
 from tests.tiny import hf_model
 
 
-def chosen(number: int, families: tuple[str, ...]) -> tuple[str | None, ...]:
-    """The first family and one other, which differs from notebook to notebook."""
-    if len(families) < 3:
-        return families or (None,)
-    return families[0], families[1 + number % (len(families) - 1)]
+def families(number: int, listed: Listed, exhaustive: bool) -> tuple[str | None, ...]:
+    """One of the notebook's families, another than its neighbour's; all with `--exhaustive`."""
+    all_of_it = listed.families or (None,)
+    return all_of_it if exhaustive else (all_of_it[number % len(all_of_it)],)
 
 
-CASES = [(one, family) for i, one in enumerate(FINISHED) for family in chosen(i, one.families)]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "family" in metafunc.fixturenames:
+        exhaustive = metafunc.config.getoption("exhaustive")
+        cases = [
+            pytest.param(listed, family, id=f"{listed.name}-{family or listed.model}")
+            for number, listed in enumerate(FINISHED)
+            for family in families(number, listed, exhaustive)
+        ]
+        metafunc.parametrize(("listed", "family"), cases)
 
 
 def save_random(family: str, folder: Path) -> Path:
@@ -27,12 +34,10 @@ def save_random(family: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("listed", "family"), CASES, ids=lambda case: getattr(case, "name", str(case))
-)
 def test_a_notebook_gets_through_with_other_parameters(
-    listed: Listed, family: str | None, tmp_path: Path
+    listed: Listed, family: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BROWSER_PATH", "none")  # no PNGs: a browser costs time
     parameters = dict(listed.changed)
     if family:
         parameters["MODEL"] = str(save_random(family, tmp_path / f"random-{family}"))

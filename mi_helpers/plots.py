@@ -9,15 +9,15 @@ Every function takes the names of the table's columns; a name that the table lac
 ValueError that lists its columns. `facet` draws one panel for each value of a column.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-from jaxtyping import Float
-from torch import Tensor
 
 from .panels import (
     BLUES,
@@ -44,6 +44,10 @@ from .panels import (
     unit_square,
     whole_ticks,
 )
+
+if TYPE_CHECKING:  # a notebook without a tensor does not wait for torch
+    from jaxtyping import Float
+    from torch import Tensor
 
 pio.templates["mi"] = THEME
 pio.templates.default = "mi"

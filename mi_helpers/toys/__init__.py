@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         linear_network,
         trained_addition,
     )
-    from .tracr import PUBLISHED, load_arrays, squared_change, tracr_pairs, tracr_program
 
 _NAMES = {  # a name, and where it is defined; every other one is a module
     "addition_accuracy": "networks",
@@ -51,19 +50,13 @@ _NAMES = {  # a name, and where it is defined; every other one is a module
     "frequencies": "networks",
     "gate_scores": "docstring",
     "linear_network": "networks",
-    "load_arrays": "tracr",
     "ModularAddition": "networks",
-    "PUBLISHED": "tracr",
-    "squared_change": "tracr",
-    "tracr_pairs": "tracr",
-    "tracr_program": "tracr",
     "trained_addition": "networks",
     "Trainer": "addition",
     "word_tokenizer": "docstring",
 }
 
 __all__ = [
-    "PUBLISHED",
     "BlockNetwork",
     "ModularAddition",
     "Trainer",
@@ -85,19 +78,15 @@ __all__ = [
     "interventions",
     "known_circuits",
     "linear_network",
-    "load_arrays",
     "max_of_k",
     "max_proofs",
     "node_masks",
     "patterning",
     "self_ablation",
     "sparse_weights",
-    "squared_change",
     "string_operations",
     "susceptibility",
     "topic_models",
-    "tracr_pairs",
-    "tracr_program",
     "trained_addition",
     "twins",
     "word_tokenizer",

@@ -16,7 +16,7 @@ from mi_helpers.circuits.graph import Graph
 from mi_helpers.data.docstring import make as train_docstring
 from mi_helpers.tasks.prompts import docstring
 from mi_helpers.toys.docstring import docstring_network, word_tokenizer
-from mi_helpers.toys.tracr import (
+from tests.circuits.tracr_networks import (
     PUBLISHED,
     Program,
     load_arrays,

@@ -2,7 +2,7 @@
 
 tracr turns programs into weights (Lindner et al. 2023, arXiv 2301.05062). The two programs are
 those of the ACDC paper: `reverse` writes 1, 2, 3 backwards, `proportion` says which share of the
-letters up to here are x. `data/tracr/make.py` made the files.
+letters up to here are x. `tracr/make.py` made the files.
 
 The compiled networks have no norms and attend in both directions. Here they run in GPT-2's
 architecture with norms made idle: one more coordinate keeps the mean of every vector that is
@@ -29,8 +29,8 @@ from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ..models import load_model
-from ..tasks.pairs import PromptPairs
+from mi_helpers import load_model
+from mi_helpers.tasks.pairs import PromptPairs
 
 Program = Literal["proportion", "reverse"]
 Arrays = dict[str, Float[Tensor, "..."]]
@@ -52,7 +52,7 @@ def load_arrays(program: Program) -> tuple[Arrays, list[str]]:
     """The compiler's weights (x @ w; the first axis is the layer) and the vocabulary."""
     if program not in get_args(Program):
         raise ValueError(f"program is one of {', '.join(get_args(Program))}, got {program!r}")
-    path = Path(__file__).parents[1] / "data" / "tracr" / f"{program}.safetensors"
+    path = Path(__file__).parent / "tracr" / f"{program}.safetensors"
     with safe_open(path, "pt") as file:
         return load_file(path), json.loads(file.metadata()["vocabulary"])
 

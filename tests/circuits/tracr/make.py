@@ -1,7 +1,7 @@
 """Compile the two tracr programs of the ACDC paper and store their weights.
 
 ``pip install tracr-pypi safetensors`` in an environment of its own (only this script needs tracr),
-then ``python mi_helpers/data/tracr/make.py --out mi_helpers/data/tracr``
+then ``python tests/circuits/tracr/make.py --out tests/circuits/tracr``
 
 `reverse` writes a sequence of 1, 2, 3 backwards; `proportion` says which share of the letters w, x,
 y, z up to here are x. Sequences have up to five tokens behind the BOS token. The compiled

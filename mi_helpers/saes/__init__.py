@@ -22,7 +22,14 @@ from .nodes import (
     parts,
     ranked,
 )
-from .probing import absorption, first_letters, pooled, probe_perturbation, sparse_probing
+from .probing import (
+    absorption,
+    first_letters,
+    pooled,
+    probe_perturbation,
+    probes,
+    sparse_probing,
+)
 from .toys import recovery, toy
 from .training import train
 
@@ -52,6 +59,7 @@ __all__ = [
     "place_of",
     "pooled",
     "probe_perturbation",
+    "probes",
     "quality",
     "ranked",
     "reconstruction",

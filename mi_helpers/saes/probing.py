@@ -11,12 +11,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
@@ -79,14 +81,53 @@ def sparse_probing(
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """A linear probe for each class, on activations less their mean and over their scale."""
+
+    classes: list[Any]
+    mean: Float[np.ndarray, "d"]
+    scale: float
+    W: Float[np.ndarray, "class d"]
+    b: Float[np.ndarray, "class"]
+
+    def said(self, x: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "n class"]:
+        """Which classes the probes take each activation for."""
+        return (x - self.mean) / self.scale @ self.W.T + self.b > 0
+
+
+def probes(
+    x: Float[np.ndarray, "n d"] | Float[Tensor, "n d"], labels: ArrayLike, least: int = 1
+) -> Probes:
+    """A logistic probe against the rest for each class with `least` or more rows in `x`."""
+    x, names = torch.as_tensor(x).cpu(), np.asarray(labels)
+    mean = x.mean(0)
+    scale = float((x - mean).norm(dim=1).mean()) / math.sqrt(x.shape[1])
+    scaled = ((x - mean) / scale).numpy()
+    counts = Counter(names.tolist())
+    classes = sorted(name for name, rows in counts.items() if rows >= least)
+    fitted = [_probe(scaled, names == name) for name in classes]
+    W = np.array([probe.coef_[0] for probe in fitted]).reshape(-1, x.shape[1])
+    return Probes(
+        classes, mean.numpy(), scale, W, np.array([probe.intercept_[0] for probe in fitted])
+    )
+
+
+def _balanced(said: Bool[np.ndarray, "n class"], is_in: Bool[np.ndarray, "n class"]) -> Any:
+    """Balanced accuracy by class."""
+    right = said == is_in
+    found, spared = (right & is_in).sum(0) / is_in.sum(0), (right & ~is_in).sum(0) / (~is_in).sum(0)
+    return (found + spared) / 2
+
+
 def probe_perturbation(
     sae: Autoencoder,
+    probes: Probes,
     train: tuple[Float[np.ndarray, "text d"], Float[np.ndarray, "text feature"]],
     labels: Sequence[Any],
     test: tuple[Float[np.ndarray, "text d"], Float[np.ndarray, "text feature"]],
     test_labels: Sequence[Any],
     n: int = 10,
-    probes: dict[Any, LogisticRegression] | None = None,
 ) -> pd.DataFrame:
     """Targeted probe perturbation (TPP; Karvonen et al. 2024, arXiv 2411.18895), on what `pooled`
     gives. A row for each (`ablated`, `probed`) pair of classes: `drop`, how much the balanced
@@ -94,66 +135,51 @@ def probe_perturbation(
     score is the mean drop where both are the same class less the mean where they are not.
 
     A latent belongs to a class by (difference of its means) · (its decoder row along the probe).
-    `probes`, empty at first, takes the probes by class, for the next dictionary on these texts.
+    `probes` are those of the training texts.
     """
-    (x, f), (x_test, f_test) = train, test
-    names, tested = np.asarray(labels), np.asarray(test_labels)
-    classes = sorted(set(labels))
+    (_, f), (x_test, f_test) = train, test
+    names, is_in = np.asarray(labels), np.asarray(test_labels)[:, None] == np.array(probes.classes)
     W_dec = sae.W_dec.detach().float().cpu().numpy()
-    scale = np.linalg.norm(x - x.mean(0), axis=1).mean() / np.sqrt(x.shape[1])
-    probes = {} if probes is None else probes
-    for name in set(classes) - set(probes):
-        probes[name] = _probe((x - x.mean(0)) / scale, names == name)
-
-    def accuracy(name: Any, at: Float[np.ndarray, "text d"]) -> float:
-        said = probes[name].predict((at - x.mean(0)) / scale)
-        return float(balanced_accuracy_score(tested == name, said))
-
-    before = {name: accuracy(name, x_test) for name in classes}
+    before = _balanced(probes.said(x_test), is_in)
     rows = []
-    for ablated in classes:
-        effect = _apart(f, names == ablated) * (W_dec @ probes[ablated].coef_[0])
-        out = np.argsort(-effect, kind="stable")[:n]
+    for ablated, w in zip(probes.classes, probes.W, strict=True):
+        out = np.argsort(-_apart(f, names == ablated) * (W_dec @ w), kind="stable")[:n]
         # Pooling is linear, so latents can be taken out of the means.
-        changed = x_test - f_test[:, out] @ W_dec[out]
-        rows += [(ablated, p, before[p] - accuracy(p, changed)) for p in classes]
+        after = _balanced(probes.said(x_test - f_test[:, out] @ W_dec[out]), is_in)
+        drops = zip(probes.classes, before - after, strict=True)
+        rows += [(ablated, probed, drop) for probed, drop in drops]
     return pd.DataFrame(rows, columns=["ablated", "probed", "drop"])
 
 
 @torch.no_grad()
 def absorption(
     sae: Autoencoder,
+    probes: Probes,
     train: Float[Tensor, "word d"], letters: Int[np.ndarray, "word"],
     test: Float[Tensor, "word d"], test_letters: Int[np.ndarray, "word"],
-    probes: dict[int, LogisticRegression] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Feature absorption for first letters (Chanin et al. 2024, arXiv 2409.14507), on activations
-    at words; a row for each letter with `ENOUGH` words: `probe`, the balanced accuracy of a linear
-    probe; `latent`, that of its best latent being on; `absorbed`, of the words that the probe finds
-    the share on which that latent is off, and another one, aligned with the probe, carries
-    `CARRIES` or more of what the dictionary writes along it.
+    at words; a row for each letter that has a probe and `ENOUGH` words in either split: `probe`,
+    the balanced accuracy of the probe; `latent`, that of its best latent being on; `absorbed`, of
+    the words that the probe finds the share on which that latent is off, and another one, aligned
+    with the probe, carries `CARRIES` or more of what the dictionary writes along it.
 
-    One main latent a letter: the paper's search for split ones is left out. `probes`, empty at
-    first, takes the probes by letter, for the next dictionary on these words.
+    One main latent a letter: the paper's search for split ones is left out. `probes` are those of
+    the training words.
     """
     f, f_test = (sae.encode(rows).cpu().numpy() for rows in (train, test))
+    on = f > 0
     W_dec = sae.W_dec.detach().float().cpu().numpy()
-    middle = train.mean(0)
-    scale = (train - middle).norm(dim=1).mean() / math.sqrt(train.shape[1])
-    x, x_test = (((rows - middle) / scale).cpu().numpy() for rows in (train, test))
-    least = Counter(letters.tolist()) & Counter(test_letters.tolist())
-    probes, rows = {} if probes is None else probes, []
-    for letter in sorted(letter for letter, words in least.items() if words >= ENOUGH):
+    rows, least = [], Counter(letters.tolist()) & Counter(test_letters.tolist())
+    all_said = probes.said(test.cpu().numpy())
+    for letter, w, said in zip(probes.classes, probes.W, all_said.T, strict=True):
+        if least[letter] < ENOUGH:
+            continue
         is_in, is_test = letters == letter, test_letters == letter
-        if letter not in probes:
-            probes[letter] = _probe(x, is_in)
-        probe = probes[letter]
-        said = probe.predict(x_test)
         # The main latent: on at words of the letter, off at others.
-        rates = (f[is_in] > 0).mean(0) - (f[~is_in] > 0).mean(0)
+        rates = on[is_in].mean(0) - on[~is_in].mean(0)
         main = int(rates.argmax())
-        direction = probe.coef_[0] / np.linalg.norm(probe.coef_[0])
-        along = W_dec @ direction
+        along = W_dec @ (w / np.linalg.norm(w))
         aligned = along / np.linalg.norm(W_dec, axis=1).clip(1e-9) >= ALIGNED
         # Words that the probe finds and the main latent misses.
         missed = is_test & said & (f_test[:, main] == 0)

@@ -1,10 +1,13 @@
 """Probing tests of a dictionary, on planted dictionaries where the answer is known."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
 from mi_helpers import saes
@@ -60,32 +63,49 @@ def test_one_latent_says_what_one_latent_holds() -> None:
 
 
 def test_taking_a_concepts_latents_out_hurts_its_probe_alone() -> None:
-    train, test = passages(20, 1), passages(20, 2)
+    (x, labels), (x_test, test_labels) = passages(20, 1), passages(20, 2)
     good = Planted(torch.eye(12))
-    drop = saes.probe_perturbation(
-        good, saes.pooled(good, train[0]), train[1], saes.pooled(good, test[0]), test[1], n=1
-    )
+    means, tested = saes.pooled(good, x), saes.pooled(good, x_test)
+    probes = saes.probes(means[0], labels)
+    drop = saes.probe_perturbation(good, probes, means, labels, tested, test_labels, n=1)
     same = drop["ablated"] == drop["probed"]
     assert len(drop) == 16
     assert (drop[same]["drop"] > 0.4).all()
     assert drop[~same]["drop"].abs().max() < 0.1
-    nothing = saes.probe_perturbation(
-        good, saes.pooled(good, train[0]), train[1], saes.pooled(good, test[0]), test[1], n=0
-    )
+    nothing = saes.probe_perturbation(good, probes, means, labels, tested, test_labels, n=0)
     assert (nothing["drop"] == 0).all()
-    kept: dict = {}
-    for _ in range(2):  # with probes of its own, and with those
-        again = saes.probe_perturbation(
-            good,
-            saes.pooled(good, train[0]),
-            train[1],
-            saes.pooled(good, test[0]),
-            test[1],
-            1,
-            kept,
+
+
+def test_probes_and_drops_are_those_of_scikit_learn() -> None:
+    """One class at a time, each probe asked by its own predict."""
+    (x, labels), (x_test, test_labels) = passages(20, 1), passages(15, 2)
+    mixed = Planted(torch.linalg.qr(torch.eye(12) + 0.3 * torch.ones(12, 12))[0])
+    means, tested = saes.pooled(mixed, x), saes.pooled(mixed, x_test)
+    probes = saes.probes(means[0], labels)
+    drop = saes.probe_perturbation(mixed, probes, means, labels, tested, test_labels, n=2)
+    drop = drop.set_index(["ablated", "probed"])["drop"]
+    centred = means[0] - means[0].mean(0)
+    scale = np.linalg.norm(centred, axis=1).mean() / 12**0.5
+    slow = {}
+    for name in CLASSES:
+        of = np.array(labels) == name
+        one = LogisticRegression(class_weight="balanced", max_iter=2000).fit(centred / scale, of)
+        slow[name] = one
+        said = one.predict((tested[0] - means[0].mean(0)) / scale)
+        assert (said == probes.said(tested[0])[:, CLASSES.index(name)]).all()
+    for ablated, probed in product(CLASSES, repeat=2):
+        of = np.array(labels) == ablated
+        apart = means[1][of].mean(0) - means[1][~of].mean(0)
+        out = np.argsort(-apart * (mixed.W_dec.numpy() @ slow[ablated].coef_[0]))[:2]
+        changed = tested[0] - tested[1][:, out] @ mixed.W_dec.numpy()[out]
+        before, after = (
+            balanced_accuracy_score(
+                np.array(test_labels) == probed,
+                slow[probed].predict((at - means[0].mean(0)) / scale),
+            )
+            for at in (tested[0], changed)
         )
-        assert again.equals(drop)
-    assert set(kept) == set(CLASSES)
+        assert drop[ablated, probed] == pytest.approx(before - after, abs=1e-9)
 
 
 def test_first_letters_of_whole_words() -> None:
@@ -123,19 +143,17 @@ def test_absorption_counts_the_words_that_a_special_latent_takes() -> None:
 
     W_dec = torch.stack([torch.eye(8)[0], torch.eye(8)[1], special])
     absorbing = SimpleNamespace(W_dec=W_dec, encode=encode)
-    table = saes.absorption(absorbing, *words(80, 0), *words(80, 1)).set_index("letter")
+    seen, tested = words(80, 0), words(80, 1)
+    probes = saes.probes(*seen)
+    table = saes.absorption(absorbing, probes, *seen, *tested).set_index("letter")
     assert table["main"].to_dict() == {"a": 0, "b": 1}
     assert table["absorbed"].to_dict() == {"a": pytest.approx(0.25), "b": 0}
     assert (table["probe"] > 0.99).all()
     assert table.loc["b", "latent"] == 1
-    kept: dict = {}
-    for _ in range(2):
-        again = saes.absorption(absorbing, *words(80, 0), *words(80, 1), probes=kept)
-        assert again.set_index("letter").equals(table)
-    assert set(kept) == {ord("a"), ord("b")}
     # The same words where the letter's latent stays on: nothing is absorbed.
     plain = Planted(torch.eye(8)[:3])
-    assert (saes.absorption(plain, *words(80, 0), *words(80, 1))["absorbed"] < 0.02).all()
+    assert (saes.absorption(plain, probes, *seen, *tested)["absorbed"] < 0.02).all()
     few, none = words(20, 0), (torch.zeros(0, 8), np.zeros(0, int))
-    assert not len(saes.absorption(plain, *few, *few))  # too few words of either letter
-    assert not len(saes.absorption(plain, *none, *none))
+    assert not len(saes.absorption(plain, probes, *few, *few))  # too few words of either letter
+    for rows in (few, none):  # no letter has a probe
+        assert not len(saes.absorption(plain, saes.probes(*rows, least=30), *rows, *rows))

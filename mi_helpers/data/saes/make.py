@@ -236,7 +236,8 @@ def report(
         }  # fmt: skip
         if not isinstance(sae, Principal):  # whose coordinates are never off
             (x, letters), (tested, asked) = spelt[layer]
-            by_letter = saes.absorption(sae, x, letters, tested, asked)
+            probes = saes.probes(x, letters, least=30)
+            by_letter = saes.absorption(sae, probes, x, letters, tested, asked)
             about[name]["absorbed"] = by_letter["absorbed"].mean()
     costs = [
         saes.quality(
@@ -270,7 +271,8 @@ def probed(
     for k in (1, 5):
         scores = saes.sparse_probing(means[1], labels, tested[1], test_labels, k)
         found[f"probing_{k}"] = sum(scores.values()) / len(scores)
-    drops = saes.probe_perturbation(sae, means, labels, tested, test_labels)
+    probes = saes.probes(means[0], labels)
+    drops = saes.probe_perturbation(sae, probes, means, labels, tested, test_labels)
     same = drops["ablated"] == drops["probed"]
     return found | {"perturbation": float(drops[same]["drop"].mean() - drops[~same]["drop"].mean())}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,16 +62,11 @@ def embed(texts: Sequence[str]) -> Float[Tensor, "text 384"]:
     from einops import rearrange
 
     tokenizer, model = _encoder()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+    cut = partial(tokenizer, truncation=True, max_length=LONGEST)
+    order = sorted(range(len(texts)), key=lambda i: len(cut(texts[i]).input_ids))  # little padding
     found = torch.zeros(len(texts), model.config.hidden_size, dtype=torch.float64)
     for rows in torch.tensor(order, dtype=torch.long).split(AT_ONCE):
-        read = tokenizer(
-            [texts[i] for i in rows.tolist()],
-            padding=True,
-            truncation=True,
-            max_length=LONGEST,
-            return_tensors="pt",
-        )
+        read = cut([texts[i] for i in rows.tolist()], padding=True, return_tensors="pt")
         with torch.no_grad():
             hidden = model(**read).last_hidden_state
         weight = rearrange(read["attention_mask"], "text pos -> text pos 1").to(hidden)

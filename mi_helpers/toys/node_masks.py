@@ -21,6 +21,8 @@ from .side_by_side import descend
 from .sparse_weights import Prompts
 from .twins import Hook, Twins, unchanged
 
+CHUNK = 50  # prompts at a time: few enough for a processor's cache
+
 
 def sizes(model: Twins) -> dict[str, int]:
     """Nodes at each place: residual reads and writes, query, key and value channels, neurons."""
@@ -72,9 +74,13 @@ def task_loss(
     `edges_on` multiplies the weights of the matrices that it names.
     """
     weights = {name: model.get_parameter(name) * on for name, on in (edges_on or {}).items()}
-    row = torch.arange(len(asked.last))
-    logits = functional_call(model, weights, (asked.tokens, hook))[:, row, asked.last]
-    return softplus(logits[:, row, asked.wrong] - logits[:, row, asked.right])
+    order, losses = asked.last.argsort(stable=True), list[Tensor]()
+    for rows in order.split(CHUNK):  # of about one length, cut behind the longest
+        tokens, _, last, right, wrong = (column[rows] for column in asked)
+        logits = functional_call(model, weights, (tokens[:, : last[-1] + 1], hook, last))[:, :, 0]
+        row = torch.arange(len(rows))
+        losses.append(softplus(logits[:, row, wrong] - logits[:, row, right]))
+    return torch.cat(losses, 1)[:, order.argsort()]
 
 
 def switch(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

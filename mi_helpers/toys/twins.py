@@ -56,22 +56,33 @@ class Twins(nn.Module):
         self.W_gate = weight(d, self.layers * 5 * d)  # a relevance for each unit (`self_ablation`)
 
     def forward(
-        self, tokens: Int[Tensor, "*net batch pos"], hook: Hook = unchanged
+        self,
+        tokens: Int[Tensor, "*net batch pos"],
+        hook: Hook = unchanged,
+        last: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "net batch pos vocabulary"]:
-        """Logits; tokens without the first dimension go to all nets."""
+        """Logits; tokens without the first dimension go to all nets.
+
+        With `last`, one position of each text, there are logits at that one alone: the last layer
+        has keys and values everywhere, and all else, as "final", only there.
+        """
         length = tokens.shape[-1]
         embedded = look_up(self.W_E, tokens.expand(len(self.W_E), *tokens.shape[-2:]))
         x = hook("embed", embedded + self.W_pos[:, None, :length])
         future = torch.ones(length, length).triu(1).bool()
         for at in range(self.layers):
-            read = hook(f"read{at}", rms(x))
+            read = asks = hook(f"read{at}", rms(x))
+            if last is not None and at == self.layers - 1:
+                row = torch.arange(len(last))
+                x, asks = (each[:, row, last, None] for each in (x, read))
+                future = future[last, None, None]
             q, k, v = (
                 rearrange(
-                    hook(f"{name.lower()}{at}", product(read, self.W[f"{name}{at}"])),
+                    hook(f"{name.lower()}{at}", product(seen, self.W[f"{name}{at}"])),
                     "net b pos (h c) -> net b h pos c",
                     h=self.heads,
                 )
-                for name in "QKV"
+                for name, seen in zip("QKV", (asks, read, read), strict=True)
             )
             scores = (q @ k.mT / k.shape[-1] ** 0.5).masked_fill(future, -torch.inf)
             z = rearrange(scores.softmax(-1) @ v, "net b h pos c -> net b pos (h c)")

@@ -427,7 +427,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "20.sparsity-costs",
                 "20.fewer-edges",
                 "20.fewer-edges-bracket",
-                "20.fewer-edges-early",
+                "20.early-needs-more",
                 "20.fewer-edges-cut",
                 "20.these-nodes-needed",
                 "20.ablated-pass-is-free",

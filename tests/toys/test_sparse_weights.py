@@ -63,6 +63,18 @@ def test_the_forward_pass_is_that_of_a_plain_loop() -> None:
     assert torch.allclose(model(text)[1, 0], read @ W["W_U"])
 
 
+def test_logits_at_one_place_of_each_text_are_those_of_the_whole_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, asked = untrained(2, d=4).requires_grad_(False), sparse_weights.prompts(20, 0)
+    everywhere = model(asked.tokens)[:, range(20), asked.last]
+    assert torch.allclose(model(asked.tokens, last=asked.last)[:, :, 0], everywhere, atol=1e-6)
+    whole = node_masks.task_loss(model, asked)
+    monkeypatch.setattr(node_masks, "CHUNK", 3)
+    assert torch.allclose(node_masks.task_loss(model, asked), whole, atol=1e-6)
+    assert whole.std() > 0
+
+
 def test_twins_start_alike_and_do_not_touch_each_other() -> None:
     text = sparse_weights.texts(2, 0)
     both, alone = (untrained(n, d=4, seed=s).requires_grad_(False) for n, s in ((2, 0), (1, 1)))

@@ -16,8 +16,8 @@ class Listed:
         name: the file's name without `.ipynb`.
         changed: parameters as on the command line of `mi run -p`; another seed, and sizes small
             enough for half a minute.
-        families: the architectures whose tiny random models it must get through, one of them in a
-            test run, all with `--exhaustive`; none for a notebook without a language model.
+        families: the architectures whose tiny random models it must get through; none for a
+            notebook without a language model, which then runs once.
         model: the model that its stored outputs and the reference scorecard are of.
         model_free: ids of the claims that hold or fail without a trained language model; all
             others must come out as not applicable on a random one.
@@ -427,7 +427,7 @@ NOTEBOOKS: tuple[Listed, ...] = (
                 "20.sparsity-costs",
                 "20.fewer-edges",
                 "20.fewer-edges-bracket",
-                "20.early-needs-more",
+                "20.fewer-edges-early",
                 "20.fewer-edges-cut",
                 "20.these-nodes-needed",
                 "20.ablated-pass-is-free",

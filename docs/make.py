@@ -73,7 +73,8 @@ def reference(room: str) -> str:
     """The page of a room: its docstring, and that of each public name, in the order of its list."""
     module = importlib.import_module(f"mi_helpers.{room}")
     listed = getattr(module, "__all__", None)
-    inner = [vars(module)[name] for name in listed or () if inspect.ismodule(vars(module)[name])]
+    named = [getattr(module, name) for name in listed or ()]
+    inner = [one for one in named if inspect.ismodule(one)]
     options = "   :members:\n" + ("   :imported-members:\n" if listed else "")
     blocks = [f".. automodule:: {module.__name__}\n{options}"]
     blocks += [f".. automodule:: {other.__name__}\n   :members:\n" for other in inner]

@@ -98,3 +98,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_NAMES.get(name, name)}", __name__)
     return getattr(module, name) if name in _NAMES else module
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -36,10 +36,10 @@ setup: .venv/.installed  ## create .venv from the lock and fetch the default mod
 run: setup  ## execute notebooks 00 to 10 and print their scorecard; NOTEBOOKS="00 16" for some, =all for all
 	@$(BIN)/mi run $(NOTEBOOKS) $(ARGS)
 
-test: setup lint  ## lint, types and all tests, the notebooks' stored outputs included
+test: setup lint  ## lint, types, all tests, and half of the stored notebooks; ARGS=--exhaustive for all
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-portable: setup  ## the notebooks' stored outputs under another processor's arithmetic
+test-portable: setup  ## all stored notebooks under another processor's arithmetic
 	@$(OTHER) $(BIN)/python -m pytest tests/notebooks/test_stored.py --exhaustive $(ARGS)
 
 test-fast: setup  ## the tests without the notebooks and the book made of them

@@ -114,10 +114,11 @@ def probes(
 
 
 def _balanced(said: Bool[np.ndarray, "n class"], is_in: Bool[np.ndarray, "n class"]) -> Any:
-    """Balanced accuracy by class."""
+    """Balanced accuracy by class; where no row is of the class, the share of right rows."""
     right = said == is_in
-    found, spared = (right & is_in).sum(0) / is_in.sum(0), (right & ~is_in).sum(0) / (~is_in).sum(0)
-    return (found + spared) / 2
+    with np.errstate(invalid="ignore"):
+        rates = (right & is_in).sum(0) / is_in.sum(0), (right & ~is_in).sum(0) / (~is_in).sum(0)
+    return np.nanmean(rates, 0)
 
 
 def probe_perturbation(

@@ -35,9 +35,8 @@ def save_random(family: str, folder: Path) -> Path:
 
 
 def test_a_notebook_gets_through_with_other_parameters(
-    listed: Listed, family: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listed: Listed, family: str | None, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("BROWSER_PATH", "none")  # no PNGs: a browser costs time
     parameters = dict(listed.changed)
     if family:
         parameters["MODEL"] = str(save_random(family, tmp_path / f"random-{family}"))

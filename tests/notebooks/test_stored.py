@@ -41,7 +41,6 @@ def test_a_notebook_says_again_what_is_stored(
     day = int(time.time() // 86_400)
     if not (listed in in_turn(day) or pytestconfig.getoption("exhaustive")):
         pytest.skip("its turn is tomorrow; --exhaustive executes all")
-    monkeypatch.setenv("BROWSER_PATH", "none")  # PNGs are not compared, and a browser costs time
     if listed in on_another_processor(day):
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", OTHER_WIDTH)  # the kernel inherits it
     stored = nbformat.read(listed.path, as_version=4)

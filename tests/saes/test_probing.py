@@ -106,6 +106,10 @@ def test_probes_and_drops_are_those_of_scikit_learn() -> None:
             for at in (tested[0], changed)
         )
         assert drop[ablated, probed] == pytest.approx(before - after, abs=1e-9)
+    seen = np.array(test_labels) != CLASSES[0]
+    rest = tuple(each[seen] for each in tested), np.array(test_labels)[seen]
+    drop = saes.probe_perturbation(mixed, probes, means, labels, *rest, n=2)
+    assert drop["drop"].notna().all()  # a class that is not among the tested
 
 
 def test_first_letters_of_whole_words() -> None:
